@@ -1,0 +1,83 @@
+//! The one error type. Every error names what is at fault (file, tensor, flag, line) and carries the exit code that a
+//! shell sees.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Result of everything in this crate that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, sorted by what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The command line asks for something that does not exist or does not fit together (exit 2).
+    #[error("{0}")]
+    Usage(String),
+    /// A configuration is well-formed but cannot be run: a group that fits nothing, a batch that cannot fit (exit 64).
+    #[error("{0}")]
+    Config(String),
+    /// A model or data file is missing, truncated or corrupt (exit 65).
+    #[error("{}: {what}", path.display())]
+    Data {
+        /// The file at fault.
+        path: PathBuf,
+        /// What is wrong with it, naming the tensor, key or line.
+        what: String,
+    },
+    /// The device asked for is not there (exit 69).
+    #[error("{0}")]
+    NoDevice(String),
+    /// Reading or writing a file failed for reasons outside its content (exit 65 for reading, 70 else).
+    #[error("{}: {doing}: {source}", path.display())]
+    Io {
+        /// The file at fault.
+        path: PathBuf,
+        /// What was being done, as in "cannot read".
+        doing: &'static str,
+        /// The system's own word.
+        source: std::io::Error,
+    },
+    /// A fault of the device that may pass: out of memory on a shared card, a launch that failed (exit 75).
+    #[error("{0}")]
+    Device(String),
+    /// The user asked to stop (exit 130).
+    #[error("interrupted")]
+    Interrupted,
+    /// A broken invariant of this program (exit 70).
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// A model or data file that is at fault.
+    pub fn data(path: impl AsRef<Path>, what: impl fmt::Display) -> Self {
+        Self::Data {
+            path: path.as_ref().to_owned(),
+            what: what.to_string(),
+        }
+    }
+
+    /// A system call on a file that failed.
+    pub fn io(path: impl AsRef<Path>, doing: &'static str, source: std::io::Error) -> Self {
+        Self::Io {
+            path: path.as_ref().to_owned(),
+            doing,
+            source,
+        }
+    }
+
+    /// The process exit code, after `sysexits.h` where it has one.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Config(_) => 64,
+            Self::Data { .. } => 65,
+            Self::Io { doing, .. } if doing.contains("read") || doing.contains("open") => 65,
+            Self::NoDevice(_) => 69,
+            Self::Io { .. } | Self::Internal(_) => 70,
+            Self::Device(_) => 75,
+            Self::Interrupted => 130,
+        }
+    }
+}

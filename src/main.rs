@@ -1,0 +1,2 @@
+//! The `candlepower` program.
+fn main() {}

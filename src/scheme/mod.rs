@@ -1,0 +1,10 @@
+//! What a weight is made of: element types, quantisation schemes, and the one canonical packed form that every
+//! checkpoint format becomes and every quantiser produces. Knows nothing of files, models or devices.
+
+mod dtype;
+mod packed;
+mod variant;
+
+pub use dtype::{DType, Elem};
+pub use packed::{BLOCK, Bits, PackedWeight, Scales};
+pub use variant::{Activations, Method, QuantScheme, Variant, WeightScheme};
