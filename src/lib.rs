@@ -1,5 +1,6 @@
 //! candlepower (map to come)
 
 pub mod error;
+pub mod kernels;
 pub mod scheme;
 pub mod units;

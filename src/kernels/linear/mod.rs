@@ -1,0 +1,157 @@
+//! `out = x Wᵀ (+ bias) (+ out)`: nearly all bytes and all arithmetic of a language model.
+
+mod cpu;
+#[cfg(feature = "cuda")]
+mod launch;
+
+use super::device::{Buf, Device, with_dtype};
+use super::{Cost, check_len};
+use crate::error::Result;
+use crate::scheme::{Bits, DType};
+
+/// A weight matrix `[n, k]` on a device, in the form that the kernels stream.
+pub struct LinearWeight {
+    /// Output features.
+    pub n: usize,
+    /// Input features.
+    pub k: usize,
+    /// The numbers.
+    pub data: WeightData,
+}
+
+/// The numbers of a [`LinearWeight`].
+pub enum WeightData {
+    /// `[n, k]`, not quantised.
+    Plain(Buf),
+    /// Codes and scales as in [`crate::scheme::PackedWeight`].
+    Packed {
+        /// Width and order of the codes.
+        bits: Bits,
+        /// Columns per scale.
+        group: usize,
+        /// `[n, bits.row_bytes(k)]` bytes.
+        codes: Buf,
+        /// `[n, k / group]`.
+        scales: Buf,
+    },
+}
+
+impl LinearWeight {
+    /// Bytes on the device, scales included.
+    pub fn bytes(&self) -> usize {
+        match &self.data {
+            WeightData::Plain(w) => w.bytes(),
+            WeightData::Packed { codes, scales, .. } => codes.bytes() + scales.bytes(),
+        }
+    }
+
+    /// Columns per scale, where it is quantised.
+    pub fn group(&self) -> Option<usize> {
+        match self.data {
+            WeightData::Plain(_) => None,
+            WeightData::Packed { group, .. } => Some(group),
+        }
+    }
+}
+
+/// The input of a product.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    /// `[tokens, k]` in the activation type.
+    Float(&'a Buf),
+    /// What [`super::QuantizeAct`] made: int8 codes `[tokens, k]` as bytes, and f32 scales `[tokens]`. Only for
+    /// eight-bit weights with one scale per row.
+    Int8 {
+        /// Codes.
+        codes: &'a Buf,
+        /// One scale per token.
+        scales: &'a Buf,
+    },
+}
+
+/// Shapes and epilogue of one product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Linear {
+    /// Rows of the input.
+    pub tokens: usize,
+    /// Whether the product is added to what `out` holds (the residual) instead of replacing it.
+    pub accumulate: bool,
+}
+
+/// How a product is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinearPlan {
+    /// One pass over the weights, each used once.
+    Vector,
+    /// Rows of weights are widened a panel of this many at a time, each panel used by every token.
+    Panels {
+        /// Rows per panel.
+        rows: usize,
+    },
+}
+
+/// f32 bytes of a panel: what stays in a core's second-level cache beside the inputs.
+const PANEL_BYTES: usize = 256 << 10;
+
+impl Linear {
+    /// Traffic and arithmetic with `weight` and activations of type `act`.
+    pub fn cost(&self, weight: &LinearWeight, act: DType) -> Cost {
+        let (m, n, k) = (self.tokens as f64, weight.n as f64, weight.k as f64);
+        let out = m * n * act.size() as f64;
+        Cost {
+            read: weight.bytes() as f64 + m * k * act.size() as f64 + if self.accumulate { out } else { 0.0 },
+            written: out,
+            flops: 2.0 * m * n * k,
+        }
+    }
+
+    /// The way that the CPU computes a product with a weight `[n, k]` on `threads` threads.
+    pub fn plan(&self, n: usize, k: usize, threads: usize) -> LinearPlan {
+        if self.tokens == 1 {
+            return LinearPlan::Vector;
+        }
+        let fits = PANEL_BYTES / (4 * k.max(1));
+        // Four panels a thread even out threads that start late.
+        let fair = n.div_ceil(4 * threads.max(1));
+        let rows = fits.min(fair).clamp(cpu::TILE, 64);
+        LinearPlan::Panels { rows: rows / cpu::TILE * cpu::TILE }
+    }
+
+    /// Computes `out [tokens, n] = input Wᵀ`, plus `bias [n]`, plus `out` itself if it accumulates. Sums are f32 (or
+    /// exact, for int8 inputs); the result is rounded once.
+    ///
+    /// # Errors
+    /// If a buffer is shorter than the shapes say, or of a type that does not fit.
+    pub fn run(
+        &self,
+        device: &Device,
+        input: Input<'_>,
+        weight: &LinearWeight,
+        bias: Option<&Buf>,
+        out: &mut Buf,
+    ) -> Result<()> {
+        match input {
+            Input::Float(x) => check_len("linear input", x, self.tokens * weight.k)?,
+            Input::Int8 { codes, scales } => {
+                check_len("linear input codes", codes, self.tokens * weight.k)?;
+                check_len("linear input scales", scales, self.tokens)?;
+            }
+        }
+        check_len("linear output", out, self.tokens * weight.n)?;
+        if let Some(bias) = bias {
+            check_len("linear bias", bias, weight.n)?;
+        }
+        match device {
+            Device::Cpu => {
+                let dtype = out.dtype()?;
+                with_dtype!(dtype, T => {
+                    let bias = bias.map(Buf::host::<T>).transpose()?;
+                    let out = &mut out.host_mut::<T>()?[..self.tokens * weight.n];
+                    self.reference::<T>(input, weight, bias, out)
+                })
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(gpu) => self.launch(gpu, input, weight, bias, out),
+        }
+    }
+}

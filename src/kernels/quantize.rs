@@ -1,0 +1,260 @@
+//! Rounding to codes: weights to nearest (RTN), and a product's input token by token.
+//!
+//! Both follow compressed-tensors (`quantization/utils/helpers.py`, `lifecycle/forward_helpers.py`): the scale is the
+//! largest magnitude over half the number of codes, so over 7.5 or 127.5, held in the weight's own type; the quotient
+//! is rounded to that type, clamped, and rounded half to even.
+
+use rayon::prelude::*;
+
+use super::device::{Buf, BufType, Device, HostElem, with_dtype};
+use super::linear::{LinearWeight, WeightData};
+use super::{Cost, check_len};
+use crate::error::{Error, Result};
+use crate::scheme::{Bits, DType, Elem};
+
+/// Symmetric round-to-nearest of some rows of a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuantizeRows {
+    /// Rows given.
+    pub rows: usize,
+    /// Columns.
+    pub k: usize,
+    /// Width of the codes.
+    pub bits: Bits,
+    /// Columns per scale; divides `k`.
+    pub group: usize,
+}
+
+impl QuantizeRows {
+    /// Traffic for rows of type `dtype`.
+    pub fn cost(&self, dtype: DType) -> Cost {
+        let numbers = (self.rows * self.k) as f64;
+        Cost {
+            read: numbers * dtype.size() as f64,
+            written: (self.rows * self.bits.row_bytes(self.k)) as f64
+                + numbers / self.group as f64 * dtype.size() as f64,
+            flops: 3.0 * numbers,
+        }
+    }
+
+    /// Quantises `source [rows, k]` into rows `first ..` of `weight`, whose scales are of the source's type.
+    ///
+    /// # Errors
+    /// If shapes or types do not fit.
+    pub fn run(&self, device: &Device, source: &Buf, weight: &mut LinearWeight, first: usize) -> Result<()> {
+        check_len("rows to quantise", source, self.rows * self.k)?;
+        let WeightData::Packed { bits, group, codes, scales } = &mut weight.data else {
+            return Err(Error::Internal("quantising into a weight that is not packed".into()));
+        };
+        if (*bits, *group, weight.k) != (self.bits, self.group, self.k) || scales.dtype()? != source.dtype()? {
+            return Err(Error::Internal("quantising into a weight of another form".into()));
+        }
+        let groups = self.k / self.group;
+        let width = self.bits.row_bytes(self.k);
+        check_len("codes", codes, (first + self.rows) * width)?;
+        check_len("scales", scales, (first + self.rows) * groups)?;
+        match device {
+            Device::Cpu => with_dtype!(source.dtype()?, T => {
+                let source = &source.host::<T>()?[..self.rows * self.k];
+                let codes = &mut codes.host_mut::<u8>()?[first * width..][..self.rows * width];
+                let scales = &mut scales.host_mut::<T>()?[first * groups..][..self.rows * groups];
+                self.reference::<T>(source, codes, scales);
+                Ok(())
+            }),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(gpu) => super::cuda::quantize_rows(gpu, self, source, codes, scales, first),
+        }
+    }
+
+    fn reference<T: Elem>(&self, source: &[T], codes: &mut [u8], scales: &mut [T]) {
+        let groups = self.k / self.group;
+        let outputs = codes.par_chunks_exact_mut(self.bits.row_bytes(self.k)).zip(scales.par_chunks_exact_mut(groups));
+        source.par_chunks_exact(self.k).zip(outputs).for_each_init(
+            || vec![0_i8; self.k],
+            |signed, (row, (codes, scales))| {
+                let parts = row.chunks_exact(self.group).zip(signed.chunks_exact_mut(self.group));
+                for ((x, q), scale) in parts.zip(scales) {
+                    *scale = round_group(x, self.bits, q);
+                }
+                self.bits.pack_row(signed, codes);
+            },
+        );
+    }
+}
+
+/// Codes and scale of one group.
+fn round_group<T: Elem>(x: &[T], bits: Bits, codes: &mut [i8]) -> T {
+    let (low, high) = bits.range();
+    let largest = x.iter().fold(0.0_f32, |m, x| m.max(x.to_f32().abs()));
+    let scale = T::from_f32(largest / ((high - low) as f32 / 2.0));
+    // A group of zeros, or of numbers so small that their scale is, gets any scale but 0.
+    let scale = if scale.to_f32() == 0.0 { T::from_f32(1.0) } else { scale };
+    let (low, high) = (low as f32, high as f32);
+    for (q, x) in codes.iter_mut().zip(x) {
+        let quotient = T::from_f32(x.to_f32() / scale.to_f32()).to_f32();
+        *q = quotient.clamp(low, high).round_ties_even() as i8;
+    }
+    scale
+}
+
+impl LinearWeight {
+    /// A packed weight `[n, k]` with nothing in it yet.
+    ///
+    /// # Errors
+    /// If the memory is not there.
+    pub fn packed(device: &Device, [n, k]: [usize; 2], bits: Bits, group: usize, scales: DType) -> Result<Self> {
+        let codes = device.alloc(BufType::U8, n * bits.row_bytes(k))?;
+        let scales = device.alloc(BufType::Float(scales), n * (k / group))?;
+        Ok(Self { n, k, data: WeightData::Packed { bits, group, codes, scales } })
+    }
+
+    /// A plain weight `[n, k]` with nothing in it yet.
+    ///
+    /// # Errors
+    /// If the memory is not there.
+    pub fn plain(device: &Device, [n, k]: [usize; 2], dtype: DType) -> Result<Self> {
+        Ok(Self { n, k, data: WeightData::Plain(device.alloc(BufType::Float(dtype), n * k)?) })
+    }
+}
+
+/// Symmetric int8 codes of a product's input, one scale per token, found on the fly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuantizeAct {
+    /// Rows.
+    pub tokens: usize,
+    /// Numbers per row.
+    pub width: usize,
+}
+
+impl QuantizeAct {
+    /// Traffic and arithmetic in activations of type `act`.
+    pub fn cost(&self, act: DType) -> Cost {
+        let numbers = (self.tokens * self.width) as f64;
+        Cost {
+            read: numbers * act.size() as f64,
+            written: numbers + 4.0 * self.tokens as f64,
+            flops: 3.0 * numbers,
+        }
+    }
+
+    /// `x [tokens, width]` into `codes` (as bytes, same shape) and `scales [tokens]` (f32).
+    ///
+    /// # Errors
+    /// If a buffer is too short or of another type.
+    pub fn run(&self, device: &Device, x: &Buf, codes: &mut Buf, scales: &mut Buf) -> Result<()> {
+        let numbers = self.tokens * self.width;
+        check_len("activations", x, numbers)?;
+        check_len("activation codes", codes, numbers)?;
+        check_len("activation scales", scales, self.tokens)?;
+        match device {
+            Device::Cpu => with_dtype!(x.dtype()?, T => {
+                let x = &x.host::<T>()?[..numbers];
+                let codes = &mut codes.host_mut::<u8>()?[..numbers];
+                let scales = &mut scales.host_mut::<f32>()?[..self.tokens];
+                self.reference::<T>(x, codes, scales);
+                Ok(())
+            }),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(gpu) => super::cuda::quantize_act(gpu, self, x, codes, scales),
+        }
+    }
+
+    fn reference<T: Elem + HostElem>(&self, x: &[T], codes: &mut [u8], scales: &mut [f32]) {
+        let outputs = codes.par_chunks_exact_mut(self.width).zip(scales);
+        x.par_chunks_exact(self.width).zip(outputs).for_each(|(x, (codes, scale))| {
+            let largest = x.iter().fold(0.0_f32, |m, x| m.max(x.to_f32().abs()));
+            *scale = if largest > 0.0 { largest / 127.5 } else { 1.0 };
+            for (q, x) in codes.iter_mut().zip(x) {
+                let q_signed = (x.to_f32() / *scale).clamp(-128.0, 127.0).round_ties_even() as i8;
+                *q = q_signed.cast_unsigned();
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::scheme::{PackedWeight, Scales};
+
+    /// The weights of the vectors CT-6 and CT-7, run through compressed-tensors 0.20.
+    const W: [f32; 16] = [
+        0.10, -0.70, 0.35, 0.05, 1.50, -0.20, 0.75, -1.00, //
+        -0.02, 0.01, 0.03, -0.04, 0.60, 0.50, -0.10, 0.20,
+    ];
+
+    fn quantised<T: Elem + HostElem>(x: &[T], bits: Bits, group: usize) -> (Vec<i8>, Vec<f32>) {
+        let mut codes = vec![0; x.len()];
+        let scales = x.chunks(group).zip(codes.chunks_mut(group)).map(|(x, q)| round_group(x, bits, q).to_f32());
+        let scales = scales.collect();
+        (codes, scales)
+    }
+
+    #[test]
+    fn four_bit_codes_equal_those_of_compressed_tensors() {
+        let expected = [1, -8, 4, 1, 7, -1, 4, -5, -4, 2, 6, -8, 7, 6, -1, 2];
+        let (codes, scales) = quantised(&W, Bits::Four, 4);
+        assert_eq!(codes, expected);
+        for (scale, truth) in scales.iter().zip([0.093_333_334, 0.2, 0.005_333_333_3, 0.080_000_006]) {
+            assert!((scale - truth).abs() < 1e-8, "{scale} {truth}");
+        }
+        let (codes, scales) = quantised(&W.map(<bf16 as Elem>::from_f32), Bits::Four, 4);
+        assert_eq!(codes, expected);
+        assert_eq!(scales, [0.093_261_72, 0.200_195_31, 0.005_340_576, 0.080_078_125]);
+    }
+
+    #[test]
+    fn eight_bit_codes_equal_those_of_compressed_tensors() {
+        let (codes, scales) = quantised(&W, Bits::Eight, 8);
+        assert_eq!(codes, [8, -59, 30, 4, 127, -17, 64, -85, -4, 2, 6, -8, 127, 106, -21, 42]);
+        assert_eq!(scales, [0.011_764_706, 0.004_705_882_6]);
+    }
+
+    #[test]
+    fn activation_codes_equal_those_of_compressed_tensors() {
+        let x = Buf::from_vec(vec![0.5, -1.0, 0.25, 3.0, 0.01, 0.02, -0.03, 0.04_f32]);
+        let (mut codes, mut scales) = (Buf::from_vec(vec![0_u8; 8]), Buf::from_vec(vec![0.0_f32; 2]));
+        QuantizeAct { tokens: 2, width: 4 }.run(&Device::Cpu, &x, &mut codes, &mut scales).unwrap();
+        let codes: Vec<i8> = codes.host::<u8>().unwrap().iter().map(|b| b.cast_signed()).collect();
+        assert_eq!(codes, [21, -42, 11, 127, 32, 64, -96, 127]);
+        assert_eq!(scales.host::<f32>().unwrap(), [0.023_529_412, 0.000_313_725_5]);
+    }
+
+    #[test]
+    fn requantising_a_dequantised_weight_gives_the_same_codes() {
+        let source: Vec<f32> = (0..64 * 128).map(|i| ((i * 7919) % 1013) as f32 / 500.0 - 1.0).collect();
+        for (bits, group) in [(Bits::Four, 32), (Bits::Four, 128), (Bits::Eight, 128)] {
+            let op = QuantizeRows { rows: 64, k: 128, bits, group };
+            let mut weight = LinearWeight::packed(&Device::Cpu, [64, 128], bits, group, DType::F32).unwrap();
+            op.run(&Device::Cpu, &Buf::from_vec(source.clone()), &mut weight, 0).unwrap();
+            let WeightData::Packed { codes, scales, .. } = &weight.data else { unreachable!() };
+            let packed = PackedWeight {
+                n: 64,
+                k: 128,
+                bits,
+                group,
+                codes: codes.host::<u8>().unwrap().to_vec(),
+                scales: Scales::F32(scales.host::<f32>().unwrap().to_vec()),
+            };
+            packed.check().unwrap();
+            for row in 0..64 {
+                let codes = packed.row_codes(row);
+                let again: Vec<i8> = packed
+                    .dequantise_row(row)
+                    .iter()
+                    .enumerate()
+                    .map(|(j, w)| (w / packed.scales.get((row * 128 + j) / group)).round_ties_even() as i8)
+                    .collect();
+                assert_eq!(codes, again);
+                for (j, w) in packed.dequantise_row(row).iter().enumerate() {
+                    let scale = packed.scales.get((row * 128 + j) / group);
+                    let error = (w - source[row * 128 + j]).abs();
+                    // Half a step, or a whole half-step more where the largest value is clamped to the last code.
+                    assert!(error <= scale * 0.5001, "{error} {scale}");
+                }
+            }
+        }
+    }
+}

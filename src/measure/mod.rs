@@ -1,0 +1,35 @@
+//! What surrounds a measurement: time, repetition, and the state of the machine. Nothing here knows what is measured.
+//!
+//! - [`clock`], [`window`]: real and scripted time, and spans of it.
+//! - [`interrupt`], [`trial`]: how long something is repeated, and how the user ends it early.
+//! - [`gpu`], [`nvml`]: what a GPU is and does, and the one place that asks NVML.
+//! - [`tape`], [`sampler`], [`energy`]: readings taken beside a timed loop, and joules found from them.
+//! - [`memory`]: host memory, and the account of device memory.
+//! - [`environment`]: the facts about the machine that a record needs to be reproduced.
+//!
+//! Two rules hold throughout. A figure that cannot be had is absent with its reason, never zero; and what takes time from
+//! the outside takes it through [`Clock`](crate::units::Clock), so that all but the calls into NVML is tested on tapes.
+
+pub mod clock;
+pub mod energy;
+pub mod environment;
+pub mod gpu;
+pub mod interrupt;
+pub mod memory;
+pub mod nvml;
+pub mod sampler;
+pub mod tape;
+pub mod trial;
+pub mod window;
+
+pub use clock::{SystemClock, VirtualClock};
+pub use energy::{EnergyReading, energy_in};
+pub use environment::Environment;
+pub use gpu::{GpuFacts, GpuSnapshot, GpuState, Throttle};
+pub use interrupt::Interrupt;
+pub use memory::{HostMemory, Ledger, PeakMeter};
+pub use nvml::{GpuSelector, NvmlGpu, Unavailable};
+pub use sampler::{PowerSource, Sampler};
+pub use tape::{Conditions, Sample, Tape};
+pub use trial::{StopReason, StopRule, Trials, WarmUp};
+pub use window::Window;

@@ -1,0 +1,431 @@
+//! `config.json` of both generations (before and since transformers 5) into a checked [`ModelConfig`].
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::config::{Family, ModelConfig};
+use super::rope::{Rope, RopeScaling};
+use crate::error::{Error, Result};
+use crate::scheme::DType;
+
+// Far beyond any model, small enough that no product of a few of them overflows 64 bits.
+const MAX_WIDTH: usize = 1 << 20;
+const MAX_LAYERS: usize = 1 << 12;
+const MAX_VOCAB: usize = 1 << 24;
+const MAX_POSITIONS: usize = 1 << 31;
+
+impl ModelConfig {
+    /// Reads the content of a `config.json`; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for a missing, ill-typed or impossible value; [`Error::Config`] for a model that is well described
+    /// but not supported: another architecture, activation, attention window or RoPE rule.
+    pub fn from_json(path: impl AsRef<Path>, value: &Value) -> Result<Self> {
+        let path = path.as_ref();
+        let Some(keys) = value.as_object() else {
+            return Err(Error::data(path, "not a JSON object"));
+        };
+        let keys = Keys { path, keys };
+        let (family, architecture) = keys.family()?;
+        keys.refuse_unsupported()?;
+        let heads = keys.size("num_attention_heads", MAX_WIDTH)?;
+        let hidden = keys.size("hidden_size", MAX_WIDTH)?;
+        let attention_bias = keys.flag("attention_bias")?;
+        let config = Self {
+            family,
+            architecture,
+            hidden,
+            intermediate: keys.size("intermediate_size", MAX_WIDTH)?,
+            layers: keys.size("num_hidden_layers", MAX_LAYERS)?,
+            heads,
+            kv_heads: keys.size_or("num_key_value_heads", MAX_WIDTH, heads)?,
+            head_dim: keys.size_or("head_dim", MAX_WIDTH, hidden / heads)?,
+            vocab: keys.size("vocab_size", MAX_VOCAB)?,
+            max_positions: keys.size("max_position_embeddings", MAX_POSITIONS)?,
+            norm_eps: keys.number_or("rms_norm_eps", 1e-6)? as f32,
+            rope: keys.rope()?,
+            tied: keys.flag("tie_word_embeddings")?,
+            qkv_bias: family == Family::Qwen2 || attention_bias,
+            o_bias: family != Family::Qwen2 && attention_bias,
+            mlp_bias: family == Family::Llama && keys.flag("mlp_bias")?,
+            qk_norm: family == Family::Qwen3,
+            dtype: keys.dtype()?.unwrap_or(DType::F32),
+            bos: keys.ids("bos_token_id")?.first().copied(),
+            eos: keys.ids("eos_token_id")?,
+            quantization: keys.quantization()?,
+        };
+        config.check(path)?;
+        Ok(config)
+    }
+
+    /// Checks that the values fit together, whatever file they come from.
+    pub(super) fn check(&self, path: &Path) -> Result<()> {
+        let bad = |what: String| Err(Error::data(path, what));
+        let sizes = [
+            ("hidden size", self.hidden, MAX_WIDTH),
+            ("intermediate size", self.intermediate, MAX_WIDTH),
+            ("number of layers", self.layers, MAX_LAYERS),
+            ("number of heads", self.heads, MAX_WIDTH),
+            ("number of key-value heads", self.kv_heads, MAX_WIDTH),
+            ("head dimension", self.head_dim, MAX_WIDTH),
+            ("vocabulary", self.vocab, MAX_VOCAB),
+            ("number of positions", self.max_positions, MAX_POSITIONS),
+        ];
+        for (name, size, limit) in sizes {
+            if size == 0 || size > limit {
+                return bad(format!("a {name} of {size}: expected 1 to {limit}"));
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return bad(format!(
+                "{} heads do not divide among {} key-value heads",
+                self.heads, self.kv_heads
+            ));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return bad(format!("the head dimension {} is odd", self.head_dim));
+        }
+        if self.q_rows() > MAX_WIDTH {
+            return bad(format!(
+                "{} heads of {} are too wide",
+                self.heads, self.head_dim
+            ));
+        }
+        if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
+            return bad(format!("a norm epsilon of {}", self.norm_eps));
+        }
+        if let Some(id) = self
+            .bos
+            .iter()
+            .chain(&self.eos)
+            .find(|&&id| id as usize >= self.vocab)
+        {
+            return bad(format!(
+                "the token id {id} is outside the vocabulary of {}",
+                self.vocab
+            ));
+        }
+        self.rope.check(path)
+    }
+}
+
+impl Rope {
+    fn check(&self, path: &Path) -> Result<()> {
+        let sound = |x: f64| x.is_finite() && x > 0.0;
+        let good = match &self.scaling {
+            RopeScaling::None => true,
+            RopeScaling::Linear { factor } => sound(*factor),
+            RopeScaling::Llama3 {
+                factor,
+                low,
+                high,
+                original,
+            } => sound(*factor) && sound(*low) && high.is_finite() && high > low && *original > 0,
+            RopeScaling::Factors(factors) => factors.iter().all(|&f| sound(f64::from(f))),
+        };
+        if !sound(self.theta) || !good {
+            return Err(Error::data(
+                path,
+                format!("impossible RoPE parameters: {self:?}"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a `config.json` names its precision; where it does not, the stored tensors say.
+pub(super) fn names_dtype(config: &Value) -> bool {
+    ["dtype", "torch_dtype"]
+        .iter()
+        .any(|key| config.get(key).is_some_and(|v| !v.is_null()))
+}
+
+/// Token ids under `key`: one, a list, or none.
+pub(super) fn token_ids(path: &Path, config: &Value, key: &str) -> Result<Vec<u32>> {
+    let Some(keys) = config.as_object() else {
+        return Err(Error::data(path, "not a JSON object"));
+    };
+    Keys { path, keys }.ids(key)
+}
+
+/// A JSON object with the file that it comes from. A key whose value is null counts as absent.
+struct Keys<'a> {
+    path: &'a Path,
+    keys: &'a Map<String, Value>,
+}
+
+impl<'a> Keys<'a> {
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.keys.get(key).filter(|v| !v.is_null())
+    }
+
+    fn bad(&self, key: &str, what: impl std::fmt::Display) -> Error {
+        Error::data(self.path, format!("key '{key}': {what}"))
+    }
+
+    fn unsupported(&self, what: impl std::fmt::Display) -> Error {
+        Error::Config(format!("{}: {what}", self.path.display()))
+    }
+
+    fn size(&self, key: &str, limit: usize) -> Result<usize> {
+        let value = self.get(key).ok_or_else(|| self.bad(key, "missing"))?;
+        let size = value.as_u64().and_then(|n| usize::try_from(n).ok());
+        size.filter(|&n| (1..=limit).contains(&n)).ok_or_else(|| {
+            self.bad(
+                key,
+                format!("{value}: expected a whole number, 1 to {limit}"),
+            )
+        })
+    }
+
+    fn size_or(&self, key: &str, limit: usize, default: usize) -> Result<usize> {
+        self.get(key).map_or(Ok(default), |_| self.size(key, limit))
+    }
+
+    fn number_or(&self, key: &str, default: f64) -> Result<f64> {
+        self.get(key).map_or(Ok(default), |_| self.number(key))
+    }
+
+    fn number(&self, key: &str) -> Result<f64> {
+        let value = self.get(key).ok_or_else(|| self.bad(key, "missing"))?;
+        value
+            .as_f64()
+            .ok_or_else(|| self.bad(key, format!("{value}: expected a number")))
+    }
+
+    fn flag(&self, key: &str) -> Result<bool> {
+        self.get(key).map_or(Ok(false), |value| {
+            value
+                .as_bool()
+                .ok_or_else(|| self.bad(key, format!("{value}: expected true or false")))
+        })
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&'a str>> {
+        self.get(key)
+            .map(|value| {
+                value
+                    .as_str()
+                    .ok_or_else(|| self.bad(key, format!("{value}: expected a string")))
+            })
+            .transpose()
+    }
+
+    fn ids(&self, key: &str) -> Result<Vec<u32>> {
+        let one = |value: &Value| {
+            let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+            id.ok_or_else(|| self.bad(key, format!("{value}: expected a token id")))
+        };
+        match self.get(key) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(list)) => list.iter().map(one).collect(),
+            Some(value) => Ok(vec![one(value)?]),
+        }
+    }
+
+    fn family(&self) -> Result<(Family, String)> {
+        let listed = self.get("architectures").and_then(|list| list.get(0));
+        let name = match listed {
+            Some(name) => name
+                .as_str()
+                .ok_or_else(|| self.bad("architectures", "expected strings"))?,
+            None => self
+                .text("model_type")?
+                .ok_or_else(|| self.bad("architectures", "missing, and so is 'model_type'"))?,
+        };
+        let found = Family::ALL
+            .into_iter()
+            .find(|family| name == family.architecture() || name == family.name());
+        let Some(family) = found else {
+            let supported = Family::ALL.map(Family::architecture).join(", ");
+            return Err(self.unsupported(format!(
+                "the architecture '{name}' is not supported (supported: {supported})"
+            )));
+        };
+        Ok((family, family.architecture().to_owned()))
+    }
+
+    fn refuse_unsupported(&self) -> Result<()> {
+        let activation = self.text("hidden_act")?.unwrap_or("silu");
+        if activation != "silu" {
+            return Err(self.unsupported(format!(
+                "the activation '{activation}' is not supported (supported: silu)"
+            )));
+        }
+        let layer_types = self.get("layer_types").and_then(Value::as_array);
+        let slides = layer_types.is_some_and(|types| types.iter().any(|t| t != "full_attention"));
+        if slides || self.flag("use_sliding_window")? {
+            return Err(self.unsupported("sliding-window attention is not supported"));
+        }
+        if self.number_or("partial_rotary_factor", 1.0)? != 1.0 {
+            return Err(self.unsupported("a partial rotary embedding is not supported"));
+        }
+        Ok(())
+    }
+
+    fn rope(&self) -> Result<Rope> {
+        let nested = |key: &str| match self.get(key) {
+            None => Ok(None),
+            Some(Value::Object(keys)) => Ok(Some(Keys {
+                path: self.path,
+                keys,
+            })),
+            Some(value) => Err(self.bad(key, format!("{value}: expected an object"))),
+        };
+        let parameters = nested("rope_parameters")?;
+        let outer_theta = self.number_or("rope_theta", 10_000.0)?;
+        let theta = match &parameters {
+            Some(inner) => inner.number_or("rope_theta", outer_theta)?,
+            None => outer_theta,
+        };
+        let rules = match parameters {
+            Some(inner) => Some(inner),
+            None => nested("rope_scaling")?,
+        };
+        let scaling = rules.map_or(Ok(RopeScaling::None), |rules| rules.rope_scaling())?;
+        Ok(Rope { theta, scaling })
+    }
+
+    fn rope_scaling(&self) -> Result<RopeScaling> {
+        let kind = match self.text("rope_type")? {
+            Some(kind) => kind,
+            None => self.text("type")?.unwrap_or("default"),
+        };
+        match kind {
+            "default" => Ok(RopeScaling::None),
+            "linear" => Ok(RopeScaling::Linear {
+                factor: self.number("factor")?,
+            }),
+            "llama3" => Ok(RopeScaling::Llama3 {
+                factor: self.number("factor")?,
+                low: self.number("low_freq_factor")?,
+                high: self.number("high_freq_factor")?,
+                original: self.size("original_max_position_embeddings", MAX_POSITIONS)?,
+            }),
+            other => Err(self.unsupported(format!(
+                "the RoPE type '{other}' is not supported (supported: default, linear, llama3)"
+            ))),
+        }
+    }
+
+    fn dtype(&self) -> Result<Option<DType>> {
+        let name = match self.text("dtype")? {
+            Some(name) => Some(name),
+            None => self.text("torch_dtype")?,
+        };
+        let Some(name) = name else { return Ok(None) };
+        let short = name.strip_prefix("torch.").unwrap_or(name);
+        let dtype = short.parse();
+        dtype.map(Some).map_err(|e: String| self.unsupported(e))
+    }
+
+    fn quantization(&self) -> Result<Option<String>> {
+        let found = self
+            .get("quantization_config")
+            .or_else(|| self.get("compression_config"));
+        let method = found.map(|inner| inner.get("quant_method").and_then(Value::as_str));
+        Ok(method.map(|method| method.unwrap_or("unnamed").to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn base() -> Value {
+        json!({
+            "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100,
+            "max_position_embeddings": 256, "eos_token_id": [2, 3], "torch_dtype": "float16",
+        })
+    }
+
+    fn with(key: &str, value: Value) -> Result<ModelConfig> {
+        let mut config = base();
+        config[key] = value;
+        ModelConfig::from_json("config.json", &config)
+    }
+
+    #[test]
+    fn absent_keys_take_the_defaults_of_transformers() {
+        let config = ModelConfig::from_json("config.json", &base()).unwrap();
+        assert_eq!((config.kv_heads, config.head_dim), (4, 16));
+        assert_eq!(config.rope.theta, 10_000.0);
+        assert_eq!(
+            (config.norm_eps, config.tied, config.bos),
+            (1e-6, false, None)
+        );
+        assert_eq!(
+            (config.dtype, config.eos.as_slice()),
+            (DType::F16, &[2, 3][..])
+        );
+    }
+
+    #[test]
+    fn impossible_values_are_data_errors_that_name_the_key() {
+        for (key, value) in [
+            ("hidden_size", json!(0)),
+            ("hidden_size", json!(-1)),
+            ("hidden_size", json!(1u64 << 40)),
+            ("num_hidden_layers", json!(1.5)),
+            ("num_key_value_heads", json!(3)),
+            ("head_dim", json!(15)),
+            ("head_dim", json!(1 << 20)),
+            ("rms_norm_eps", json!(-1.0)),
+            ("rope_theta", json!("big")),
+            ("rope_theta", json!(0.0)),
+            ("eos_token_id", json!(100)),
+            ("bos_token_id", json!(-1)),
+            ("tie_word_embeddings", json!("yes")),
+            ("rope_scaling", json!(7)),
+            ("rope_scaling", json!({"type": "linear"})),
+            ("rope_scaling", json!({"type": "linear", "factor": 0})),
+            ("vocab_size", Value::Null),
+        ] {
+            let error = with(key, value.clone()).unwrap_err();
+            assert_eq!(error.exit_code(), 65, "{key} = {value}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_supported_is_a_config_error_that_names_it() {
+        for (key, value, named) in [
+            (
+                "architectures",
+                json!(["MambaForCausalLM"]),
+                "MambaForCausalLM",
+            ),
+            ("hidden_act", json!("gelu"), "gelu"),
+            ("use_sliding_window", json!(true), "sliding"),
+            (
+                "layer_types",
+                json!(["full_attention", "sliding_attention"]),
+                "sliding",
+            ),
+            (
+                "rope_scaling",
+                json!({"rope_type": "yarn", "factor": 4}),
+                "yarn",
+            ),
+            ("torch_dtype", json!("float8"), "float8"),
+        ] {
+            let error = with(key, value).unwrap_err();
+            assert_eq!(error.exit_code(), 64, "{error}");
+            assert!(error.to_string().contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_candle_is_told_reads_back_as_the_same_model() {
+        for family in Family::ALL {
+            let config = with("architectures", json!([family.architecture()])).unwrap();
+            let told = config.to_json().unwrap();
+            assert_eq!(ModelConfig::from_json("told", &told).unwrap(), config);
+        }
+        let linear = with("rope_scaling", json!({"type": "linear", "factor": 2})).unwrap();
+        assert_eq!(linear.to_json().unwrap_err().exit_code(), 64);
+    }
+}

@@ -1,0 +1,106 @@
+//! A checkpoint folder as the transformers library writes it: `config.json`, safetensors, `tokenizer.json`.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::blob::Blob;
+use super::config::ModelConfig;
+use super::config_json::{names_dtype, token_ids};
+use super::json::read_json;
+use super::safetensors::Safetensors;
+use super::tokenizer::Tokenizer;
+use super::weights::Weights;
+use crate::error::{Error, Result};
+
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+pub(super) const WEIGHTS: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+
+/// The configuration of a folder; the end tokens are those of `config.json` and of `generation_config.json`, since only
+/// the latter names the end of a turn in some chat models.
+pub(super) fn read_config(folder: &Path) -> Result<ModelConfig> {
+    let mut config = read_config_file(&folder.join(CONFIG))?;
+    let path = folder.join(GENERATION_CONFIG);
+    if path.is_file() {
+        for id in token_ids(&path, &read_json(&path)?, "eos_token_id")? {
+            if !config.eos.contains(&id) {
+                config.eos.push(id);
+            }
+        }
+        config.check(&path)?;
+    }
+    Ok(config)
+}
+
+/// The configuration in one `config.json`.
+pub(super) fn read_config_file(path: &Path) -> Result<ModelConfig> {
+    ModelConfig::from_json(path, &read_json(path)?)
+}
+
+/// The tokenizer of a folder, if it has one.
+pub(super) fn read_tokenizer(folder: &Path, config: &ModelConfig) -> Result<Option<Tokenizer>> {
+    let path = folder.join(TOKENIZER);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    Tokenizer::from_file(&path, config).map(Some)
+}
+
+/// Opens the weights of a folder and checks them against `config`, whose precision is theirs where the file is silent.
+/// The second result lists the files.
+pub(super) fn open_weights(
+    folder: &Path,
+    config: &mut ModelConfig,
+) -> Result<(Weights, Vec<PathBuf>)> {
+    if let Some(method) = &config.quantization {
+        return Err(Error::Config(format!(
+            "{}: quantised checkpoints ('{method}') are not supported yet; give the plain F32, F16 or BF16 checkpoint, \
+             which this program quantises itself, or a GGUF file",
+            folder.display()
+        )));
+    }
+    let files = find_weights(folder)?;
+    let paths = files.paths();
+    let weights = Weights::safetensors(files);
+    weights.check(config)?;
+    let raw: Value = read_json(&folder.join(CONFIG))?;
+    if !names_dtype(&raw) {
+        config.dtype = weights.precision("model.embed_tokens.weight")?;
+    }
+    Ok((weights, paths))
+}
+
+fn find_weights(folder: &Path) -> Result<Safetensors> {
+    let single = folder.join(WEIGHTS);
+    if single.is_file() {
+        return Safetensors::single(Blob::open(&single)?);
+    }
+    let index = folder.join(INDEX);
+    if index.is_file() {
+        return Safetensors::sharded(&index);
+    }
+    let listing = std::fs::read_dir(folder).map_err(|e| Error::io(folder, "cannot read", e))?;
+    let mut found = Vec::new();
+    for entry in listing {
+        let path = entry
+            .map_err(|e| Error::io(folder, "cannot read", e))?
+            .path();
+        if path.extension().is_some_and(|e| e == "safetensors") && path.is_file() {
+            found.push(path);
+        }
+    }
+    match found.as_slice() {
+        [one] => Safetensors::single(Blob::open(one)?),
+        [] => Err(Error::data(folder, "holds no safetensors file")),
+        _ => Err(Error::data(
+            folder,
+            format!(
+                "holds {} safetensors files, but no {INDEX} that lists them",
+                found.len()
+            ),
+        )),
+    }
+}

@@ -1,0 +1,179 @@
+//! Text to token ids and back.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::config::ModelConfig;
+use super::json;
+use crate::error::{Error, Result};
+
+/// Largest `tokenizer.json` that is read.
+const FILE_LIMIT: u64 = 128 << 20;
+
+/// A model's tokenizer. Ids are checked against the model's vocabulary, so that none reaches a device that would read
+/// past the embedding.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// What it was read from, for messages.
+    origin: PathBuf,
+    /// Rows of the model's embedding.
+    limit: usize,
+    bos: Option<u32>,
+    eos: Vec<u32>,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Data`] for a file that cannot be read or does not describe a tokenizer.
+    pub fn from_file(path: &Path, config: &ModelConfig) -> Result<Self> {
+        Self::from_json(path, &json::read_bounded(path, FILE_LIMIT)?, config)
+    }
+
+    /// Reads the content of a `tokenizer.json`; `origin` is for messages.
+    pub(super) fn from_json(origin: &Path, bytes: &[u8], config: &ModelConfig) -> Result<Self> {
+        check_merges(origin, bytes)?;
+        // The parser is another's and has panicked on hostile files before; whatever the check above has not foreseen
+        // must not take the program down.
+        let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes));
+        let inner = match parsed {
+            Ok(Ok(inner)) => inner,
+            Ok(Err(e)) => return Err(Error::data(origin, format!("not a tokenizer: {e}"))),
+            Err(_) => return Err(Error::data(origin, "not a tokenizer: its parser gave up")),
+        };
+        Ok(Self::new(inner, origin, config))
+    }
+
+    pub(super) fn new(
+        mut inner: tokenizers::Tokenizer,
+        origin: &Path,
+        config: &ModelConfig,
+    ) -> Self {
+        // A file may carry the settings of someone's training run; a text is tokenised whole.
+        inner.with_padding(None);
+        // Removing the truncation cannot fail: only a new one is checked.
+        let _ = inner.with_truncation(None);
+        Self {
+            inner,
+            origin: origin.to_owned(),
+            limit: config.vocab,
+            bos: config.bos,
+            eos: config.eos.clone(),
+        }
+    }
+
+    /// The ids of a text. `add_special` lets the tokenizer put its own marks around it, as a Llama's beginning of text;
+    /// what a text spells out, such as `<|im_end|>`, becomes its token either way.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the tokenizer fails or gives an id outside the model's vocabulary.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        // As for the parser: rules that a file describes run here.
+        let encoded = catch_unwind(AssertUnwindSafe(|| {
+            self.inner.encode_fast(text, add_special)
+        }));
+        let encoding = match encoded {
+            Ok(Ok(encoding)) => encoding,
+            Ok(Err(e)) => return Err(self.fault(format!("cannot tokenise: {e}"))),
+            Err(_) => return Err(self.fault("cannot tokenise: the tokenizer gave up".to_owned())),
+        };
+        let ids = encoding.get_ids().to_vec();
+        match ids.iter().find(|&&id| id as usize >= self.limit) {
+            None => Ok(ids),
+            Some(id) => Err(self.fault(format!(
+                "gives the token id {id}, the model's vocabulary has {}",
+                self.limit
+            ))),
+        }
+    }
+
+    /// The text of `ids`, special tokens spelt out. Bytes that are no UTF-8, as at a cut, become U+FFFD; ids that stand
+    /// for nothing become nothing.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the tokenizer's decoder fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let decoded = catch_unwind(AssertUnwindSafe(|| self.inner.decode(ids, false)));
+        match decoded {
+            Ok(Ok(text)) => Ok(text),
+            Ok(Err(e)) => Err(self.fault(format!("cannot decode: {e}"))),
+            Err(_) => Err(self.fault("cannot decode: the tokenizer gave up".to_owned())),
+        }
+    }
+
+    /// Number of tokens that the tokenizer knows; the model's embedding may be padded beyond it.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// The id of a token by its own spelling, as in `<|im_end|>`.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The token that begins a text, where the model has one.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The tokens that end a text.
+    pub fn eos(&self) -> &[u32] {
+        &self.eos
+    }
+
+    fn fault(&self, what: String) -> Error {
+        Error::data(&self.origin, what)
+    }
+}
+
+/// Checks that both halves of every merge and their sum are in the vocabulary: the tokenizers library copies the sum into
+/// a buffer of the longest token's size without looking.
+fn check_merges(origin: &Path, bytes: &[u8]) -> Result<()> {
+    #[derive(Deserialize)]
+    struct File {
+        model: Model,
+    }
+    #[derive(Deserialize)]
+    struct Model {
+        #[serde(default)]
+        merges: Vec<Merge>,
+        #[serde(default)]
+        vocab: serde_json::Value,
+        #[serde(default)]
+        continuing_subword_prefix: Option<String>,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Merge {
+        Pair(String, String),
+        Line(String),
+    }
+    let model = json::parse::<File>(origin, bytes)?.model;
+    let prefix = model.continuing_subword_prefix.unwrap_or_default();
+    let mut whole = String::new();
+    for merge in &model.merges {
+        let halves = match merge {
+            Merge::Pair(a, b) => Some((a.as_str(), b.as_str())),
+            Merge::Line(line) => line.split_once(' '),
+        };
+        let Some((a, b)) = halves else {
+            // A comment or a broken line: the library's own reader says which.
+            continue;
+        };
+        whole.clear();
+        whole.push_str(a);
+        whole.push_str(b.strip_prefix(prefix.as_str()).unwrap_or(b));
+        let known = |token: &str| model.vocab.get(token).is_some();
+        if !(known(a) && known(b) && known(&whole)) || !b.starts_with(&prefix) {
+            return Err(Error::data(
+                origin,
+                format!("the merge of '{a}' and '{b}' is not in the vocabulary"),
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,169 @@
+//! A model's weights by name, whatever file they lie in.
+
+use std::ops::Range;
+
+use super::config::ModelConfig;
+use super::dummy::{Dummy, DummyWeights};
+use super::gguf::GgufWeights;
+use super::host::HostSliceMut;
+use super::safetensors::Safetensors;
+use crate::error::{Error, Result};
+use crate::scheme::DType;
+
+/// The weights of an opened model. Names are those of the transformers library; shapes have outputs before inputs.
+/// Nothing is held in memory: rows are read, or made, when they are asked for, from any number of threads.
+#[derive(Debug)]
+pub struct Weights(Source);
+
+#[derive(Debug)]
+enum Source {
+    Safetensors(Safetensors),
+    Gguf(GgufWeights),
+    Dummy(DummyWeights),
+}
+
+impl Weights {
+    pub(super) fn safetensors(files: Safetensors) -> Self {
+        Self(Source::Safetensors(files))
+    }
+
+    pub(super) fn gguf(file: GgufWeights) -> Self {
+        Self(Source::Gguf(file))
+    }
+
+    pub(super) fn dummies(config: &ModelConfig, seed: u64) -> Self {
+        Self(Source::Dummy(DummyWeights::new(config, seed)))
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        match &self.0 {
+            Source::Safetensors(files) => files.contains(name),
+            Source::Gguf(file) => file.contains(name),
+            Source::Dummy(dummy) => dummy.shape(name).is_some(),
+        }
+    }
+
+    /// The shape of a tensor.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if there is none of this name.
+    pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        match &self.0 {
+            Source::Safetensors(files) => files.shape(name),
+            Source::Gguf(file) => file.shape(name),
+            Source::Dummy(dummy) => dummy
+                .shape(name)
+                .map(<[usize]>::to_vec)
+                .ok_or_else(|| absent(name)),
+        }
+    }
+
+    /// The file's own name for how a tensor is stored, as in `BF16` or `Q4_1`; `dummy` for one that is made.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if there is none of this name.
+    pub fn stored(&self, name: &str) -> Result<String> {
+        match &self.0 {
+            Source::Safetensors(files) => files.stored(name),
+            Source::Gguf(file) => file.stored(name),
+            Source::Dummy(_) => Ok("dummy".to_owned()),
+        }
+    }
+
+    /// The precision in which a tensor is known, for whoever quantises it: its stored type, or binary32 for the blocks of
+    /// a GGUF file, whose products of scale and code no 16-bit type holds.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if there is none of this name, or if its type is not one that can be read.
+    pub fn precision(&self, name: &str) -> Result<DType> {
+        match &self.0 {
+            Source::Safetensors(files) => files.precision(name),
+            Source::Gguf(file) => file.precision(name),
+            Source::Dummy(dummy) => Ok(dummy.dtype),
+        }
+    }
+
+    /// Total size in bytes of the files that hold the weights; 0 for dummies.
+    pub fn file_bytes(&self) -> u64 {
+        match &self.0 {
+            Source::Safetensors(files) => files.file_bytes(),
+            Source::Gguf(file) => file.file_bytes(),
+            Source::Dummy(_) => 0,
+        }
+    }
+
+    /// The generator behind dummy weights, for a device that makes them itself.
+    pub fn dummy(&self) -> Option<&Dummy> {
+        match &self.0 {
+            Source::Dummy(weights) => Some(&weights.dummy),
+            _ => None,
+        }
+    }
+
+    /// Reads `rows` of a tensor's first dimension (a vector is one row) into `out`, in its precision: widened exactly,
+    /// or rounded once to nearest, ties to even.
+    ///
+    /// # Errors
+    /// [`Error::Data`] or [`Error::Io`] if the tensor is missing or cannot be read; [`Error::Internal`] if the range is
+    /// outside the tensor or `out` has another size than the rows.
+    pub fn read_rows(&self, name: &str, rows: Range<usize>, out: HostSliceMut<'_>) -> Result<()> {
+        let shape = self.shape(name)?;
+        let (count, width) = as_rows(&shape);
+        let fits = rows.start <= rows.end && rows.end <= count;
+        if !fits || rows.len().checked_mul(width) != Some(out.len()) {
+            return Err(Error::Internal(format!(
+                "tensor '{name}' {shape:?}: rows {rows:?} into {} elements",
+                out.len()
+            )));
+        }
+        if out.is_empty() {
+            return Ok(());
+        }
+        match &self.0 {
+            Source::Safetensors(files) => files.read_rows(name, rows, width, out),
+            Source::Gguf(file) => file.read_rows(name, rows, width, out),
+            Source::Dummy(dummy) => dummy.read_rows(name, &shape, rows, out),
+        }
+    }
+
+    /// Checks that every tensor of `config` is there, has its shape and a type that can be read.
+    pub(super) fn check(&self, config: &ModelConfig) -> Result<()> {
+        for wanted in config.tensors() {
+            let found = self.shape(&wanted.name)?;
+            if found != wanted.shape {
+                return Err(self.fault(
+                    &wanted.name,
+                    format!(
+                        "has the shape {found:?}, the configuration says {:?}",
+                        wanted.shape
+                    ),
+                ));
+            }
+            self.precision(&wanted.name)?;
+        }
+        Ok(())
+    }
+
+    fn fault(&self, name: &str, what: String) -> Error {
+        let what = format!("tensor '{name}' {what}");
+        match &self.0 {
+            Source::Safetensors(files) => Error::data(files.path_of(name), what),
+            Source::Gguf(file) => Error::data(file.path(), what),
+            Source::Dummy(_) => Error::Internal(what),
+        }
+    }
+}
+
+/// A shape as rows and their width: all dimensions after the first, or one row for a vector.
+fn as_rows(shape: &[usize]) -> (usize, usize) {
+    match shape {
+        [] => (1, 1),
+        [width] => (1, *width),
+        [rows, rest @ ..] => (*rows, rest.iter().fold(1, |n, &m| n.saturating_mul(m))),
+    }
+}
+
+fn absent(name: &str) -> Error {
+    Error::Internal(format!("no dummy tensor is called '{name}'"))
+}

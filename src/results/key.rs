@@ -1,0 +1,102 @@
+//! The address of a point: BLAKE3 over canonical JSON (keys sorted, no blanks) of what identifies it.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::record::{Cell, Key, QualityTask, Subject};
+use super::wire;
+
+/// What is hashed. The version in front lets the rule change without old addresses being mistaken for new ones.
+#[derive(Serialize)]
+struct Identity<'a, T> {
+    rule: u32,
+    kind: &'a str,
+    subject: wire::Subject,
+    task: T,
+}
+
+impl Key {
+    pub(super) fn of_quality(subject: &Subject, task: &QualityTask) -> Self {
+        Self::of("quality", subject, wire::QualityTask::from(task.clone()))
+    }
+
+    pub(super) fn of_speed(subject: &Subject, cell: Cell) -> Self {
+        Self::of("speed", subject, wire::Cell::from(cell))
+    }
+
+    fn of<T: Serialize>(kind: &str, subject: &Subject, task: T) -> Self {
+        let identity = Identity {
+            rule: 1,
+            kind,
+            subject: subject.clone().into(),
+            task,
+        };
+        let value = serde_json::to_value(identity).expect("plain data becomes JSON");
+        let mut text = String::new();
+        write_canonical(&value, &mut text);
+        let hash = blake3::hash(text.as_bytes()).to_hex();
+        // 128 bits: no run has enough points for two of them to meet.
+        Self(hash[..32].to_owned())
+    }
+}
+
+/// Sorts the keys of every object itself: whether `serde_json` does depends on a feature that any dependency may turn on.
+fn write_canonical(value: &Value, out: &mut String) {
+    match value {
+        Value::Object(map) => {
+            let mut entries: Vec<_> = map.iter().collect();
+            entries.sort_unstable_by_key(|(key, _)| key.as_str());
+            out.push('{');
+            for (place, (key, inner)) in entries.into_iter().enumerate() {
+                if place > 0 {
+                    out.push(',');
+                }
+                out.push_str(&Value::from(key.as_str()).to_string());
+                out.push(':');
+                write_canonical(inner, out);
+            }
+            out.push('}');
+        }
+        Value::Array(items) => {
+            out.push('[');
+            for (place, inner) in items.iter().enumerate() {
+                if place > 0 {
+                    out.push(',');
+                }
+                write_canonical(inner, out);
+            }
+            out.push(']');
+        }
+        scalar => out.push_str(&scalar.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::fixture;
+
+    #[test]
+    fn canonical_json_sorts_keys_at_every_level() {
+        let value: Value = serde_json::from_str(r#"{"b":[{"z":1,"a":null}],"a":"x\"y"}"#).unwrap();
+        let mut text = String::new();
+        write_canonical(&value, &mut text);
+        assert_eq!(text, r#"{"a":"x\"y","b":[{"a":null,"z":1}]}"#);
+    }
+
+    #[test]
+    fn a_key_names_the_point_and_nothing_that_was_measured() {
+        let subject = fixture::subject("tiny", "bf16");
+        let cell = fixture::cell(1);
+        let key = Key::of_speed(&subject, cell);
+        assert_eq!(key, Key::of_speed(&subject.clone(), cell));
+        assert_eq!(key.to_string().len(), 32);
+        let other_device = Subject {
+            device: "another".to_owned(),
+            ..subject.clone()
+        };
+        let other_cell = Cell { depth: 1, ..cell };
+        assert_ne!(key, Key::of_speed(&other_device, cell));
+        assert_ne!(key, Key::of_speed(&subject, other_cell));
+    }
+}

@@ -1,0 +1,75 @@
+//! One line of `records.jsonl`: a record as JSON, sealed with a checksum that is itself a JSON field, so that the file
+//! stays what every JSON Lines reader expects.
+
+use super::record::Record;
+use super::wire;
+
+/// How the seal begins; what follows is [`DIGITS`] hex digits and `"}`.
+const SEAL: &str = r#","checksum":""#;
+
+/// Hex digits of BLAKE3 that a line carries: 64 bits.
+const DIGITS: usize = 16;
+
+/// The line of a record, without the newline.
+pub(super) fn encode(record: Record) -> String {
+    let mut line =
+        serde_json::to_string(&wire::Record::from(record)).expect("plain data becomes JSON");
+    let sum = checksum(&line);
+    line.pop();
+    line.push_str(SEAL);
+    line.push_str(&sum);
+    line.push_str("\"}");
+    line
+}
+
+/// The record of a line; the error says what is wrong with it. A line without a checksum is taken as it is, since other
+/// programs may have written it.
+pub(super) fn decode(line: &str) -> Result<Record, String> {
+    if let Some((body, sum)) = unsealed(line) {
+        let found = checksum(&format!("{body}}}"));
+        if found != sum {
+            return Err(format!("the checksum is {sum}, the content gives {found}"));
+        }
+    }
+    serde_json::from_str::<wire::Record>(line)
+        .map(Record::from)
+        .map_err(|error| error.to_string())
+}
+
+/// The line before its seal, and the checksum in it.
+fn unsealed(line: &str) -> Option<(&str, &str)> {
+    let (body, sum) = line.strip_suffix("\"}")?.rsplit_once(SEAL)?;
+    (sum.len() == DIGITS).then_some((body, sum))
+}
+
+fn checksum(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex()[..DIGITS].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::fixture;
+
+    #[test]
+    fn a_record_survives_its_line() {
+        for record in fixture::records() {
+            let line = encode(record.clone());
+            assert!(!line.contains('\n'));
+            assert_eq!(decode(&line).unwrap(), record);
+            let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(value["schema"], "candlepower.record/1");
+            assert!(value["kind"].is_string() && value["status"].is_string());
+        }
+    }
+
+    #[test]
+    fn a_changed_digit_is_noticed() {
+        let line = encode(fixture::records().swap_remove(0));
+        let changed = line.replacen("\"tokens_total\":", "\"tokens_total\":1", 1);
+        assert_ne!(line, changed);
+        assert!(decode(&changed).unwrap_err().contains("checksum"));
+        let newer = line.replace("record/1", "record/2");
+        assert!(decode(&newer).is_err());
+    }
+}

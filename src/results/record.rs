@@ -1,0 +1,384 @@
+//! What is known about one point of a study, as plain data: all samples kept, failures included.
+//!
+//! Measuring writes records; comparing, plotting and reporting only read them. How a record looks on disk is the
+//! business of `wire`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::units::{Bytes, Joules, Seconds, Watts};
+
+/// One point: what was measured, and what came of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// The address of the point, from what identifies it; see [`Record::new`].
+    pub key: Key,
+    /// What was measured.
+    pub subject: Subject,
+    /// What is known since the variant was loaded; `None` if it never was.
+    pub loaded: Option<Loaded>,
+    /// The question that was asked, and its answer.
+    pub body: Body,
+}
+
+/// The address of a point: a hash over everything that identifies it, nothing that was measured.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(pub(super) String);
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Record {
+    /// A record under the key of its point.
+    pub fn new(subject: Subject, loaded: Option<Loaded>, body: Body) -> Self {
+        let key = match &body {
+            Body::Quality { task, .. } => Key::of_quality(&subject, task),
+            Body::Speed { cell, .. } => Key::of_speed(&subject, *cell),
+        };
+        Self {
+            key,
+            subject,
+            loaded,
+            body,
+        }
+    }
+
+    /// Why the point failed; `None` if it did not.
+    pub fn failure(&self) -> Option<&str> {
+        match &self.body {
+            Body::Quality {
+                outcome: Err(failure),
+                ..
+            }
+            | Body::Speed {
+                outcome: Err(failure),
+                ..
+            } => Some(&failure.reason),
+            _ => None,
+        }
+    }
+}
+
+/// What a record asks and what came of it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Body {
+    /// How well the variant predicts a text.
+    Quality {
+        /// The text and the protocol.
+        task: QualityTask,
+        /// The losses, or why there are none.
+        outcome: Result<Perplexity, Failure>,
+    },
+    /// How fast the variant is in one cell of the sweep.
+    Speed {
+        /// The shape of the work.
+        cell: Cell,
+        /// The samples, or why there are none.
+        outcome: Result<Speed, Failure>,
+    },
+}
+
+/// Why a point has no numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// One sentence for a human.
+    pub reason: String,
+}
+
+/// Everything that identifies what was measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Subject {
+    /// The model.
+    pub model: Model,
+    /// The name of the variant as the user gave it, such as `w4a16:g64`.
+    pub variant: String,
+    /// What the name stands for.
+    pub scheme: Scheme,
+    /// The type of the activations, such as `bf16`.
+    pub activation_dtype: String,
+    /// The engine that ran it, such as `candlepower` or `candle`.
+    pub engine: String,
+    /// The device by name, such as `NVIDIA H200`.
+    pub device: String,
+    /// The version of this program.
+    pub tool_version: String,
+}
+
+/// A model, by content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Model {
+    /// The name as the user gave it.
+    pub name: String,
+    /// The revision it was fetched at, where it has one.
+    pub revision: Option<String>,
+    /// A hash of its weights and configuration, or the seed of its dummy weights.
+    pub digest: String,
+    /// A hash of its tokenizer: perplexities compare only where it is the same.
+    pub tokenizer_digest: String,
+    /// How many parameters it has, tied ones once.
+    pub parameters: Option<u64>,
+}
+
+/// How a variant stores weights and treats activations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scheme {
+    /// Bits of a weight code.
+    pub bits: usize,
+    /// Columns per scale; `None` where a scale covers a whole row or nothing is quantised.
+    pub group_size: Option<usize>,
+    /// Whether the zero point is fixed; `None` where nothing is quantised.
+    pub symmetric: Option<bool>,
+    /// What happens to the inputs of linear layers, such as `float` or `int8-per-token`.
+    pub activations: String,
+    /// How codes were found, such as `none`, `rtn` or `gptq`.
+    pub method: String,
+    /// The type of the scales, where there are any.
+    pub scale_dtype: Option<String>,
+}
+
+/// What is known about a variant once it is on the device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// All resident weights with their scales and zeros; tied weights count once.
+    pub weight_bytes: Bytes,
+    /// Those of them that belong to the decoder's linear layers.
+    pub linear_bytes: Bytes,
+    /// How many linear layers use which group; a scale per row is named `row`, plain weights are absent.
+    pub groups_used: BTreeMap<String, usize>,
+    /// How loading went.
+    pub load: Load,
+    /// Whether the variant computes what it must.
+    pub verification: Verification,
+}
+
+/// How loading went.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Load {
+    /// From opening the files to the last weight on the device, quantising included.
+    pub time: Seconds,
+    /// What was read.
+    pub read: Bytes,
+    /// The host memory high-water mark.
+    pub peak_host: Option<Bytes>,
+}
+
+impl Load {
+    /// How fast the bytes came, in decimal gigabytes per second; `None` if it took no time.
+    pub fn gb_per_s(&self) -> Option<f64> {
+        (self.time.0 > 0.0).then(|| self.read.0 as f64 / 1e9 / self.time.0)
+    }
+}
+
+/// Whether a variant computes what it must: checked before anything is timed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Verification {
+    /// Each check that ran.
+    pub checks: Vec<Check>,
+}
+
+impl Verification {
+    /// Whether at least one check ran and every one passed.
+    pub fn passed(&self) -> bool {
+        !self.checks.is_empty() && self.checks.iter().all(|check| check.passed)
+    }
+}
+
+/// One check of a variant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// What was checked.
+    pub name: String,
+    /// Whether it held.
+    pub passed: bool,
+    /// The figures behind the verdict.
+    pub detail: String,
+}
+
+/// A text and the way it is cut and scored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QualityTask {
+    /// The name of the protocol, such as `gptq`.
+    pub protocol: String,
+    /// Tokens of context that a segment offers.
+    pub context: usize,
+    /// The text.
+    pub text: Text,
+}
+
+/// A text, by content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text {
+    /// The name, such as `wikitext-2-raw-v1/test`.
+    pub name: String,
+    /// A hash of its bytes, with the algorithm in front: `blake3:…`.
+    pub digest: String,
+}
+
+/// The losses of a text, segment by segment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Perplexity {
+    /// In the order of the text. Variants of one model score the same segments, so they compare pair by pair.
+    pub segments: Vec<Segment>,
+    /// Tokens of the whole text, scored or not.
+    pub tokens_total: u64,
+    /// Bytes of text that the scored tokens stand for.
+    pub bytes_scored: Option<u64>,
+    /// How far the predictions are from the base variant's, where that was asked.
+    pub divergence: Option<Divergence>,
+}
+
+/// One segment of a scored text.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Segment {
+    /// The sum of negative log-likelihoods, in nats.
+    pub nll: f64,
+    /// Over this many tokens.
+    pub tokens: u64,
+}
+
+/// How far one variant's predictions are from the base variant's on the same tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Divergence {
+    /// The mean Kullback–Leibler divergence from the base, in nats per token.
+    pub mean_kl: f64,
+    /// Its standard error over segments.
+    pub stderr: Option<f64>,
+    /// The share of positions where both name the same most likely token.
+    pub top1_agreement: f64,
+    /// Over this many tokens.
+    pub tokens: u64,
+}
+
+/// The shape of the work in one cell of a sweep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Cell {
+    /// Sequences that run side by side.
+    pub batch: usize,
+    /// Prompt tokens of each.
+    pub prompt: usize,
+    /// Tokens generated for each.
+    pub generate: usize,
+    /// Tokens already in the cache before the prompt.
+    pub depth: usize,
+}
+
+/// The samples of one cell.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Speed {
+    /// Every counted trial.
+    pub trials: Vec<Trial>,
+    /// Trials that ran before them and were thrown away.
+    pub warmup_trials: usize,
+    /// What ended the sampling, such as `trials` or `time`.
+    pub stop_reason: Option<String>,
+    /// Where the device memory went.
+    pub memory: Memory,
+    /// What the trials drew.
+    pub energy: Energy,
+}
+
+/// One trial: a batch of prompts in, tokens out. Host time: a token exists once its id is visible to the host.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Trial {
+    /// From handing the request over to the first token.
+    pub ttft: Seconds,
+    /// The prompt's forward pass.
+    pub prefill: Seconds,
+    /// From the first token to the last.
+    pub decode: Seconds,
+    /// From handing the request over to the last token.
+    pub e2e: Seconds,
+    /// The gaps between consecutive tokens, one per step: the rows of a batch share it.
+    pub itl: Vec<Seconds>,
+}
+
+/// Where the device memory went.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Memory {
+    /// Weights with scales and zeros.
+    pub weights: Amount,
+    /// The key-value cache.
+    pub kv: Amount,
+    /// Scratch for activations, at its high-water mark.
+    pub activations: Amount,
+    /// Everything this process holds on the device.
+    pub total: Amount,
+}
+
+/// One line of the memory ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Amount {
+    /// Computed before the run.
+    pub predicted: Option<Bytes>,
+    /// Found after it.
+    pub measured: Option<Bytes>,
+}
+
+impl Amount {
+    /// What was measured, or else predicted.
+    pub fn best(self) -> Option<Bytes> {
+        self.measured.or(self.predicted)
+    }
+}
+
+/// What the trials drew.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Energy {
+    /// Nothing is known.
+    Unavailable {
+        /// Why.
+        reason: String,
+    },
+    /// The device's own counter, over all counted trials.
+    Measured(EnergyUse),
+}
+
+/// Energy over all counted trials of a cell, gross: the idle draw is in it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct EnergyUse {
+    /// Drawn while prompts were processed.
+    pub prefill: Joules,
+    /// Drawn while tokens were generated.
+    pub decode: Joules,
+    /// How long prompts were processed.
+    pub prefill_time: Seconds,
+    /// How long tokens were generated.
+    pub decode_time: Seconds,
+    /// Prompt tokens processed, over the whole batch.
+    pub prompt_tokens: u64,
+    /// Tokens generated in the decode windows, over the whole batch.
+    pub generated_tokens: u64,
+    /// The mean of sampled power: the cross-check of the counter.
+    pub mean_power: Option<Watts>,
+    /// What the device draws with the model loaded and nothing running.
+    pub idle_power: Option<Watts>,
+    /// The mean clock of the multiprocessors, in MHz.
+    pub sm_clock_mhz: Option<f64>,
+    /// The mean memory clock, in MHz.
+    pub memory_clock_mhz: Option<f64>,
+    /// The highest temperature, in °C.
+    pub temperature_c: Option<f64>,
+    /// Each reason the device gave for lowering its clocks.
+    pub throttle_reasons: Vec<String>,
+}
+
+impl EnergyUse {
+    /// Joules per prompt token; `None` if there was none.
+    pub fn per_prompt_token(&self) -> Option<f64> {
+        (self.prompt_tokens > 0).then(|| self.prefill.0 / self.prompt_tokens as f64)
+    }
+
+    /// Joules per generated token; `None` if there was none.
+    pub fn per_generated_token(&self) -> Option<f64> {
+        (self.generated_tokens > 0).then(|| self.decode.0 / self.generated_tokens as f64)
+    }
+
+    /// Joules per generated token above the idle draw; `None` if that is unknown.
+    pub fn net_per_generated_token(&self) -> Option<f64> {
+        let idle = self.idle_power?.0 * self.decode_time.0;
+        (self.generated_tokens > 0).then(|| (self.decode.0 - idle) / self.generated_tokens as f64)
+    }
+}

@@ -1,0 +1,321 @@
+//! A run directory: records appended one by one, each on the disk before the next point starts, and the study written
+//! whole or not at all.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use super::line;
+use super::record::{Key, Record};
+use crate::error::{Error, Result};
+
+/// The name of the file that holds one record per line.
+pub const RECORDS: &str = "records.jsonl";
+
+/// A run directory, open for writing by this process alone.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    /// Holds the lock until it is closed.
+    file: File,
+    records: Vec<Record>,
+    places: HashMap<Key, usize>,
+}
+
+impl Store {
+    /// Opens a run directory, creating it if need be, and reads what is there. A last line that a crash cut short is
+    /// removed from the file.
+    ///
+    /// # Errors
+    /// If another process has the run open, a line is corrupt, or the directory cannot be used.
+    pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
+        let dir = dir.into();
+        fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, "cannot create the directory", e))?;
+        let path = dir.join(RECORDS);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(&path)
+            .map_err(|e| Error::io(&path, "cannot open", e))?;
+        lock(&file, &path)?;
+        let text = read_all(&mut file, &path)?;
+        let whole = whole_lines(&text);
+        if whole.len() < text.len() {
+            file.set_len(whole.len() as u64)
+                .and_then(|()| file.sync_all())
+                .map_err(|e| Error::io(&path, "cannot cut off a torn line", e))?;
+        }
+        let mut store = Self {
+            dir,
+            file,
+            records: Vec::new(),
+            places: HashMap::new(),
+        };
+        for record in parse(whole, &path)? {
+            store.remember(record);
+        }
+        sync_dir(&store.dir)?;
+        Ok(store)
+    }
+
+    /// The run directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Appends one record and returns once it is on the disk. A record whose key is already there takes its place.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn append(&mut self, record: Record) -> Result<()> {
+        let mut line = line::encode(record.clone());
+        line.push('\n');
+        // One write per line: a crash can tear the last line, never mix two.
+        self.file
+            .write_all(line.as_bytes())
+            .and_then(|()| self.file.sync_data())
+            .map_err(|e| Error::io(self.dir.join(RECORDS), "cannot append", e))?;
+        self.remember(record);
+        Ok(())
+    }
+
+    /// Whether the point is on record, measured or failed.
+    pub fn contains(&self, key: &Key) -> bool {
+        self.places.contains_key(key)
+    }
+
+    /// The record of a point: a resumed run asks it whether the point failed and is to be tried again.
+    pub fn get(&self, key: &Key) -> Option<&Record> {
+        self.places.get(key).map(|&place| &self.records[place])
+    }
+
+    /// The latest record of every point, in the order in which the points first appeared.
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    /// Writes a file of the run directory (`study.json`, `report.html`) whole or not at all.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write(&self, name: &str, content: &[u8]) -> Result<PathBuf> {
+        let path = self.dir.join(name);
+        write_whole(&path, content)?;
+        Ok(path)
+    }
+
+    fn remember(&mut self, record: Record) {
+        match self.places.get(&record.key) {
+            Some(&place) => self.records[place] = record,
+            None => {
+                self.places.insert(record.key.clone(), self.records.len());
+                self.records.push(record);
+            }
+        }
+    }
+}
+
+/// Reads the records of a run directory, or of a records file, without claiming it; a torn last line is left out.
+///
+/// # Errors
+/// If there is none, or a line is corrupt.
+pub fn read(path: impl AsRef<Path>) -> Result<Vec<Record>> {
+    let path = path.as_ref();
+    let path = if path.is_dir() {
+        path.join(RECORDS)
+    } else {
+        path.to_owned()
+    };
+    let mut file = File::open(&path).map_err(|e| Error::io(&path, "cannot open", e))?;
+    let text = read_all(&mut file, &path)?;
+    let mut latest: Vec<Record> = Vec::new();
+    let mut places = HashMap::new();
+    for record in parse(whole_lines(&text), &path)? {
+        match places.get(&record.key) {
+            Some(&place) => latest[place] = record,
+            None => {
+                places.insert(record.key.clone(), latest.len());
+                latest.push(record);
+            }
+        }
+    }
+    Ok(latest)
+}
+
+/// Writes a file beside its final place and moves it there, so that no reader ever sees half of it.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
+    let dir = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let name = path
+        .file_name()
+        .ok_or_else(|| Error::Internal(format!("'{}' names no file", path.display())))?;
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".{}.part", std::process::id()));
+    let part = dir.join(hidden);
+    let written = File::create(&part)
+        .and_then(|mut file| {
+            file.write_all(content)?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&part, path));
+    if let Err(error) = written {
+        // The first failure is the one to tell; a leftover part file harms nobody.
+        let _ = fs::remove_file(&part);
+        return Err(Error::io(path, "cannot write", error));
+    }
+    sync_dir(dir)
+}
+
+fn lock(file: &File, path: &Path) -> Result<()> {
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => Error::Usage(format!(
+            "{}: another process is writing this run; wait for it or choose another --out",
+            path.display()
+        )),
+        TryLockError::Error(source) => Error::io(path, "cannot lock", source),
+    })
+}
+
+fn read_all(file: &mut File, path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0))
+        .and_then(|_| file.read_to_end(&mut bytes))
+        .map_err(|e| Error::io(path, "cannot read", e))?;
+    Ok(bytes)
+}
+
+/// Everything up to the last newline: what follows it was being written when the process died.
+fn whole_lines(bytes: &[u8]) -> &[u8] {
+    let end = bytes
+        .iter()
+        .rposition(|&b| b == b'\n')
+        .map_or(0, |at| at + 1);
+    &bytes[..end]
+}
+
+fn parse(bytes: &[u8], path: &Path) -> Result<Vec<Record>> {
+    let named = |number: usize| format!("{}:{}", path.display(), number + 1);
+    bytes
+        .split(|&b| b == b'\n')
+        .enumerate()
+        .filter(|(_, bytes)| !bytes.is_empty())
+        .map(|(number, bytes)| {
+            let text = std::str::from_utf8(bytes)
+                .map_err(|error| Error::data(named(number), format!("not UTF-8: {error}")))?;
+            line::decode(text).map_err(|what| Error::data(named(number), what))
+        })
+        .collect()
+}
+
+/// Makes a new or renamed directory entry survive a power cut. Only Unix can open a directory as a file.
+fn sync_dir(dir: &Path) -> Result<()> {
+    if cfg!(not(unix)) {
+        return Ok(());
+    }
+    File::open(dir)
+        .and_then(|handle| handle.sync_all())
+        .map_err(|e| Error::io(dir, "cannot sync the directory", e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::fixture;
+
+    fn filled(dir: &Path) -> Vec<Record> {
+        let records = fixture::records();
+        let mut store = Store::open(dir).unwrap();
+        for record in &records {
+            store.append(record.clone()).unwrap();
+        }
+        records
+    }
+
+    #[test]
+    fn a_run_resumes_where_it_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = filled(dir.path());
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(store.records(), records);
+        assert!(store.contains(&records[0].key));
+        assert_eq!(store.get(&records[1].key), Some(&records[1]));
+        assert_eq!(read(dir.path()).unwrap(), records);
+    }
+
+    #[test]
+    fn a_torn_last_line_is_cut_off_before_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = filled(dir.path());
+        let path = dir.path().join(RECORDS);
+        let length = fs::metadata(&path).unwrap().len();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(length - 7).unwrap();
+        drop(file);
+
+        let last = records.len() - 1;
+        assert_eq!(read(dir.path()).unwrap(), records[..last]);
+        let mut store = Store::open(dir.path()).unwrap();
+        assert!(!store.contains(&records[last].key));
+        store.append(records[last].clone()).unwrap();
+        drop(store);
+        assert_eq!(read(dir.path()).unwrap(), records);
+    }
+
+    #[test]
+    fn a_corrupt_line_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path());
+        let path = dir.path().join(RECORDS);
+        let text = fs::read_to_string(&path).unwrap();
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines[1] = "{\"schema\":";
+        fs::write(&path, lines.join("\n") + "\n").unwrap();
+        let error = Store::open(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("records.jsonl:2: "), "{error}");
+        assert_eq!(error.exit_code(), 65);
+    }
+
+    #[test]
+    fn a_second_writer_is_turned_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Store::open(dir.path()).unwrap();
+        let error = Store::open(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("another process"), "{error}");
+        drop(first);
+        assert!(Store::open(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn a_repeated_point_replaces_its_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = filled(dir.path());
+        let mut store = Store::open(dir.path()).unwrap();
+        store.append(records[0].clone()).unwrap();
+        assert_eq!(store.records().len(), records.len());
+        drop(store);
+        assert_eq!(read(dir.path()).unwrap().len(), records.len());
+    }
+
+    #[test]
+    fn files_are_replaced_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.write("study.json", b"one").unwrap();
+        let path = store.write("study.json", b"two").unwrap();
+        assert_eq!(fs::read(path).unwrap(), b"two");
+        let names: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+        assert!(store.write("no/such/place", b"").is_err());
+    }
+}

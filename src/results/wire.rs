@@ -1,0 +1,500 @@
+//! Records on disk: `candlepower.record/1`, one JSON object per line.
+//!
+//! Field names are those of the field, with the unit as a suffix. A change that old readers cannot follow takes a new
+//! version; the domain types in [`super::record`] may change freely. Conversions take every struct apart, so that a
+//! field forgotten on one side does not compile.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::record as domain;
+use crate::units::{Bytes, Joules, Seconds, Watts};
+
+/// The versions of the wire form that this program reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(super) enum Version {
+    #[serde(rename = "candlepower.record/1")]
+    V1,
+}
+
+/// One measured point: what was measured, and all samples or the reason why there are none.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Record")]
+pub(super) struct Record {
+    pub(super) schema: Version,
+    /// BLAKE3 (128 bits, hex) over canonical JSON of what identifies the point.
+    pub(super) key: String,
+    pub(super) subject: Subject,
+    /// What is known since the variant was loaded; null if it never was.
+    pub(super) loaded: Option<Loaded>,
+    #[serde(flatten)]
+    pub(super) body: Body,
+    /// The first 16 hex digits of BLAKE3 over the line as it reads without this field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) checksum: Option<String>,
+}
+
+/// The kind of the point.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(super) enum Body {
+    /// How well the variant predicts a text.
+    Quality {
+        task: QualityTask,
+        #[serde(flatten)]
+        outcome: Outcome<Perplexity>,
+    },
+    /// How fast the variant is in one cell of the sweep.
+    Speed {
+        cell: Cell,
+        #[serde(flatten)]
+        outcome: Outcome<Speed>,
+    },
+}
+
+/// Whether there is a result.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub(super) enum Outcome<T> {
+    /// The point was measured.
+    Ok { result: T },
+    /// The point has no numbers.
+    Failed { reason: String },
+}
+
+/// Everything that identifies what was measured.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Subject {
+    pub(super) model: Model,
+    pub(super) variant: String,
+    pub(super) scheme: Scheme,
+    pub(super) activation_dtype: String,
+    pub(super) engine: String,
+    pub(super) device: String,
+    pub(super) tool_version: String,
+}
+
+/// A model, by content.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Model {
+    pub(super) name: String,
+    pub(super) revision: Option<String>,
+    pub(super) digest: String,
+    pub(super) tokenizer_digest: String,
+    /// Tied parameters count once.
+    pub(super) parameters: Option<u64>,
+}
+
+/// How a variant stores weights and treats activations.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Scheme {
+    /// Bits of a weight code.
+    pub(super) bits: usize,
+    /// Columns per scale; null where a scale covers a whole row or nothing is quantised.
+    pub(super) group_size: Option<usize>,
+    pub(super) symmetric: Option<bool>,
+    pub(super) activations: String,
+    pub(super) method: String,
+    pub(super) scale_dtype: Option<String>,
+}
+
+/// What is known about a variant once it is on the device.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Loaded {
+    /// All resident weights with scales and zeros; tied weights count once.
+    pub(super) weight_bytes: u64,
+    /// Those of the decoder's linear layers.
+    pub(super) linear_bytes: u64,
+    /// Group (columns per scale, or `row`) to the number of linear layers that use it.
+    pub(super) groups_used: BTreeMap<String, usize>,
+    pub(super) load: Load,
+    pub(super) verification: Verification,
+}
+
+/// How loading went.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Load {
+    pub(super) load_s: f64,
+    pub(super) read_bytes: u64,
+    pub(super) peak_host_bytes: Option<u64>,
+}
+
+/// Whether the variant computes what it must.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Verification {
+    pub(super) passed: bool,
+    pub(super) checks: Vec<Check>,
+}
+
+/// One check of a variant.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Check {
+    pub(super) name: String,
+    pub(super) passed: bool,
+    pub(super) detail: String,
+}
+
+/// A text and the way it is cut and scored.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct QualityTask {
+    pub(super) protocol: String,
+    pub(super) context: usize,
+    pub(super) text: Text,
+}
+
+/// A text, by content.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Text {
+    pub(super) name: String,
+    pub(super) digest: String,
+}
+
+/// The losses of a text, segment by segment.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Perplexity {
+    pub(super) segments: Vec<Segment>,
+    pub(super) tokens_total: u64,
+    pub(super) bytes_scored: Option<u64>,
+    pub(super) divergence: Option<Divergence>,
+}
+
+/// One segment of a scored text.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Segment {
+    /// The sum of negative log-likelihoods, in nats.
+    pub(super) nll: f64,
+    pub(super) tokens: u64,
+}
+
+/// How far the predictions are from the base variant's on the same tokens.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Divergence {
+    /// Nats per token.
+    pub(super) mean_kl: f64,
+    pub(super) stderr: Option<f64>,
+    pub(super) top1_agreement: f64,
+    pub(super) tokens: u64,
+}
+
+/// The shape of the work in one cell of a sweep.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Cell {
+    pub(super) batch: usize,
+    pub(super) prompt_tokens: usize,
+    pub(super) generated_tokens: usize,
+    /// Tokens already in the cache before the prompt.
+    pub(super) depth: usize,
+}
+
+/// The samples of one cell.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Speed {
+    pub(super) trials: Vec<Trial>,
+    pub(super) warmup_trials: usize,
+    pub(super) stop_reason: Option<String>,
+    pub(super) memory: Memory,
+    pub(super) energy: Energy,
+}
+
+/// One trial, in host time.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Trial {
+    pub(super) ttft_s: f64,
+    pub(super) prefill_s: f64,
+    pub(super) decode_s: f64,
+    pub(super) e2e_s: f64,
+    /// One gap per decode step; the rows of a batch share it.
+    pub(super) itl_s: Vec<f64>,
+}
+
+/// Where the device memory went.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Memory {
+    pub(super) weights: Amount,
+    pub(super) kv: Amount,
+    pub(super) activations: Amount,
+    pub(super) total: Amount,
+}
+
+/// One line of the memory ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Amount {
+    pub(super) predicted_bytes: Option<u64>,
+    pub(super) measured_bytes: Option<u64>,
+}
+
+/// What the trials drew.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub(super) enum Energy {
+    /// Nothing is known.
+    Unavailable { reason: String },
+    /// The device's own counter, over all counted trials, gross.
+    Measured(EnergyUse),
+}
+
+/// Energy over all counted trials of a cell, gross.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct EnergyUse {
+    pub(super) prefill_joules: f64,
+    pub(super) decode_joules: f64,
+    pub(super) prefill_window_s: f64,
+    pub(super) decode_window_s: f64,
+    pub(super) prompt_tokens: u64,
+    pub(super) generated_tokens: u64,
+    pub(super) mean_watts: Option<f64>,
+    pub(super) idle_watts: Option<f64>,
+    pub(super) sm_clock_mhz: Option<f64>,
+    pub(super) memory_clock_mhz: Option<f64>,
+    pub(super) temperature_c: Option<f64>,
+    pub(super) throttle_reasons: Vec<String>,
+}
+
+/// Both directions of a conversion between structs whose fields correspond one to one: `wire_name = domain_name`, with
+/// the unit type that the domain wraps around the number where it does, or `_` where the field has a conversion of its
+/// own.
+macro_rules! mirror {
+    ($name:ident { $($wire:ident = $field:ident $(: $kind:tt)?),+ $(,)? }) => {
+        impl From<domain::$name> for $name {
+            fn from(value: domain::$name) -> Self {
+                let domain::$name { $($field),+ } = value;
+                Self { $($wire: mirror!(@out $field $($kind)?)),+ }
+            }
+        }
+
+        impl From<$name> for domain::$name {
+            fn from(value: $name) -> Self {
+                let $name { $($wire),+ } = value;
+                Self { $($field: mirror!(@in $wire $($kind)?)),+ }
+            }
+        }
+    };
+    (@out $value:ident) => { $value };
+    (@in $value:ident) => { $value };
+    (@out $value:ident _) => { $value.into() };
+    (@in $value:ident _) => { $value.into() };
+    (@out $value:ident each) => { $value.into_iter().map(Into::into).collect() };
+    (@in $value:ident each) => { $value.into_iter().map(Into::into).collect() };
+    (@out $value:ident [$unit:ident]) => { $value.into_iter().map(|x| x.0).collect() };
+    (@in $value:ident [$unit:ident]) => { $value.into_iter().map($unit).collect() };
+    (@out $value:ident (Option $unit:ident)) => { $value.map(|x| x.0) };
+    (@in $value:ident (Option $unit:ident)) => { $value.map($unit) };
+    (@out $value:ident maybe) => { $value.map(Into::into) };
+    (@in $value:ident maybe) => { $value.map(Into::into) };
+    (@out $value:ident $unit:ident) => { $value.0 };
+    (@in $value:ident $unit:ident) => { $unit($value) };
+}
+
+mirror!(Subject {
+    model = model: _,
+    variant = variant,
+    scheme = scheme: _,
+    activation_dtype = activation_dtype,
+    engine = engine,
+    device = device,
+    tool_version = tool_version,
+});
+mirror!(Model {
+    name = name,
+    revision = revision,
+    digest = digest,
+    tokenizer_digest = tokenizer_digest,
+    parameters = parameters,
+});
+mirror!(Scheme {
+    bits = bits,
+    group_size = group_size,
+    symmetric = symmetric,
+    activations = activations,
+    method = method,
+    scale_dtype = scale_dtype,
+});
+mirror!(Loaded {
+    weight_bytes = weight_bytes: Bytes,
+    linear_bytes = linear_bytes: Bytes,
+    groups_used = groups_used,
+    load = load: _,
+    verification = verification: _,
+});
+mirror!(Load {
+    load_s = time: Seconds,
+    read_bytes = read: Bytes,
+    peak_host_bytes = peak_host: (Option Bytes),
+});
+mirror!(Check { name = name, passed = passed, detail = detail });
+mirror!(QualityTask { protocol = protocol, context = context, text = text: _ });
+mirror!(Text { name = name, digest = digest });
+mirror!(Perplexity {
+    segments = segments: each,
+    tokens_total = tokens_total,
+    bytes_scored = bytes_scored,
+    divergence = divergence: maybe,
+});
+mirror!(Segment { nll = nll, tokens = tokens });
+mirror!(Divergence {
+    mean_kl = mean_kl,
+    stderr = stderr,
+    top1_agreement = top1_agreement,
+    tokens = tokens,
+});
+mirror!(Cell {
+    batch = batch,
+    prompt_tokens = prompt,
+    generated_tokens = generate,
+    depth = depth,
+});
+mirror!(Speed {
+    trials = trials: each,
+    warmup_trials = warmup_trials,
+    stop_reason = stop_reason,
+    memory = memory: _,
+    energy = energy: _,
+});
+mirror!(Trial {
+    ttft_s = ttft: Seconds,
+    prefill_s = prefill: Seconds,
+    decode_s = decode: Seconds,
+    e2e_s = e2e: Seconds,
+    itl_s = itl: [Seconds],
+});
+mirror!(Memory {
+    weights = weights: _,
+    kv = kv: _,
+    activations = activations: _,
+    total = total: _,
+});
+mirror!(Amount {
+    predicted_bytes = predicted: (Option Bytes),
+    measured_bytes = measured: (Option Bytes),
+});
+mirror!(EnergyUse {
+    prefill_joules = prefill: Joules,
+    decode_joules = decode: Joules,
+    prefill_window_s = prefill_time: Seconds,
+    decode_window_s = decode_time: Seconds,
+    prompt_tokens = prompt_tokens,
+    generated_tokens = generated_tokens,
+    mean_watts = mean_power: (Option Watts),
+    idle_watts = idle_power: (Option Watts),
+    sm_clock_mhz = sm_clock_mhz,
+    memory_clock_mhz = memory_clock_mhz,
+    temperature_c = temperature_c,
+    throttle_reasons = throttle_reasons,
+});
+
+impl From<domain::Verification> for Verification {
+    fn from(value: domain::Verification) -> Self {
+        Self {
+            passed: value.passed(),
+            checks: value.checks.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<Verification> for domain::Verification {
+    fn from(value: Verification) -> Self {
+        // `passed` is for readers of the file; here it follows from the checks.
+        let Verification { passed: _, checks } = value;
+        Self {
+            checks: checks.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<domain::Energy> for Energy {
+    fn from(value: domain::Energy) -> Self {
+        match value {
+            domain::Energy::Unavailable { reason } => Self::Unavailable { reason },
+            domain::Energy::Measured(energy) => Self::Measured(energy.into()),
+        }
+    }
+}
+
+impl From<Energy> for domain::Energy {
+    fn from(value: Energy) -> Self {
+        match value {
+            Energy::Unavailable { reason } => Self::Unavailable { reason },
+            Energy::Measured(energy) => Self::Measured(energy.into()),
+        }
+    }
+}
+
+impl<D: Into<W>, W> From<Result<D, domain::Failure>> for Outcome<W> {
+    fn from(value: Result<D, domain::Failure>) -> Self {
+        match value {
+            Ok(result) => Self::Ok {
+                result: result.into(),
+            },
+            Err(domain::Failure { reason }) => Self::Failed { reason },
+        }
+    }
+}
+
+impl<W> Outcome<W> {
+    fn into_result<D: From<W>>(self) -> Result<D, domain::Failure> {
+        match self {
+            Self::Ok { result } => Ok(result.into()),
+            Self::Failed { reason } => Err(domain::Failure { reason }),
+        }
+    }
+}
+
+impl From<domain::Record> for Record {
+    fn from(value: domain::Record) -> Self {
+        let domain::Record {
+            key,
+            subject,
+            loaded,
+            body,
+        } = value;
+        let body = match body {
+            domain::Body::Quality { task, outcome } => Body::Quality {
+                task: task.into(),
+                outcome: outcome.into(),
+            },
+            domain::Body::Speed { cell, outcome } => Body::Speed {
+                cell: cell.into(),
+                outcome: outcome.into(),
+            },
+        };
+        Self {
+            schema: Version::V1,
+            key: key.0,
+            subject: subject.into(),
+            loaded: loaded.map(Into::into),
+            body,
+            checksum: None,
+        }
+    }
+}
+
+impl From<Record> for domain::Record {
+    fn from(value: Record) -> Self {
+        let Record {
+            schema: Version::V1,
+            key,
+            subject,
+            loaded,
+            body,
+            checksum: _,
+        } = value;
+        let body = match body {
+            Body::Quality { task, outcome } => domain::Body::Quality {
+                task: task.into(),
+                outcome: outcome.into_result(),
+            },
+            Body::Speed { cell, outcome } => domain::Body::Speed {
+                cell: cell.into(),
+                outcome: outcome.into_result(),
+            },
+        };
+        Self {
+            key: domain::Key(key),
+            subject: subject.into(),
+            loaded: loaded.map(Into::into),
+            body,
+        }
+    }
+}
