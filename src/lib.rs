@@ -1,6 +1,11 @@
 //! candlepower (map to come)
 
 pub mod error;
+pub mod engine;
 pub mod kernels;
+pub mod measure;
+pub mod model;
+pub mod results;
+pub mod stats;
 pub mod scheme;
 pub mod units;

@@ -1,17 +1,17 @@
 //! Joules of a window, found twice: from the energy counter, and from the power readings as a check on it.
 //!
-//! **The counter** moves in ticks of some 100 ms, so its plain difference over a window errs by a tick at each edge. Here
-//! the window is snapped to the first and the last tick that surely fall inside it; the mean power between the two is
-//! taken to hold up to the edges. What is left of the edge error is the time between two polls, not between two ticks, and
-//! nothing that ran before or after the window leaks in.
+//! **The counter** moves in ticks of some 100 ms, so its plain difference over a window errs by a tick at each edge.
+//! Here the window is snapped to the first and the last tick that surely fall inside it; the mean power between the two
+//! is taken to hold up to the edges. What is left of the edge error is the time between two polls, not between two
+//! ticks, and nothing that ran before or after the window leaks in.
 //!
 //! **The integral** is the trapezoid over instant power, at the time stamps of the readings.
 //!
-//! The two are known to disagree grossly on some boards (187 J against 327 J over five idle seconds, zeus issue 181), which
-//! is why neither is believed alone.
+//! The two are known to disagree grossly on some boards (187 J against 327 J over five idle seconds, zeus issue 181),
+//! which is why neither is believed alone.
 
-use super::nvml::Unavailable;
 use super::tape::{Sample, Tape};
+use super::unavailable::Unavailable;
 use super::window::Window;
 use crate::units::{Joules, Seconds, Watts};
 
@@ -106,9 +106,8 @@ impl EnergyReading {
 
     /// Whether counter and integral differ by more than [`SUSPECT_ABOVE`].
     pub fn is_suspect(&self) -> bool {
-        // Negated, so that a disagreement that is not a number is suspect too.
         self.disagreement()
-            .is_some_and(|share| !(share <= SUSPECT_ABOVE))
+            .is_some_and(|share| share.is_nan() || share > SUSPECT_ABOVE)
     }
 }
 
@@ -135,8 +134,8 @@ fn check_window(tape: &Tape, window: Window) -> Result<(), Unavailable> {
     Ok(())
 }
 
-/// A change of the counter. It fell in the `slack` before or after `at`, between the poll that saw the old value and the
-/// poll that saw the new.
+/// A change of the counter. It fell in the `slack` before or after `at`, between the poll that saw the old value and
+/// the poll that saw the new.
 #[derive(Debug, Clone, Copy)]
 struct Tick {
     at: Seconds,
@@ -265,5 +264,4 @@ fn because(tape: &Tape, what: &str) -> Unavailable {
 }
 
 #[cfg(test)]
-#[path = "energy_tests.rs"]
 mod tests;

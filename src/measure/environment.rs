@@ -8,7 +8,8 @@ use jiff::{Timestamp, Unit};
 use sysinfo::{CpuRefreshKind, System};
 
 use super::gpu::GpuFacts;
-use super::nvml::{GpuSelector, NvmlGpu, Unavailable};
+use super::nvml::{GpuSelector, NvmlGpu};
+use super::unavailable::Unavailable;
 use crate::units::Bytes;
 
 /// Program, machine and moment.

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 
-/// A flag that is raised once, by the handler of Ctrl-C for one, and looked at between units of work. All clones share it.
+/// A flag that is raised once, by the handler of Ctrl-C for one, and looked at between units of work. All clones share
+/// it.
 #[derive(Debug, Clone, Default)]
 pub struct Interrupt {
     requested: Arc<AtomicBool>,

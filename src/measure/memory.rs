@@ -37,7 +37,8 @@ impl HostMemory {
     }
 }
 
-/// Makes the peak of [`HostMemory`] start over, by the `5` of `proc_pid_clear_refs(5)`. The peak is the whole process's.
+/// Makes the peak of [`HostMemory`] start over, by the `5` of `proc_pid_clear_refs(5)`. The peak is the whole
+/// process's.
 ///
 /// # Errors
 /// The system's word where it does not offer this, as some containers do not.
@@ -45,7 +46,8 @@ fn reset_peak() -> io::Result<()> {
     fs::write("/proc/self/clear_refs", "5")
 }
 
-/// Finds the most host memory that was resident between two moments.
+/// Finds the most host memory that was resident between two moments. One at a time: the peak is the process's, and
+/// starting a second meter cuts the first one's span short.
 #[derive(Debug, Clone, Copy)]
 pub struct PeakMeter {
     before: HostMemory,
@@ -57,8 +59,8 @@ pub struct PeakMeter {
 pub struct Peak {
     /// The peak, or a lower bound of it.
     pub bytes: Bytes,
-    /// Whether it is the peak itself. It is a lower bound where the system could not reset the peak and an earlier one was
-    /// higher.
+    /// Whether it is the peak itself. It is a lower bound where the system could not reset the peak and an earlier one
+    /// was higher.
     pub is_exact: bool,
 }
 

@@ -5,10 +5,12 @@
 //! - [`gpu`], [`nvml`]: what a GPU is and does, and the one place that asks NVML.
 //! - [`tape`], [`sampler`], [`energy`]: readings taken beside a timed loop, and joules found from them.
 //! - [`memory`]: host memory, and the account of device memory.
+//! - [`unavailable`]: the absence of a figure, with its reason.
 //! - [`environment`]: the facts about the machine that a record needs to be reproduced.
 //!
-//! Two rules hold throughout. A figure that cannot be had is absent with its reason, never zero; and what takes time from
-//! the outside takes it through [`Clock`](crate::units::Clock), so that all but the calls into NVML is tested on tapes.
+//! Two rules hold throughout. A figure that cannot be had is absent with its reason, never zero; and what takes time
+//! from the outside takes it through [`Clock`](crate::units::Clock), so that all but the calls into NVML is tested on
+//! tapes.
 
 pub mod clock;
 pub mod energy;
@@ -20,6 +22,7 @@ pub mod nvml;
 pub mod sampler;
 pub mod tape;
 pub mod trial;
+pub mod unavailable;
 pub mod window;
 
 pub use clock::{SystemClock, VirtualClock};
@@ -28,8 +31,9 @@ pub use environment::Environment;
 pub use gpu::{GpuFacts, GpuSnapshot, GpuState, Throttle};
 pub use interrupt::Interrupt;
 pub use memory::{HostMemory, Ledger, PeakMeter};
-pub use nvml::{GpuSelector, NvmlGpu, Unavailable};
+pub use nvml::{GpuSelector, NvmlGpu};
 pub use sampler::{PowerSource, Sampler};
 pub use tape::{Conditions, Sample, Tape};
 pub use trial::{StopReason, StopRule, Trials, WarmUp};
+pub use unavailable::Unavailable;
 pub use window::Window;

@@ -1,10 +1,9 @@
-//! The one place that asks NVML. The library is looked up at run time: a machine without it, without a driver or without
-//! permission gets a reason, and every run goes on without power figures.
+//! The one place that asks NVML. The library is looked up at run time: a machine without it, without a driver or
+//! without permission gets a reason, and every run goes on without power figures.
 
 use std::fmt;
 use std::sync::OnceLock;
 
-use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enum_wrappers::device::{Clock as ClockDomain, TemperatureSensor};
 use nvml_wrapper::enums::device::{SampleValue, UsedGpuMemory};
 use nvml_wrapper::error::NvmlError;
@@ -13,27 +12,11 @@ use nvml_wrapper::sys_exports::field_id;
 use nvml_wrapper::{Device, Nvml, cuda_driver_version_major, cuda_driver_version_minor};
 
 use super::gpu::{GpuFacts, GpuProcess, GpuSnapshot, GpuState, Throttle};
+use super::unavailable::Unavailable;
 use crate::units::{Bytes, Joules, Watts};
 
-/// Why a figure cannot be had, in words for the user.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}")]
-pub struct Unavailable {
-    /// The cause, and where there is one, the remedy.
-    pub reason: String,
-}
-
-impl Unavailable {
-    /// Unavailable because of `reason`.
-    pub fn because(reason: impl Into<String>) -> Self {
-        Self {
-            reason: reason.into(),
-        }
-    }
-}
-
-/// Which GPU is meant. CUDA's ordinal is none of these: `CUDA_VISIBLE_DEVICES` and `CUDA_DEVICE_ORDER` change it, and NVML
-/// sees neither.
+/// Which GPU is meant. CUDA's ordinal is none of these: `CUDA_VISIBLE_DEVICES` and `CUDA_DEVICE_ORDER` change it, and
+/// NVML sees neither.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GpuSelector {
     /// NVML's own index, in PCI bus order.
@@ -62,7 +45,8 @@ impl fmt::Display for GpuSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Index(index) => write!(f, "GPU {index}"),
-            Self::Uuid(id) | Self::PciBusId(id) => write!(f, "GPU {id}"),
+            Self::Uuid(uuid) => f.write_str(uuid),
+            Self::PciBusId(bus_id) => write!(f, "GPU at {bus_id}"),
         }
     }
 }
@@ -169,7 +153,7 @@ impl NvmlGpu {
             throttle: device
                 .current_throttle_reasons()
                 .ok()
-                .map(|reasons: ThrottleReasons| Throttle::from_bits(reasons.bits())),
+                .map(|reasons| Throttle::from_bits(reasons.bits())),
             memory_used: device.memory_info().ok().map(|info| Bytes(info.used)),
         }
     }

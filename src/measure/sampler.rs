@@ -6,12 +6,13 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::gpu::GpuState;
-use super::nvml::{GpuSelector, NvmlGpu, PowerReading, Unavailable};
+use super::nvml::{GpuSelector, NvmlGpu, PowerReading};
 use super::tape::{Sample, Tape};
+use super::unavailable::Unavailable;
 use crate::units::{Clock, Seconds};
 
-/// Time between two readings unless told otherwise: a fifth of the energy counter's usual tick, so that a tick is placed
-/// to within a tenth of its period, and well above the few milliseconds that a query may take.
+/// Time between two readings unless told otherwise: a fifth of the energy counter's usual tick, so that a tick is
+/// placed to within a tenth of its period, and well above the few milliseconds that a query may take.
 pub const DEFAULT_PERIOD: Seconds = Seconds(0.02);
 
 /// Every so many readings, clocks, heat, throttling and memory are read too: about as often as they change.
@@ -61,8 +62,8 @@ struct Thread {
 }
 
 impl Sampler {
-    /// Starts reading `source` every `period`, with time stamps of `clock`. Never fails: what is in the way ends up on the
-    /// tape.
+    /// Starts reading `source` every `period`, with time stamps of `clock`. Never fails: what is in the way ends up on
+    /// the tape.
     pub fn start(source: &PowerSource, period: Seconds, clock: Arc<dyn Clock>) -> Self {
         let ready = match source {
             PowerSource::Tape(samples) => Tape::of(samples.clone()),

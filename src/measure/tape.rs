@@ -1,8 +1,8 @@
-//! Readings in the order they were taken, and what they say of a window. A tape that was recorded on one machine replays
-//! on any other.
+//! Readings in the order they were taken, and what they say of a window. A tape that was recorded on one machine
+//! replays on any other.
 
 use super::gpu::GpuState;
-use super::nvml::Unavailable;
+use super::unavailable::Unavailable;
 use super::window::Window;
 use crate::units::{Bytes, Joules, Seconds, Watts};
 
@@ -79,17 +79,19 @@ impl Tape {
         }
     }
 
-    /// What taking the samples cost; `None` for fewer than two.
+    /// What taking the samples cost; `None` for a tape without length.
     pub fn cost(&self) -> Option<SamplingCost> {
-        let [first, .., last] = self.samples.as_slice() else {
+        let (first, last) = (self.samples.first()?, self.samples.last()?);
+        let length = last.at - first.at;
+        if length <= Seconds(0.0) {
             return None;
-        };
+        }
         let total: Seconds = self.samples.iter().map(|sample| sample.cost).sum();
         let max = self.samples.iter().map(|sample| sample.cost.0);
         Some(SamplingCost {
             mean: Seconds(total.0 / self.samples.len() as f64),
             max: Seconds(max.fold(0.0, f64::max)),
-            share: total.0 / (last.at - first.at).0,
+            share: total.0 / length.0,
         })
     }
 
@@ -106,7 +108,7 @@ impl Tape {
             samples: states.len(),
             sm_clock_mhz: mean(states.iter().filter_map(|state| state.sm_clock_mhz)),
             memory_clock_mhz: mean(states.iter().filter_map(|state| state.memory_clock_mhz)),
-            temperature_celsius: temperatures().next().zip(temperatures().last()),
+            temperature_celsius: temperatures().next().zip(temperatures().next_back()),
             power_max: inside()
                 .filter_map(|sample| sample.power)
                 .max_by(|a, b| a.0.total_cmp(&b.0)),

@@ -18,8 +18,8 @@ pub struct StopRule {
     pub min_time: Seconds,
     /// Trials after which to stop although the minima are not met.
     pub max_trials: Option<usize>,
-    /// Time after which to stop although the minima are not met. The trial under way is never cut short, and one trial is
-    /// always made.
+    /// Time after which to stop although the minima are not met. The trial under way is never cut short, and one trial
+    /// is always made.
     pub max_time: Option<Seconds>,
 }
 
@@ -72,8 +72,8 @@ pub enum Decision {
 }
 
 impl StopRule {
-    /// Exactly `trials` trials, however long they take: what a comparison that was planned beforehand uses, because
-    /// stopping on the data makes intervals too narrow.
+    /// Exactly `trials` trials (at least one), however long they take: what a comparison that was planned beforehand
+    /// uses, because stopping on the data makes intervals too narrow.
     pub const fn exactly(trials: usize) -> Self {
         Self {
             min_trials: trials,
@@ -205,8 +205,8 @@ mod tests {
     fn the_later_of_the_two_minima_decides() {
         let rule = StopRule::default();
         assert_eq!(
-            trials_of(0.1, &rule),
-            (30, StopReason::Enough, Seconds(3.0))
+            trials_of(0.25, &rule),
+            (12, StopReason::Enough, Seconds(3.0))
         );
         assert_eq!(
             trials_of(2.0, &rule),
@@ -221,8 +221,8 @@ mod tests {
             ..StopRule::default()
         };
         assert_eq!(
-            trials_of(0.1, &few),
-            (4, StopReason::TrialLimit, Seconds(0.4))
+            trials_of(0.25, &few),
+            (4, StopReason::TrialLimit, Seconds(1.0))
         );
         let brief = StopRule {
             max_time: Some(Seconds(5.0)),

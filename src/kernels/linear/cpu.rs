@@ -32,15 +32,16 @@ impl Linear {
         out: &mut [T],
     ) -> Result<()> {
         let epilogue = Epilogue { bias, accumulate: self.accumulate };
+        let k = weight.k;
         let x = match input {
-            Input::Float(x) => x.host::<T>()?,
+            Input::Float(x) => with_dtype!(x.dtype()?, X => {
+                widen(&x.host::<X>()?[..self.tokens * k], self.tokens, k)
+            }),
             Input::Int8 { codes, scales } => {
                 let (codes, scales) = (codes.host::<u8>()?, scales.host::<f32>()?);
                 return self.integers(codes, scales, weight, epilogue, out);
             }
         };
-        let k = weight.k;
-        let x = widen(&x[..self.tokens * k], self.tokens, k);
         let plan = self.plan(weight.n, k, rayon::current_num_threads());
         let job = Job { x: &x, tokens: self.tokens, plan, n: weight.n, epilogue };
         match &weight.data {

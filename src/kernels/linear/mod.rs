@@ -57,7 +57,7 @@ impl LinearWeight {
 /// The input of a product.
 #[derive(Clone, Copy)]
 pub enum Input<'a> {
-    /// `[tokens, k]` in the activation type.
+    /// `[tokens, k]`; its type may differ from the output's, as before logits.
     Float(&'a Buf),
     /// What [`super::QuantizeAct`] made: int8 codes `[tokens, k]` as bytes, and f32 scales `[tokens]`. Only for
     /// eight-bit weights with one scale per row.

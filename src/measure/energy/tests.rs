@@ -6,8 +6,8 @@ use super::*;
 const POLL: u32 = 20;
 const TICK: u32 = 100;
 
-/// A board that draws `power(ms)` through each millisecond, polled for `length` milliseconds. The counter starts high, as
-/// after weeks of uptime, and shows the energy at its last tick.
+/// A board that draws `power(ms)` through each millisecond, polled for `length` milliseconds. The counter starts high,
+/// as after weeks of uptime, and shows the energy at its last tick.
 fn tape(length: u32, power: impl Fn(u32) -> f64) -> Tape {
     let mut drawn = 5e9;
     let mut shown = drawn;

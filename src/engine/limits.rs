@@ -1,0 +1,132 @@
+//! How much a run needs, computed before anything is allocated.
+
+use crate::error::Result;
+use crate::model::ModelConfig;
+use crate::scheme::{Activations, Bits, DType, Variant, WeightScheme};
+use crate::units::Bytes;
+
+/// The most that an engine is asked to hold at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Sequences in the cache.
+    pub slots: usize,
+    /// Positions of each.
+    pub capacity: usize,
+    /// Tokens of one step; longer prompts go in chunks.
+    pub chunk: usize,
+    /// Rows of logits held at once.
+    pub head_rows: usize,
+}
+
+/// Rows of logits that scoring a text holds at once.
+const SCORED_ROWS: usize = 64;
+
+impl Limits {
+    /// Enough for `slots` sequences of `capacity` positions, prompts in chunks of `chunk`.
+    pub fn new(slots: usize, capacity: usize, chunk: usize) -> Self {
+        let chunk = chunk.min(slots * capacity).max(slots);
+        Self { slots, capacity, chunk, head_rows: slots.max(SCORED_ROWS.min(chunk)) }
+    }
+}
+
+/// Bytes on the device, by what they are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Footprint {
+    /// All resident weights with their scales, norms and biases; a tied head once.
+    pub weights: Bytes,
+    /// The part of them that belongs to the decoder's linear layers.
+    pub linear: Bytes,
+    /// Keys and values.
+    pub kv: Bytes,
+    /// Scratch for activations, logits, positions and the rotary table.
+    pub activations: Bytes,
+}
+
+impl Footprint {
+    /// Everything.
+    pub fn total(&self) -> Bytes {
+        Bytes(self.weights.0 + self.kv.0 + self.activations.0)
+    }
+
+    /// What `config` in this variant will take under these limits; `source` is the precision that weights are
+    /// quantised from, hence that of their scales.
+    ///
+    /// # Errors
+    /// If no group of the variant fits a layer.
+    pub fn predict(
+        config: &ModelConfig,
+        variant: &Variant,
+        act: DType,
+        source: DType,
+        limits: Limits,
+    ) -> Result<Self> {
+        let (mut weights, mut linear) = (0, 0);
+        for tensor in config.tensors() {
+            let elements = usize::try_from(tensor.elements()).unwrap_or(usize::MAX);
+            let bytes = if tensor.is_linear() {
+                let bytes = matrix_bytes(variant, source, &tensor.name, tensor.shape[0], tensor.shape[1])?;
+                linear += bytes;
+                bytes
+            } else if tensor.shape.len() == 2 {
+                elements * table_dtype(config, variant).size()
+            } else {
+                elements * act.size()
+            };
+            weights += bytes;
+        }
+        let kv = 2 * config.layers * limits.slots * limits.capacity * config.kv_rows() * act.size();
+        let scratch: usize = scratch_sizes(config, variant, act, limits).iter().sum();
+        let rope = 2 * limits.capacity * (config.head_dim / 2) * 4;
+        Ok(Self {
+            weights: Bytes(weights as u64),
+            linear: Bytes(linear as u64),
+            kv: Bytes(kv as u64),
+            activations: Bytes((scratch + rope) as u64),
+        })
+    }
+}
+
+/// The type of the embedding table and the output head: the variant's own where it is plain, else the checkpoint's
+/// 16-bit type.
+pub(super) fn table_dtype(config: &ModelConfig, variant: &Variant) -> DType {
+    match (variant.weights, config.dtype) {
+        (WeightScheme::Plain(dtype), _) => dtype,
+        (_, DType::F32) => DType::BF16,
+        (_, dtype) => dtype,
+    }
+}
+
+fn matrix_bytes(variant: &Variant, source: DType, name: &str, n: usize, k: usize) -> Result<usize> {
+    let bits = match variant.weights {
+        WeightScheme::Plain(dtype) => return Ok(n * k * dtype.size()),
+        WeightScheme::Int8 => Bits::Eight,
+        WeightScheme::Int4 { .. } => Bits::Four,
+    };
+    let group = variant.group_for(name, k)?;
+    Ok(n * (bits.row_bytes(k) + k / group * source.size()))
+}
+
+/// Bytes of each scratch buffer, in the order of [`super::transformer::Scratch`].
+fn scratch_sizes(config: &ModelConfig, variant: &Variant, act: DType, limits: Limits) -> Vec<usize> {
+    let widest = config.hidden.max(config.intermediate).max(config.q_rows());
+    let tokens = limits.chunk;
+    let mut sizes: Vec<usize> = [
+        config.hidden,                       // residual stream
+        config.hidden,                       // its norm
+        config.q_rows() + 2 * config.kv_rows(), // queries, keys, values
+        config.q_rows(),                     // what attention gives
+        2 * config.intermediate,             // gate and up
+        config.intermediate,                 // their product
+    ]
+    .map(|width| tokens * width * act.size())
+    .to_vec();
+    if variant.activations == Activations::Int8PerToken {
+        sizes.extend([tokens * widest, tokens * 4]); // codes, scales
+    }
+    sizes.extend([tokens * 4; 3]); // tokens, slots, positions
+    let rows = limits.head_rows;
+    sizes.extend([rows * config.hidden * act.size(); 2]); // picked rows and their norm
+    sizes.push(rows * config.vocab * 4); // logits
+    sizes.extend([rows * 4; 3]); // row numbers, targets or tokens, log-probabilities
+    sizes
+}

@@ -1,0 +1,20 @@
+//! The forward pass of every family on one device: weights, cache, steps, and what is read off their logits. Does not
+//! know that it is timed, nor which text it reads.
+//!
+//! Reading order: [`Limits`] and [`Footprint`] (`limits`: what will be allocated, before it is) · [`DeviceWeights`]
+//! (`weights`, filled by `load`) · `transformer` (one step) · [`Engine`] (`session`: prefill, decode, scoring) ·
+//! [`Sampler`] · [`CandleEngine`] (`candle`: candle-transformers' own models, the baseline).
+
+mod candle;
+mod limits;
+mod load;
+mod sampler;
+mod session;
+mod transformer;
+mod weights;
+
+pub use candle::{CandleEngine, CandleModel};
+pub use limits::{Footprint, Limits};
+pub use sampler::{Sampler, Sampling};
+pub use session::{Engine, Prompt};
+pub use weights::DeviceWeights;

@@ -1,0 +1,280 @@
+//! An engine: weights and scratch on one device, and what is asked of them.
+
+use super::limits::{Footprint, Limits};
+use super::sampler::Sampler;
+use super::transformer::Scratch;
+use super::weights::DeviceWeights;
+use crate::error::{Error, Result};
+use crate::kernels::Device;
+use crate::kernels::sample::{Argmax, LogProb, NO_TOKEN};
+use crate::units::Bytes;
+
+/// A model that is ready to run.
+pub struct Engine {
+    device: Device,
+    weights: DeviceWeights,
+    limits: Limits,
+    scratch: Scratch,
+}
+
+/// Tokens that continue what a slot of the cache holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prompt<'a> {
+    /// The sequence.
+    pub slot: usize,
+    /// Position of the first token: how many the slot holds already.
+    pub start: usize,
+    /// The tokens.
+    pub tokens: &'a [u32],
+}
+
+/// One token of a step.
+#[derive(Clone, Copy)]
+struct Place {
+    slot: u32,
+    position: u32,
+    token: u32,
+    /// Number of the prompt, and of the token in it.
+    origin: (usize, usize),
+}
+
+impl Engine {
+    /// Allocates what runs within `limits` need.
+    ///
+    /// # Errors
+    /// If the memory is not there or the capacity exceeds what the model was made for.
+    pub fn new(device: Device, weights: DeviceWeights, limits: Limits) -> Result<Self> {
+        check_context(&weights, limits)?;
+        let scratch = Scratch::new(&device, &weights, limits)?;
+        Ok(Self { device, weights, limits, scratch })
+    }
+
+    /// Gives the weights back, so that an engine of other limits can be made of them.
+    pub fn into_weights(self) -> DeviceWeights {
+        self.weights
+    }
+
+    /// The device it runs on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The weights it runs.
+    pub fn weights(&self) -> &DeviceWeights {
+        &self.weights
+    }
+
+    /// The limits it was made for.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// What is really allocated.
+    pub fn footprint(&self) -> Footprint {
+        Footprint {
+            weights: self.weights.bytes(),
+            linear: self.weights.linear_bytes(),
+            kv: self.scratch.kv_bytes(),
+            activations: self.scratch.activation_bytes(),
+        }
+    }
+
+    /// Runs prompts of any lengths, in chunks, and hands the most likely next token of each.
+    ///
+    /// # Errors
+    /// If a prompt does not fit its slot, a token is outside the vocabulary, or logits are not finite.
+    pub fn prefill(&mut self, prompts: &[Prompt<'_>]) -> Result<Vec<u32>> {
+        let mut next = vec![NO_TOKEN; prompts.len()];
+        self.run(prompts, |last| last, |engine, picked| {
+            let tokens = engine.argmax(picked)?;
+            picked.iter().zip(tokens).for_each(|(p, token)| next[p.prompt] = token);
+            Ok(())
+        })?;
+        Ok(next)
+    }
+
+    /// Appends `tokens[i]` at position `positions[i]` of slot `i` and gives the most likely token after each.
+    ///
+    /// # Errors
+    /// As [`Engine::prefill`].
+    pub fn decode(&mut self, tokens: &[u32], positions: &[usize]) -> Result<Vec<u32>> {
+        let prompts: Vec<Prompt<'_>> = tokens
+            .chunks(1)
+            .zip(positions)
+            .enumerate()
+            .map(|(slot, (tokens, &start))| Prompt { slot, start, tokens })
+            .collect();
+        self.prefill(&prompts)
+    }
+
+    /// As [`Engine::prefill`], but each next token is drawn by its own sampler.
+    ///
+    /// # Errors
+    /// As [`Engine::prefill`].
+    pub fn prefill_sampled(&mut self, prompts: &[Prompt<'_>], samplers: &mut [Sampler]) -> Result<Vec<u32>> {
+        let mut next = vec![NO_TOKEN; prompts.len()];
+        self.run(prompts, |last| last, |engine, picked| {
+            let logits = engine.host_logits(picked.len())?;
+            for (p, row) in picked.iter().zip(logits.chunks_exact(engine.weights.config.vocab)) {
+                next[p.prompt] = samplers[p.prompt].pick(row)?;
+            }
+            Ok(())
+        })?;
+        Ok(next)
+    }
+
+    /// The logits after every token of every prompt, `[tokens, vocab]` per prompt.
+    ///
+    /// # Errors
+    /// As [`Engine::prefill`], but logits may be anything.
+    pub fn logits(&mut self, prompts: &[Prompt<'_>]) -> Result<Vec<Vec<f32>>> {
+        let vocab = self.weights.config.vocab;
+        let mut all: Vec<Vec<f32>> = prompts.iter().map(|p| vec![0.0; p.tokens.len() * vocab]).collect();
+        self.run(prompts, |_| true, |engine, picked| {
+            let logits = engine.host_logits(picked.len())?;
+            for (p, row) in picked.iter().zip(logits.chunks_exact(vocab)) {
+                all[p.prompt][p.token * vocab..][..vocab].copy_from_slice(row);
+            }
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// The log-probability (natural) of each prompt's tokens after its first, given those before.
+    ///
+    /// # Errors
+    /// As [`Engine::prefill`]; a NaN or infinity is an error that says where.
+    pub fn log_probs(&mut self, prompts: &[Prompt<'_>]) -> Result<Vec<Vec<f32>>> {
+        let mut all: Vec<Vec<f32>> = prompts.iter().map(|p| vec![0.0; p.tokens.len().saturating_sub(1)]).collect();
+        self.run(prompts, |last| !last, |engine, picked| {
+            let targets: Vec<u32> = picked.iter().map(|p| prompts[p.prompt].tokens[p.token + 1]).collect();
+            for (p, log_prob) in picked.iter().zip(engine.score(&targets)?) {
+                if !log_prob.is_finite() {
+                    return Err(not_finite(&prompts[p.prompt], p.token));
+                }
+                all[p.prompt][p.token] = log_prob;
+            }
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Steps through all prompts; for the tokens that `wanted(is it the prompt's last)` names, computes logits and
+    /// calls `take` on them, at most `head_rows` at a time.
+    fn run(
+        &mut self,
+        prompts: &[Prompt<'_>],
+        wanted: impl Fn(bool) -> bool,
+        mut take: impl FnMut(&mut Self, &[Picked]) -> Result<()>,
+    ) -> Result<()> {
+        self.check(prompts)?;
+        let places: Vec<Place> = prompts
+            .iter()
+            .enumerate()
+            .flat_map(|(number, prompt)| {
+                prompt.tokens.iter().enumerate().map(move |(i, &token)| Place {
+                    slot: prompt.slot as u32,
+                    position: (prompt.start + i) as u32,
+                    token,
+                    origin: (number, i),
+                })
+            })
+            .collect();
+        for step in places.chunks(self.limits.chunk) {
+            self.step(step)?;
+            let picked: Vec<Picked> = step
+                .iter()
+                .enumerate()
+                .map(|(row, place)| Picked { row: row as u32, prompt: place.origin.0, token: place.origin.1 })
+                .filter(|p| wanted(p.token + 1 == prompts[p.prompt].tokens.len()))
+                .collect();
+            for picked in picked.chunks(self.limits.head_rows) {
+                let rows: Vec<u32> = picked.iter().map(|p| p.row).collect();
+                self.device.upload(&mut self.scratch.rows, 0, &rows)?;
+                self.scratch.head(&self.device, &self.weights, rows.len())?;
+                take(self, picked)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, places: &[Place]) -> Result<()> {
+        let Self { device, scratch, .. } = self;
+        let column = |f: fn(&Place) -> u32| places.iter().map(f).collect::<Vec<u32>>();
+        device.upload(&mut scratch.tokens, 0, &column(|p| p.token))?;
+        device.upload(&mut scratch.slots, 0, &column(|p| p.slot))?;
+        device.upload(&mut scratch.positions, 0, &column(|p| p.position))?;
+        scratch.forward(device, &self.weights, places.len(), self.limits.capacity)
+    }
+
+    fn check(&self, prompts: &[Prompt<'_>]) -> Result<()> {
+        let vocab = self.weights.config.vocab;
+        for prompt in prompts {
+            let end = prompt.start + prompt.tokens.len();
+            if prompt.slot >= self.limits.slots || end > self.limits.capacity {
+                return Err(Error::Internal(format!(
+                    "slot {} up to position {end} in a cache of {} slots of {}",
+                    prompt.slot, self.limits.slots, self.limits.capacity
+                )));
+            }
+            if let Some(token) = prompt.tokens.iter().find(|&&t| t as usize >= vocab) {
+                return Err(Error::Config(format!("token id {token} is outside the model's vocabulary of {vocab}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn argmax(&mut self, picked: &[Picked]) -> Result<Vec<u32>> {
+        let op = Argmax { rows: picked.len(), vocab: self.weights.config.vocab };
+        op.run(&self.device, &self.scratch.logits, &mut self.scratch.targets)?;
+        let tokens = self.device.download::<u32>(&self.scratch.targets, 0..picked.len())?;
+        if tokens.contains(&NO_TOKEN) {
+            return Err(Error::Internal("the model's logits are all NaN".into()));
+        }
+        Ok(tokens)
+    }
+
+    fn score(&mut self, targets: &[u32]) -> Result<Vec<f32>> {
+        self.device.upload(&mut self.scratch.targets, 0, targets)?;
+        let op = LogProb { rows: targets.len(), vocab: self.weights.config.vocab };
+        let Scratch { logits, targets: ids, log_probs, .. } = &mut self.scratch;
+        op.run(&self.device, logits, ids, log_probs)?;
+        self.device.download(&self.scratch.log_probs, 0..targets.len())
+    }
+
+    fn host_logits(&self, rows: usize) -> Result<Vec<f32>> {
+        self.device.download(&self.scratch.logits, 0..rows * self.weights.config.vocab)
+    }
+}
+
+/// A token whose logits are wanted: its row in the step, the prompt it comes from and its number there.
+struct Picked {
+    row: u32,
+    prompt: usize,
+    token: usize,
+}
+
+fn not_finite(prompt: &Prompt<'_>, token: usize) -> Error {
+    Error::Internal(format!("logits at position {} are not finite", prompt.start + token))
+}
+
+fn check_context(weights: &DeviceWeights, limits: Limits) -> Result<()> {
+    let most = weights.config.max_positions;
+    if limits.capacity > most {
+        return Err(Error::Config(format!(
+            "{} positions (depth + prompt + generated) exceed the model's context of {most}",
+            limits.capacity
+        )));
+    }
+    Ok(())
+}
+
+/// Bytes that fit a batch of this size would take, used to name the largest that fits.
+pub(super) fn largest_batch(free: Bytes, need: impl Fn(usize) -> Option<Bytes>, at_most: usize) -> usize {
+    let (mut low, mut high) = (0, at_most);
+    while low < high {
+        let middle = (low + high).div_ceil(2);
+        if need(middle).is_some_and(|bytes| bytes <= free) { low = middle } else { high = middle - 1 }
+    }
+    low
+}

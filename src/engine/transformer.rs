@@ -1,0 +1,230 @@
+//! One step of the forward pass: tokens in, hidden states out; and the head over some of them.
+
+use super::limits::Limits;
+use super::weights::{DeviceWeights, Projection};
+use crate::error::Result;
+use crate::kernels::attention::{Attention, LayerCache, Places};
+use crate::kernels::embed::Gather;
+use crate::kernels::linear::{Input, Linear, LinearWeight};
+use crate::kernels::norm::RmsNorm;
+use crate::kernels::quantize::QuantizeAct;
+use crate::kernels::rope::{HeadNorms, RopeAppend, RopeTable};
+use crate::kernels::silu_mul::SiluMul;
+use crate::kernels::{Buf, BufType, Cost, Device};
+use crate::model::ModelConfig;
+use crate::scheme::{Activations, DType};
+use crate::units::Bytes;
+
+/// Everything that a forward pass writes, allocated once.
+pub(super) struct Scratch {
+    hidden: Buf,
+    normed: Buf,
+    qkv: Buf,
+    attended: Buf,
+    gate_up: Buf,
+    gated: Buf,
+    codes: Option<Int8Input>,
+    pub(super) tokens: Buf,
+    pub(super) slots: Buf,
+    pub(super) positions: Buf,
+    picked: Buf,
+    picked_normed: Buf,
+    pub(super) logits: Buf,
+    pub(super) rows: Buf,
+    pub(super) targets: Buf,
+    pub(super) log_probs: Buf,
+    rope: RopeTable,
+    cache: Vec<LayerCache>,
+}
+
+/// Where a product's input goes on its way to int8.
+struct Int8Input {
+    codes: Buf,
+    scales: Buf,
+}
+
+impl Scratch {
+    pub(super) fn new(device: &Device, weights: &DeviceWeights, limits: Limits) -> Result<Self> {
+        let DeviceWeights { config, act, .. } = weights;
+        let numbers = |count| device.alloc(BufType::Float(*act), count);
+        let ids = |count| device.alloc(BufType::U32, count);
+        let singles = |count| device.alloc(BufType::Float(DType::F32), count);
+        let (tokens, rows) = (limits.chunk, limits.head_rows);
+        let codes = match weights.variant.activations {
+            Activations::Float => None,
+            Activations::Int8PerToken => {
+                let widest = config.hidden.max(config.intermediate).max(config.q_rows());
+                let codes = device.alloc(BufType::U8, tokens * widest)?;
+                Some(Int8Input { codes, scales: singles(tokens)? })
+            }
+        };
+        let cached = limits.slots * limits.capacity * config.kv_rows();
+        let layer = |_| Ok(LayerCache { k: numbers(cached)?, v: numbers(cached)? });
+        let frequencies = config.rope.inverse_frequencies(config.head_dim);
+        let frequencies: Vec<f32> = frequencies.iter().map(|&f| f as f32).collect();
+        Ok(Self {
+            hidden: numbers(tokens * config.hidden)?,
+            normed: numbers(tokens * config.hidden)?,
+            qkv: numbers(tokens * (config.q_rows() + 2 * config.kv_rows()))?,
+            attended: numbers(tokens * config.q_rows())?,
+            gate_up: numbers(tokens * 2 * config.intermediate)?,
+            gated: numbers(tokens * config.intermediate)?,
+            codes,
+            tokens: ids(tokens)?,
+            slots: ids(tokens)?,
+            positions: ids(tokens)?,
+            picked: numbers(rows * config.hidden)?,
+            picked_normed: numbers(rows * config.hidden)?,
+            logits: singles(rows * config.vocab)?,
+            rows: ids(rows)?,
+            targets: ids(rows)?,
+            log_probs: singles(rows)?,
+            rope: RopeTable::new(device, &frequencies, limits.capacity)?,
+            cache: (0..config.layers).map(layer).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Bytes of keys and values.
+    pub(super) fn kv_bytes(&self) -> Bytes {
+        Bytes(self.cache.iter().map(|layer| layer.k.bytes() + layer.v.bytes()).sum::<usize>() as u64)
+    }
+
+    /// Bytes of everything else.
+    pub(super) fn activation_bytes(&self) -> Bytes {
+        let buffers = [
+            &self.hidden,
+            &self.normed,
+            &self.qkv,
+            &self.attended,
+            &self.gate_up,
+            &self.gated,
+            &self.tokens,
+            &self.slots,
+            &self.positions,
+            &self.picked,
+            &self.picked_normed,
+            &self.logits,
+            &self.rows,
+            &self.targets,
+            &self.log_probs,
+        ];
+        let codes = self.codes.as_ref().map_or(0, |c| c.codes.bytes() + c.scales.bytes());
+        let buffers: usize = buffers.iter().map(|buf| buf.bytes()).sum();
+        Bytes((buffers + codes + self.rope.bytes()) as u64)
+    }
+
+    /// Runs `count` tokens, whose ids, slots and positions are on the device, through all layers.
+    pub(super) fn forward(&mut self, device: &Device, weights: &DeviceWeights, count: usize, capacity: usize) -> Result<()> {
+        let config = &weights.config;
+        let gather = Gather { count, rows: config.vocab, width: config.hidden };
+        let crate::kernels::linear::WeightData::Plain(table) = &weights.embedding.data else {
+            unreachable!("embeddings are plain");
+        };
+        gather.run(device, &self.tokens, table, &mut self.hidden)?;
+        for layer in 0..config.layers {
+            self.layer(device, weights, layer, count, capacity)?;
+        }
+        Ok(())
+    }
+
+    fn layer(
+        &mut self,
+        device: &Device,
+        weights: &DeviceWeights,
+        index: usize,
+        count: usize,
+        capacity: usize,
+    ) -> Result<()> {
+        let config = &weights.config;
+        let layer = &weights.layers[index];
+        let norm = RmsNorm { rows: count, width: config.hidden, eps: config.norm_eps };
+        let attention = attention_op(config, count, capacity);
+        let places = Places { slots: &self.slots, positions: &self.positions };
+        let head_norms = layer.head_norms.as_ref().map(|(q, k)| HeadNorms { q, k, eps: config.norm_eps });
+
+        norm.run(device, &self.hidden, &layer.attention_norm, &mut self.normed)?;
+        project(device, &self.normed, &mut self.codes, &layer.qkv, count, false, &mut self.qkv)?;
+        let cache = &mut self.cache[index];
+        RopeAppend(attention).run(device, &mut self.qkv, head_norms, &self.rope, places, cache)?;
+        attention.run(device, &self.qkv, places, cache, &mut self.attended)?;
+        project(device, &self.attended, &mut self.codes, &layer.output, count, true, &mut self.hidden)?;
+
+        norm.run(device, &self.hidden, &layer.mlp_norm, &mut self.normed)?;
+        project(device, &self.normed, &mut self.codes, &layer.gate_up, count, false, &mut self.gate_up)?;
+        let silu = SiluMul { rows: count, width: config.intermediate };
+        silu.run(device, &self.gate_up, &mut self.gated)?;
+        project(device, &self.gated, &mut self.codes, &layer.down, count, true, &mut self.hidden)
+    }
+
+    /// Logits (f32, `[count, vocab]`) of the hidden states whose numbers are in `rows` on the device.
+    pub(super) fn head(&mut self, device: &Device, weights: &DeviceWeights, count: usize) -> Result<()> {
+        let config = &weights.config;
+        let gather = Gather { count, rows: self.hidden.len() / config.hidden, width: config.hidden };
+        gather.run(device, &self.rows, &self.hidden, &mut self.picked)?;
+        let norm = RmsNorm { rows: count, width: config.hidden, eps: config.norm_eps };
+        norm.run(device, &self.picked, &weights.norm, &mut self.picked_normed)?;
+        let product = Linear { tokens: count, accumulate: false };
+        product.run(device, Input::Float(&self.picked_normed), weights.head(), None, &mut self.logits)
+    }
+}
+
+fn attention_op(config: &ModelConfig, tokens: usize, capacity: usize) -> Attention {
+    Attention {
+        tokens,
+        heads: config.heads,
+        kv_heads: config.kv_heads,
+        head_dim: config.head_dim,
+        capacity,
+        scale: 1.0 / (config.head_dim as f32).sqrt(),
+    }
+}
+
+/// A linear layer; its input goes through int8 where the variant says so.
+fn project(
+    device: &Device,
+    x: &Buf,
+    int8: &mut Option<Int8Input>,
+    projection: &Projection,
+    tokens: usize,
+    accumulate: bool,
+    out: &mut Buf,
+) -> Result<()> {
+    let product = Linear { tokens, accumulate };
+    let (weight, bias) = (&projection.weight, projection.bias.as_ref());
+    match int8 {
+        None => product.run(device, Input::Float(x), weight, bias, out),
+        Some(Int8Input { codes, scales }) => {
+            QuantizeAct { tokens, width: weight.k }.run(device, x, codes, scales)?;
+            product.run(device, Input::Int8 { codes, scales }, weight, bias, out)
+        }
+    }
+}
+
+impl DeviceWeights {
+    /// The least that a step of `tokens` tokens must move and compute when they see `seen` positions in all, of which
+    /// `cached` are distinct, with logits for `logits` of them.
+    pub fn step_cost(&self, tokens: usize, seen: f64, cached: f64, logits: usize) -> Cost {
+        let (config, act) = (&self.config, self.act);
+        let attention = attention_op(config, tokens, 0);
+        let norm = RmsNorm { rows: tokens, width: config.hidden, eps: config.norm_eps };
+        let product = |w: &LinearWeight, accumulate| Linear { tokens, accumulate }.cost(w, act);
+        let layer = |layer: &super::weights::Layer| {
+            [
+                norm.cost(act),
+                product(&layer.qkv.weight, false),
+                RopeAppend(attention).cost(act),
+                attention.cost(act, seen, cached),
+                product(&layer.output.weight, true),
+                norm.cost(act),
+                product(&layer.gate_up.weight, false),
+                SiluMul { rows: tokens, width: config.intermediate }.cost(act),
+                product(&layer.down.weight, true),
+            ]
+            .into_iter()
+            .sum::<Cost>()
+        };
+        let gather = Gather { count: tokens, rows: config.vocab, width: config.hidden };
+        let head = Linear { tokens: logits, accumulate: false }.cost(self.head(), DType::F32);
+        gather.cost(act, act) + self.layers.iter().map(layer).sum() + head
+    }
+}

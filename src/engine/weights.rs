@@ -1,0 +1,96 @@
+//! A model's weights on the device.
+
+use crate::kernels::Buf;
+use crate::kernels::linear::LinearWeight;
+use crate::model::ModelConfig;
+use crate::scheme::{DType, Variant};
+use crate::units::Bytes;
+
+/// Everything of a model that a forward pass reads and never writes.
+pub struct DeviceWeights {
+    /// The model's shape.
+    pub config: ModelConfig,
+    /// What the linear layers were turned into.
+    pub variant: Variant,
+    /// The activation type, which norms and biases have too.
+    pub act: DType,
+    /// The precision that the weights were quantised from, hence that of their scales.
+    pub source: DType,
+    pub(super) embedding: LinearWeight,
+    /// `None` where the head is the embedding.
+    pub(super) head: Option<LinearWeight>,
+    pub(super) norm: Buf,
+    pub(super) layers: Vec<Layer>,
+}
+
+/// One decoder layer.
+pub(super) struct Layer {
+    pub(super) attention_norm: Buf,
+    /// Query, key and value projections, one below the other.
+    pub(super) qkv: Projection,
+    /// Norms of each query and key head.
+    pub(super) head_norms: Option<(Buf, Buf)>,
+    pub(super) output: Projection,
+    pub(super) mlp_norm: Buf,
+    /// Gate and up projections, one below the other.
+    pub(super) gate_up: Projection,
+    pub(super) down: Projection,
+}
+
+/// A linear layer.
+pub(super) struct Projection {
+    pub(super) weight: LinearWeight,
+    pub(super) bias: Option<Buf>,
+}
+
+impl Projection {
+    fn bias_bytes(&self) -> usize {
+        self.bias.as_ref().map_or(0, Buf::bytes)
+    }
+}
+
+impl Layer {
+    fn projections(&self) -> [&Projection; 4] {
+        [&self.qkv, &self.output, &self.gate_up, &self.down]
+    }
+}
+
+impl DeviceWeights {
+    /// All resident bytes: codes, scales, plain weights, norms, biases; a tied head once.
+    pub fn bytes(&self) -> Bytes {
+        let other: usize = self
+            .layers
+            .iter()
+            .map(|layer| {
+                let heads = layer.head_norms.as_ref().map_or(0, |(q, k)| q.bytes() + k.bytes());
+                let biases: usize = layer.projections().iter().map(|p| p.bias_bytes()).sum();
+                layer.attention_norm.bytes() + layer.mlp_norm.bytes() + heads + biases
+            })
+            .sum();
+        let tables = self.embedding.bytes() + self.head.as_ref().map_or(0, LinearWeight::bytes);
+        Bytes(self.linear_bytes().0 + (other + tables + self.norm.bytes()) as u64)
+    }
+
+    /// Bytes of the decoder's linear layers, scales included, biases not.
+    pub fn linear_bytes(&self) -> Bytes {
+        let bytes = |layer: &Layer| layer.projections().iter().map(|p| p.weight.bytes()).sum::<usize>();
+        Bytes(self.layers.iter().map(bytes).sum::<usize>() as u64)
+    }
+
+    /// How many weight matrices, as the checkpoint names them, have which group; empty where nothing is quantised.
+    pub fn groups(&self) -> std::collections::BTreeMap<usize, usize> {
+        let mut groups = std::collections::BTreeMap::new();
+        for layer in &self.layers {
+            for (projection, matrices) in layer.projections().iter().zip([3, 1, 2, 1]) {
+                if let Some(group) = projection.weight.group() {
+                    *groups.entry(group).or_default() += matrices;
+                }
+            }
+        }
+        groups
+    }
+
+    pub(super) fn head(&self) -> &LinearWeight {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+}
