@@ -30,7 +30,7 @@ SEED = 20240607
 # package -> (version used, cap in characters, how to read it, path regex)
 M = 1_000_000
 SOURCES = {
-    "apache2-doc": ("2.4.68-1~deb12u1", 0.6 * M, "html", r"\.html(\.en)?$"),
+    "apache2-doc": ("2.4.71-1~deb12u1", 0.6 * M, "html", r"\.html(\.en)?$"),
     "argyll-doc": ("2.3.1+repack-1.1", 0.5 * M, "html", r"\.html$"),
     "autoconf-doc": ("2.71-3", 0.3 * M, "info", r"\.info"),
     "buildbot-doc": ("3.7.0-2", 0.2 * M, "html", r"\.html$"),
@@ -43,20 +43,20 @@ SOURCES = {
     "debian-reference-en": ("2.100", 0.4 * M, "html", r"en\.html$"),
     "developers-reference": ("12.18", 0.4 * M, "html", r"\.html$"),
     "dict-foldoc": ("20230119-1", 1.2 * M, "dict", r"\.dict\.dz$"),
-    "erlang-doc": ("1:25.2.3+dfsg-1+deb12u1", 0.3 * M, "html", r"guide.*\.html$|efficiency.*\.html$"),
-    "git-doc": ("1:2.39.5-0+deb12u2", 0.8 * M, "html", r"\.html$"),
+    "erlang-doc": ("1:25.2.3+dfsg-1+deb12u4", 0.3 * M, "html", r"guide.*\.html$|efficiency.*\.html$"),
+    "git-doc": ("1:2.39.5-0+deb12u3", 0.8 * M, "html", r"\.html$"),
     "gnuastro": ("0.19-1+b2", 1.2 * M, "info", r"\.info"),
     "gnugo": ("3.8-11", 0.2 * M, "info", r"\.info"),
     "guile-3.0-doc": ("3.0.8-2", 0.3 * M, "info", r"\.info"),
     "harden-doc": ("3.19+nmu1", 0.6 * M, "html", r"/en[-A-Z]*/.*\.html$"),
     "installation-guide-amd64": ("20230508+deb12u1", 0.4 * M, "html", r"/en/.*\.html$"),
     "jargon-text": ("4.4.7-4.1", 0.8 * M, "info", r"jargon.*\.txt"),
-    "linux-doc-6.1": ("6.1.170-3", 1.0 * M, "html", r"html/(admin-guide|process|scheduler|timers|doc-guide|mm|locking|RCU)/.*\.html$"),
+    "linux-doc-6.1": ("6.1.192-2", 1.0 * M, "html", r"html/(admin-guide|process|scheduler|timers|doc-guide|mm|locking|RCU)/.*\.html$"),
     "mailman3-doc": ("3.3.8-2~deb12u2", 0.2 * M, "html", r"\.html$"),
     "ntpsec-doc": ("1.2.2+dfsg1-1+deb12u1", 0.6 * M, "html", r"\.html$"),
-    "perl-doc": ("5.36.0-7+deb12u3", 1.2 * M, "pod", r"/perl(?!\d)(?!api|uniprops|toc|delta)[a-z]*\.pod$"),
+    "perl-doc": ("5.36.0-7+deb12u4", 1.2 * M, "pod", r"/perl(?!\d)(?!api|uniprops|toc|delta)[a-z]*\.pod$"),
     "postfix-doc": ("3.7.11-0+deb12u1", 0.3 * M, "html", r"README\.html$"),
-    "postgresql-doc-15": ("15.18-0+deb12u1", 1.3 * M, "html", r"html/(?!release|sql-|catalog-|view-).*\.html$"),
+    "postgresql-doc-15": ("15.20-0+deb12u1", 1.3 * M, "html", r"html/(?!release|sql-|catalog-|view-).*\.html$"),
     "python-astropy-doc": ("5.2.1-2+deb12u1", 0.3 * M, "html", r"html/(?!api|whatsnew|_modules|changelog).*\.html$"),
     "python-django-doc": ("3:3.2.25-0+deb12u7", 0.8 * M, "html", r"html/(?!releases|_modules|genindex|ref/contrib/gis).*\.html$"),
     "python-pandas-doc": ("1.5.3+dfsg-2", 0.5 * M, "html", r"(user_guide|getting_started|development)/.*\.html$"),
@@ -312,7 +312,7 @@ CONFIG = {
 
 # Steps of TOKENS tokens each, at a window length drawn for each step. The learning rate warms
 # up, stays, and falls along half a cosine over the last COOL steps.
-STEPS, TOKENS, WARMUP, COOL = 3000, 4096, 50, 700
+STEPS, TOKENS, WARMUP, COOL = 600, 4096, 50, 150
 LENGTHS, ODDS = (256, 512, 1024), (0.45, 0.45, 0.10)
 LR_MUON, LR_ADAM, LR_END, DECAY = 0.02, 3e-3, 0.02, 0.05
 RANKS = 2  # processes of one thread each; each takes its share of every step's windows

@@ -130,3 +130,20 @@ fn scratch_sizes(config: &ModelConfig, variant: &Variant, act: DType, limits: Li
     sizes.extend([rows * 4; 3]); // row numbers, targets or tokens, log-probabilities
     sizes
 }
+
+impl Limits {
+    /// The most slots, up to `self.slots`, whose footprint fits into `free` bytes; 0 if not even one does.
+    pub fn most_slots(self, free: Bytes, footprint: impl Fn(Self) -> Option<Footprint>) -> usize {
+        let fits = |slots| footprint(Self::new(slots, self.capacity, self.chunk)).is_some_and(|f| f.total() <= free);
+        let (mut low, mut high) = (0, self.slots);
+        while low < high {
+            let middle = (low + high).div_ceil(2);
+            if fits(middle) {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        low
+    }
+}

@@ -37,7 +37,7 @@ impl DeviceWeights {
     ) -> Result<Self> {
         let config = &model.config;
         let total = config.parameters();
-        let source = source_precision(model)?;
+        let source = Self::source_precision(model)?;
         let mut loader = Loader { model, variant, act, source, device, progress, done: 0, total };
         let tables = table_dtype(config, variant);
         let embedding = loader.table("model.embed_tokens.weight", tables)?;
@@ -48,20 +48,23 @@ impl DeviceWeights {
         let (config, variant) = (config.clone(), variant.clone());
         Ok(Self { config, variant, act, source, embedding, head, norm, layers })
     }
-}
 
-/// The precision that linear weights are quantised from: the file's own; f32 where its tensors differ.
-fn source_precision(model: &Model) -> Result<DType> {
-    let mut found = None;
-    for tensor in model.config.tensors().iter().filter(|t| t.is_linear()) {
-        let precision = model.weights.precision(&tensor.name)?;
-        match found {
-            None => found = Some(precision),
-            Some(other) if other != precision => return Ok(DType::F32),
-            Some(_) => {}
+    /// The precision that linear weights are quantised from: the file's own; f32 where its tensors differ.
+    ///
+    /// # Errors
+        /// If a tensor is missing.
+        pub fn source_precision(model: &Model) -> Result<DType> {
+        let mut found = None;
+        for tensor in model.config.tensors().iter().filter(|t| t.is_linear()) {
+            let precision = model.weights.precision(&tensor.name)?;
+            match found {
+                None => found = Some(precision),
+                Some(other) if other != precision => return Ok(DType::F32),
+                Some(_) => {}
+            }
         }
+        Ok(found.unwrap_or(DType::F32))
     }
-    Ok(found.unwrap_or(DType::F32))
 }
 
 struct Loader<'a> {

@@ -1,5 +1,8 @@
 //! An engine: weights and scratch on one device, and what is asked of them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::limits::{Footprint, Limits};
 use super::sampler::Sampler;
 use super::transformer::Scratch;
@@ -7,7 +10,6 @@ use super::weights::DeviceWeights;
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::kernels::sample::{Argmax, LogProb, NO_TOKEN};
-use crate::units::Bytes;
 
 /// A model that is ready to run.
 pub struct Engine {
@@ -15,6 +17,7 @@ pub struct Engine {
     weights: DeviceWeights,
     limits: Limits,
     scratch: Scratch,
+    stop: Option<Arc<AtomicBool>>,
 }
 
 /// Tokens that continue what a slot of the cache holds.
@@ -46,7 +49,12 @@ impl Engine {
     pub fn new(device: Device, weights: DeviceWeights, limits: Limits) -> Result<Self> {
         check_context(&weights, limits)?;
         let scratch = Scratch::new(&device, &weights, limits)?;
-        Ok(Self { device, weights, limits, scratch })
+        Ok(Self { device, weights, limits, scratch, stop: None })
+    }
+
+    /// From now on, gives up with [`Error::Interrupted`] before the next step once `flag` is set.
+    pub fn stop_when(&mut self, flag: Arc<AtomicBool>) {
+        self.stop = Some(flag);
     }
 
     /// Gives the weights back, so that an engine of other limits can be made of them.
@@ -199,6 +207,9 @@ impl Engine {
     }
 
     fn step(&mut self, places: &[Place]) -> Result<()> {
+        if self.stop.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+            return Err(Error::Interrupted);
+        }
         let Self { device, scratch, .. } = self;
         let column = |f: fn(&Place) -> u32| places.iter().map(f).collect::<Vec<u32>>();
         device.upload(&mut scratch.tokens, 0, &column(|p| p.token))?;
@@ -267,14 +278,4 @@ fn check_context(weights: &DeviceWeights, limits: Limits) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-/// Bytes that fit a batch of this size would take, used to name the largest that fits.
-pub(super) fn largest_batch(free: Bytes, need: impl Fn(usize) -> Option<Bytes>, at_most: usize) -> usize {
-    let (mut low, mut high) = (0, at_most);
-    while low < high {
-        let middle = (low + high).div_ceil(2);
-        if need(middle).is_some_and(|bytes| bytes <= free) { low = middle } else { high = middle - 1 }
-    }
-    low
 }

@@ -17,6 +17,7 @@ pub mod rope;
 pub mod sample;
 pub mod silu_mul;
 mod simd;
+pub mod stream;
 
 pub use cost::Cost;
 pub use device::{Buf, BufType, Device};

@@ -24,6 +24,11 @@ impl Interrupt {
         self.requested.store(true, Ordering::Relaxed);
     }
 
+    /// The flag itself, for what must not know of this type.
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.requested)
+    }
+
     /// Whether the flag has been raised.
     pub fn is_requested(&self) -> bool {
         self.requested.load(Ordering::Relaxed)

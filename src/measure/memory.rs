@@ -23,6 +23,15 @@ impl HostMemory {
             .unwrap_or_default()
     }
 
+    /// Memory that the system could give now without swapping (`MemAvailable` of `proc_meminfo(5)`); absent where the
+    /// system has no such file.
+    pub fn available() -> Option<Bytes> {
+        let text = fs::read_to_string("/proc/meminfo").ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        let kibibytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+        Some(Bytes(kibibytes * 1024))
+    }
+
     /// Reads the form described in `proc_pid_status(5)`.
     fn parse(status: &str) -> Self {
         let field = |name: &str| {

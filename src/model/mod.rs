@@ -33,5 +33,5 @@ pub use open::{Model, ModelSpec, Origin, OriginKind, WeightsChoice};
 pub use preset::{Preset, presets};
 pub use rope::{Rope, RopeScaling};
 pub use tiny::tiny_text;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{TokenisedText, Tokenizer};
 pub use weights::Weights;

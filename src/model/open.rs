@@ -121,7 +121,9 @@ impl Model {
 
 fn nothing_called(source: &str) -> Error {
     let path = Path::new(source);
-    if path.extension().is_some() || path.components().count() > 1 {
+    let ending = path.extension().and_then(|e| e.to_str());
+    let names_file = matches!(ending, Some("gguf" | "json" | "safetensors"));
+    if names_file || path.components().count() > 1 {
         return Error::data(path, "no such file or folder");
     }
     Error::Usage(format!(

@@ -23,6 +23,23 @@ pub struct Tokenizer {
     limit: usize,
     bos: Option<u32>,
     eos: Vec<u32>,
+    marks: Marks,
+}
+
+/// Tokens around a text that the library's tokenizer does not add itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Marks {
+    pub(super) before: Option<u32>,
+    pub(super) after: Option<u32>,
+}
+
+/// A text as tokens, with where each ends in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenisedText {
+    /// The ids.
+    pub ids: Vec<u32>,
+    /// The byte of the text at which each token ends; tokens that the tokenizer added end where they stand.
+    pub ends: Vec<usize>,
 }
 
 impl Tokenizer {
@@ -63,7 +80,12 @@ impl Tokenizer {
             limit: config.vocab,
             bos: config.bos,
             eos: config.eos.clone(),
+            marks: Marks::default(),
         }
+    }
+
+    pub(super) fn with_marks(self, marks: Marks) -> Self {
+        Self { marks, ..self }
     }
 
     /// The ids of a text. `add_special` lets the tokenizer put its own marks around it, as a Llama's beginning of text;
@@ -72,16 +94,50 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Data`] if the tokenizer fails or gives an id outside the model's vocabulary.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        // As for the parser: rules that a file describes run here.
-        let encoded = catch_unwind(AssertUnwindSafe(|| {
-            self.inner.encode_fast(text, add_special)
-        }));
-        let encoding = match encoded {
-            Ok(Ok(encoding)) => encoding,
-            Ok(Err(e)) => return Err(self.fault(format!("cannot tokenise: {e}"))),
-            Err(_) => return Err(self.fault("cannot tokenise: the tokenizer gave up".to_owned())),
-        };
-        let ids = encoding.get_ids().to_vec();
+        let encoding = self.guarded(|| self.inner.encode_fast(text, add_special))?;
+        let Marks { before, after } = self.marks_if(add_special);
+        let ids = encoding.get_ids().iter().copied();
+        self.checked(before.into_iter().chain(ids).chain(after).collect())
+    }
+
+    /// As [`Tokenizer::encode`], with where in the text each token ends.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_text(&self, text: &str, add_special: bool) -> Result<TokenisedText> {
+        let encoding = self.guarded(|| self.inner.encode(text, add_special))?;
+        let Marks { before, after } = self.marks_if(add_special);
+        let ids = encoding.get_ids().iter().copied();
+        let ids = before.into_iter().chain(ids).chain(after).collect();
+        let mut end = 0;
+        let inside = encoding.get_offsets().iter().map(|&(_, to)| {
+            // Tokens that the tokenizer itself added have no place of their own.
+            end = end.max(to);
+            end
+        });
+        let inside: Vec<usize> = inside.collect();
+        let ends = before.map(|_| 0).into_iter().chain(inside).chain(after.map(|_| text.len()));
+        let ends = ends.collect();
+        Ok(TokenisedText { ids: self.checked(ids)?, ends })
+    }
+
+    const fn marks_if(&self, wanted: bool) -> Marks {
+        if wanted { self.marks } else { Marks { before: None, after: None } }
+    }
+
+    /// Runs the tokenizer; as for the parser, rules that a file describes must not take the program down.
+    fn guarded(
+        &self,
+        encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>,
+    ) -> Result<tokenizers::Encoding> {
+        match catch_unwind(AssertUnwindSafe(encode)) {
+            Ok(Ok(encoding)) => Ok(encoding),
+            Ok(Err(e)) => Err(self.fault(format!("cannot tokenise: {e}"))),
+            Err(_) => Err(self.fault("cannot tokenise: the tokenizer gave up".to_owned())),
+        }
+    }
+
+    fn checked(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
         match ids.iter().find(|&&id| id as usize >= self.limit) {
             None => Ok(ids),
             Some(id) => Err(self.fault(format!(
@@ -103,6 +159,12 @@ impl Tokenizer {
             Ok(Err(e)) => Err(self.fault(format!("cannot decode: {e}"))),
             Err(_) => Err(self.fault("cannot decode: the tokenizer gave up".to_owned())),
         }
+    }
+
+    /// A hash of everything that decides which ids a text gets, with the algorithm in front.
+    pub fn digest(&self) -> String {
+        let json = self.inner.to_string(false).unwrap_or_default();
+        format!("blake3:{}", blake3::hash(json.as_bytes()).to_hex())
     }
 
     /// Number of tokens that the tokenizer knows; the model's embedding may be padded beyond it.

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use super::environment::{Ceilings, Cpu, Device, Environment};
+
 use super::record::{
     Amount, Body, Cell, Check, Divergence, Energy, EnergyUse, Failure, Load, Loaded, Memory, Model,
     Perplexity, QualityTask, Record, Scheme, Segment, Speed, Subject, Text, Trial, Verification,
 };
+use super::study::Study;
 use crate::units::{Bytes, Joules, Seconds, Watts};
 
 /// Deterministic noise in −1..1 (SplitMix64).
@@ -356,4 +359,99 @@ pub(super) fn records() -> Vec<Record> {
     };
     records.push(Record::new(subject_of(&variants[1]), None, body));
     records
+}
+
+pub(super) fn environment() -> Environment {
+    Environment {
+        tool_version: "0.1.0".to_owned(),
+        git_commit: Some("3f1c0a9d5be24f7f8b6f0c2f8f1f4b7f0e4a9c11".to_owned()),
+        features: vec!["cuda".to_owned(), "hub".to_owned()],
+        device: Device {
+            name: Some("NVIDIA H100 80GB HBM3".to_owned()),
+            kind: Some("cuda".to_owned()),
+            memory_bytes: Some(85_520_809_984),
+            driver: Some("580.95.05".to_owned()),
+            cuda: Some("13.0".to_owned()),
+            compute_capability: Some("9.0".to_owned()),
+            multiprocessors: Some(132),
+            power_limit_watts: Some(700.0),
+        },
+        cpu: Cpu {
+            model: Some("Intel Xeon Platinum 8480+".to_owned()),
+            cores: Some(16),
+            memory_bytes: Some(128 << 30),
+        },
+        os: Some("Linux 6.8.0".to_owned()),
+        started: Some("2026-11-20T09:14:07Z".to_owned()),
+        threads: Some(16),
+        ceilings: Some(Ceilings {
+            read_gb_per_s: Some(2950.0),
+            copy_gb_per_s: Some(2710.0),
+            matmul_tflop_per_s: [("bf16".to_owned(), 742.0)].into_iter().collect(),
+        }),
+        extra: [("candle".to_owned(), "0.11.1".to_owned())]
+            .into_iter()
+            .collect(),
+    }
+}
+
+pub(super) fn command() -> Vec<String> {
+    "candlepower study Qwen/Qwen3-0.6B --variants bf16,int8,w8a8,w4a16,w4a16:g64 --batch 1,4,16,64 --prompt 512 --generate 128"
+        .split(' ')
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The usual study: five variants over four batch sizes.
+pub(super) fn study() -> Study {
+    Study::from_records(
+        environment(),
+        command(),
+        &records_of(&usual(), &[1, 4, 16, 64]),
+    )
+}
+
+/// The study of [`records`].
+pub(super) fn small_study() -> Study {
+    Study::from_records(Environment::default(), vec![], &records())
+}
+
+/// What strains a layout: long names, ranges over many decades, nothing but a reason, a failed cell, two tokenizers.
+pub(super) fn extreme_study() -> Study {
+    let plain = || scheme(16, None, "none", "float");
+    let variants = vec![
+        imagined("bf16", plain(), 0.0, 1.0, 140 << 30),
+        imagined(
+            "w4a16:gptq:g32:a-name-that-goes-on-and-on",
+            scheme(4, Some(32), "gptq", "float"),
+            9.5,
+            40.0,
+            37 << 30,
+        ),
+        Imagined {
+            model: "an-organisation/another-model-with-a-rather-long-name-70B-instruct",
+            tokenizer: "blake3:t1",
+            ..imagined("bf16", plain(), 0.2, 0.004, 141 << 30)
+        },
+    ];
+    let mut records = records_of(&variants, &[1, 256]);
+    let reason =
+        "out of memory: the cache needs 61.0 GiB, 12.5 GiB are free; <lower> the batch & try again";
+    records.extend(failed(&variants[0], &[4096], reason).into_iter().skip(1));
+    records.extend(failed(
+        &imagined(
+            "w8a8",
+            scheme(8, None, "rtn", "int8-per-token"),
+            0.0,
+            1.0,
+            1,
+        ),
+        &[1],
+        reason,
+    ));
+    Study::from_records(
+        environment(),
+        vec!["candlepower".to_owned(), "it's </script> odd".to_owned()],
+        &records,
+    )
 }

@@ -1,21 +1,87 @@
 //! Records of what was measured, and everything that is made of them: the store, the study, the Pareto front, tables,
 //! exports and the report.
 //!
+//! In reading order: [`record`] is what was measured, `wire` and `line` how it is written down, `key` how it is found
+//! again, [`store`] where it is kept; [`study`] is the document made of records, by `assemble` with the help of
+//! `quality`, `timing` and [`pareto`]; `view` answers what [`table`], [`export`] and [`report`] ask it.
+//!
 //! Nothing here measures, reads a clock or knows a device; a run directory copied to another machine reports the same.
 
+mod assemble;
+pub mod environment;
+pub mod export;
+mod format;
 mod key;
 mod line;
+pub mod pareto;
+mod quality;
 pub mod record;
 pub mod store;
+pub mod study;
+pub mod table;
+mod timing;
+mod view;
 mod wire;
 
 #[cfg(test)]
 mod fixture;
 
+pub use environment::Environment;
 pub use record::Record;
 pub use store::Store;
+pub use study::Study;
+pub use view::Quality;
+
+use serde_json::{Value, json};
 
 /// The JSON Schema of a line of `records.jsonl`, `candlepower.record/1`.
-pub fn record_schema() -> serde_json::Value {
+pub fn record_schema() -> Value {
     schemars::schema_for!(wire::Record).to_value()
+}
+
+/// The JSON Schema of `study.json`, `candlepower.study/1`.
+pub fn study_schema() -> Value {
+    schemars::schema_for!(Study).to_value()
+}
+
+/// Both schemas, by the name of what they describe.
+pub fn schemas() -> Value {
+    json!({
+        "candlepower.record/1": record_schema(),
+        "candlepower.study/1": study_schema(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_record_and_study_satisfies_its_schema() {
+        let validator = jsonschema::validator_for(&record_schema()).unwrap();
+        for record in fixture::records() {
+            let value: Value = serde_json::from_str(&line::encode(record)).unwrap();
+            validator
+                .validate(&value)
+                .unwrap_or_else(|error| panic!("{error}\n{value}"));
+        }
+        let validator = jsonschema::validator_for(&study_schema()).unwrap();
+        for study in [fixture::study(), fixture::small_study()] {
+            let value = serde_json::to_value(&study).unwrap();
+            validator
+                .validate(&value)
+                .unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(serde_json::from_value::<Study>(value).unwrap(), study);
+        }
+    }
+
+    #[test]
+    fn a_schema_refuses_what_is_not_of_its_kind() {
+        let validator = jsonschema::validator_for(&record_schema()).unwrap();
+        let mut value: Value =
+            serde_json::from_str(&line::encode(fixture::records().swap_remove(0))).unwrap();
+        value["schema"] = "candlepower.record/2".into();
+        assert!(!validator.is_valid(&value));
+        assert_eq!(schemas().as_object().unwrap().len(), 2);
+    }
 }

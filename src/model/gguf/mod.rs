@@ -1,54 +1,47 @@
-//! GGUF files (stub)
-use std::ops::Range;
+//! GGUF files: one file with weights, configuration and tokenizer.
+//!
+//! Reading order: `cursor` (bounded reads) · `file` (header into metadata and a tensor table) · `config` (metadata into a
+//! [`ModelConfig`]) · `blocks` (quantised blocks into floats) · `tensors` (weights under their usual names) · `vocab`
+//! (metadata into a tokenizer).
+
+mod blocks;
+mod config;
+mod cursor;
+mod file;
+mod tensors;
+mod vocab;
+
 use std::path::Path;
 
+pub(super) use self::tensors::GgufWeights;
+use super::blob::Blob;
 use super::config::ModelConfig;
-use super::host::HostSliceMut;
 use super::tokenizer::Tokenizer;
 use super::weights::Weights;
-use crate::error::{Error, Result};
-use crate::scheme::DType;
+use crate::error::Result;
 
+/// Everything that a file holds.
+#[derive(Debug)]
 pub(super) struct Opened {
     pub(super) config: ModelConfig,
     pub(super) weights: Weights,
     pub(super) tokenizer: Option<Tokenizer>,
 }
 
-pub(super) fn open(path: &Path, _t: bool) -> Result<Opened> {
-    Err(Error::data(path, "GGUF: not yet"))
-}
-
-#[derive(Debug)]
-pub(super) struct GgufWeights {
-    path: std::path::PathBuf,
-}
-impl GgufWeights {
-    pub(super) fn contains(&self, _n: &str) -> bool {
-        false
-    }
-    pub(super) fn shape(&self, _n: &str) -> Result<Vec<usize>> {
-        Err(Error::data(&self.path, ""))
-    }
-    pub(super) fn stored(&self, _n: &str) -> Result<String> {
-        Err(Error::data(&self.path, ""))
-    }
-    pub(super) fn precision(&self, _n: &str) -> Result<DType> {
-        Err(Error::data(&self.path, ""))
-    }
-    pub(super) fn file_bytes(&self) -> u64 {
-        0
-    }
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-    pub(super) fn read_rows(
-        &self,
-        _n: &str,
-        _r: Range<usize>,
-        _w: usize,
-        _o: HostSliceMut<'_>,
-    ) -> Result<()> {
-        Ok(())
-    }
+/// Opens a file: reads its header, checks that every tensor of its configuration is there, and builds its tokenizer if
+/// `with_tokenizer` asks for it and it has one.
+pub(super) fn open(path: &Path, with_tokenizer: bool) -> Result<Opened> {
+    let file = file::GgufFile::read(Blob::open(path)?)?;
+    let config = config::read(&file)?;
+    let tokenizer = match with_tokenizer {
+        true => vocab::build(&file.metadata, &config)?,
+        false => None,
+    };
+    let weights = Weights::gguf(GgufWeights::new(file, &config));
+    weights.check(&config)?;
+    Ok(Opened {
+        config,
+        weights,
+        tokenizer,
+    })
 }

@@ -1,0 +1,114 @@
+// attention: causal attention of new tokens over the cache, grouped queries.
+//
+//   q: the first heads * head_dim elements of each row of qkv [T, q_stride] · k_cache, v_cache
+//   [slots, kv_heads, capacity, head_dim] · positions, slots u32 [T] · out [T, heads * head_dim]
+//   out[t, h] = sum_j softmax_j(scale * q[t, h] . k[slot, h / group, j]) * v[slot, h / group, j],  j = 0 ..= position[t]
+//
+// The softmax runs online in f32: the largest score so far, the sum of exponentials relative to it, and the weighted sum
+// of values, all rescaled when a larger score comes.
+// Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
+// A position or slot outside the cache gives a row of NaN.
+// Kernels: attention_<type>. One block of 4 warps per token and head; each warp takes every fourth key.
+#include "common/elem.cuh"
+#include "common/reduce.cuh"
+
+constexpr unsigned WARPS = 4;
+constexpr unsigned MAX_HEAD_DIM = 256;
+constexpr unsigned PER_LANE = MAX_HEAD_DIM / WARP;
+
+template <class T> struct AttentionArgs {
+    const T* q;
+    const T* k_cache;
+    const T* v_cache;
+    const unsigned* positions;
+    const unsigned* slot_of;
+    T* out;
+    unsigned q_stride;
+    unsigned heads;
+    unsigned kv_heads;
+    unsigned head_dim;
+    unsigned slots;
+    unsigned capacity;
+    float scale;
+};
+
+// Softmax over the scores seen so far. A lane holds elements lane, lane + 32, ... of the weighted sum of values.
+struct OnlineSoftmax {
+    float largest = -INFINITY;
+    float sum = 0.0f;
+    float values[PER_LANE] = {};
+};
+
+template <class T> __device__ void attention(const AttentionArgs<T>& args) {
+    __shared__ float all_values[WARPS][MAX_HEAD_DIM];
+    __shared__ float all_largest[WARPS];
+    __shared__ float all_sums[WARPS];
+    const size_t t = blockIdx.x;
+    const unsigned head = blockIdx.y;
+    const unsigned position = args.positions[t];
+    const unsigned slot = args.slot_of[t];
+    const unsigned head_dim = args.head_dim;
+    T* out = args.out + (t * args.heads + head) * head_dim;
+    if (position >= args.capacity || slot >= args.slots) { // the whole block
+        for (unsigned d = threadIdx.x; d < head_dim; d += blockDim.x) out[d] = from_f32<T>(nanf(""));
+        return;
+    }
+
+    const unsigned kv_head = head / (args.heads / args.kv_heads);
+    const size_t first_row = (static_cast<size_t>(slot) * args.kv_heads + kv_head) * args.capacity;
+    const T* keys = args.k_cache + first_row * head_dim;
+    const T* values = args.v_cache + first_row * head_dim;
+    const T* q_row = args.q + t * args.q_stride + head * head_dim;
+    float q[PER_LANE];
+#pragma unroll
+    for (unsigned i = 0; i < PER_LANE; i++) {
+        const unsigned d = lane_id() + i * WARP;
+        q[i] = d < head_dim ? to_f32(q_row[d]) : 0.0f;
+    }
+
+    OnlineSoftmax state;
+    for (size_t j = warp_id(); j <= position; j += WARPS) {
+        float part = 0.0f;
+#pragma unroll
+        for (unsigned i = 0; i < PER_LANE; i++) {
+            const unsigned d = lane_id() + i * WARP;
+            if (d < head_dim) part += q[i] * to_f32(keys[j * head_dim + d]);
+        }
+        const float score = args.scale * warp_reduce(part, Sum());
+        const float largest = fmaxf(state.largest, score);
+        const float shrink = expf(state.largest - largest);
+        const float weight = expf(score - largest);
+        state.largest = largest;
+        state.sum = state.sum * shrink + weight;
+#pragma unroll
+        for (unsigned i = 0; i < PER_LANE; i++) {
+            const unsigned d = lane_id() + i * WARP;
+            if (d < head_dim) state.values[i] = state.values[i] * shrink + weight * to_f32(values[j * head_dim + d]);
+        }
+    }
+
+    if (lane_id() == 0) {
+        all_largest[warp_id()] = state.largest;
+        all_sums[warp_id()] = state.sum;
+    }
+#pragma unroll
+    for (unsigned i = 0; i < PER_LANE; i++) {
+        const unsigned d = lane_id() + i * WARP;
+        if (d < head_dim) all_values[warp_id()][d] = state.values[i];
+    }
+    __syncthreads();
+    // Key 0 belongs to warp 0, so that the largest score is finite even where other warps had no key.
+    float largest = all_largest[0];
+    for (unsigned w = 1; w < WARPS; w++) largest = fmaxf(largest, all_largest[w]);
+    float sum = 0.0f;
+    for (unsigned w = 0; w < WARPS; w++) sum += all_sums[w] * expf(all_largest[w] - largest);
+    for (unsigned d = threadIdx.x; d < head_dim; d += blockDim.x) {
+        float value = 0.0f;
+        for (unsigned w = 0; w < WARPS; w++) value += all_values[w][d] * expf(all_largest[w] - largest);
+        out[d] = from_f32<T>(value / sum);
+    }
+}
+
+#define KERNEL(T)                                                                                                      \
+    extern "C" __global__ void __launch_bounds__(WARPS* WARP) attention_##T(AttentionArgs<T> args) { attention(args); }
+FOR_EACH_ELEM(KERNEL)

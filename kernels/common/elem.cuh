@@ -1,0 +1,58 @@
+// Element types of activations, plain weights and scales, under the names that src/scheme/dtype.rs gives them.
+// Arithmetic is done in f32: values are widened on load and rounded once, half to even, on store.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <type_traits>
+
+using f32 = float;
+using f16 = __half;
+using bf16 = __nv_bfloat16;
+
+// Expands M(name, ...) for every element type; `name` is both the C++ type and the end of a kernel's name.
+#define FOR_EACH_ELEM(M, ...) M(f32, ##__VA_ARGS__) M(f16, ##__VA_ARGS__) M(bf16, ##__VA_ARGS__)
+
+__device__ inline float to_f32(f32 x) { return x; }
+__device__ inline float to_f32(f16 x) { return __half2float(x); }
+__device__ inline float to_f32(bf16 x) { return __bfloat162float(x); }
+
+template <class T> __device__ T from_f32(float x);
+template <> __device__ inline f32 from_f32<f32>(float x) { return x; }
+template <> __device__ inline f16 from_f32<f16>(float x) { return __float2half_rn(x); }
+template <> __device__ inline bf16 from_f32<bf16>(float x) { return __float2bfloat16_rn(x); }
+
+// Rounds to T and widens back.
+template <class T> __device__ float round_to(float x) { return to_f32(from_f32<T>(x)); }
+
+// An element type that is known at run time; the values are part of the launch code's contract.
+enum ElemType : unsigned { ELEM_F32 = 0, ELEM_F16 = 1, ELEM_BF16 = 2 };
+
+// Element `i` of an array whose type is known at run time. The branch is the same for a whole grid.
+__device__ inline float load_elem(const void* data, ElemType type, size_t i) {
+    switch (type) {
+        case ELEM_F16: return to_f32(static_cast<const f16*>(data)[i]);
+        case ELEM_BF16: return to_f32(static_cast<const bf16*>(data)[i]);
+        default: return static_cast<const f32*>(data)[i];
+    }
+}
+
+// Whether 16-byte loads may start at `p`.
+__device__ inline bool is_aligned16(const void* p) { return reinterpret_cast<size_t>(p) % 16 == 0; }
+
+// Loads N consecutive elements by loads of 16 bytes (8 where all of them take no more) and widens them. `p` is aligned to
+// the width of the loads.
+template <unsigned N, class T> __device__ void load_wide(const T* p, float (&values)[N]) {
+    using Raw = std::conditional_t<N * sizeof(T) == 8, uint2, uint4>;
+    constexpr unsigned PER_LOAD = sizeof(Raw) / sizeof(T);
+    static_assert(N % PER_LOAD == 0, "whole loads only");
+#pragma unroll
+    for (unsigned i = 0; i < N; i += PER_LOAD) {
+        const Raw raw = *reinterpret_cast<const Raw*>(p + i);
+        T elems[PER_LOAD];
+        memcpy(elems, &raw, sizeof raw);
+#pragma unroll
+        for (unsigned j = 0; j < PER_LOAD; j++) values[i + j] = to_f32(elems[j]);
+    }
+}

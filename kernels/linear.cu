@@ -1,0 +1,120 @@
+// linear: out[t, n] (+)= sum_k x[t, k] * w[n, k] (+ bias[n]), accumulated in f32.
+//
+//   x [T, K] · w [N, K] in any storage of common/weight.cuh · out as in common/epilogue.cuh, of x's type.
+//
+// linear_few_<weight>_<type>    for a handful of tokens: bound by reading w, so every weight is read once per 8 tokens,
+//                               16 bytes a lane, and scaled in registers. One warp per output feature.
+// linear_many_<weight>_<type>   for many: weights are scaled once into shared memory and used by 64 tokens.
+//                               One block of 256 threads per 64 features x 64 tokens.
+// add_bias_<type>               out[t, n] = bias[n] or += bias[n], to go before a product of another library that adds
+//                               to what is there. One block per token.
+#include "common/epilogue.cuh"
+#include "common/reduce.cuh"
+#include "common/tile.cuh"
+#include "common/weight.cuh"
+
+constexpr unsigned FEW_TOKENS = 8; // of one pass
+
+template <class Weight, class T>
+__device__ void linear_few(const Weight weight, const T* __restrict__ x, const Epilogue<T> epilogue, unsigned tokens,
+                           unsigned features, unsigned k) {
+    constexpr unsigned CHUNK = Weight::CHUNK;
+    const unsigned n = blockIdx.x * (blockDim.x / WARP) + warp_id();
+    const size_t first = static_cast<size_t>(blockIdx.y) * FEW_TOKENS;
+    if (n >= features) return; // the whole warp
+    const unsigned here = min(FEW_TOKENS, static_cast<unsigned>(tokens - first));
+    x += first * k;
+
+    float sums[FEW_TOKENS] = {};
+    if (weight.has_chunks() && k * sizeof(T) % 16 == 0 && is_aligned16(x)) {
+        // A few activations at a time: those of a whole chunk would not fit into the registers beside the weights.
+        constexpr unsigned PER_LOAD = 16 / sizeof(T);
+        constexpr unsigned STEP = CHUNK < PER_LOAD ? CHUNK : PER_LOAD;
+        for (unsigned col = lane_id() * CHUNK; col < k; col += WARP * CHUNK) {
+            float w[CHUNK];
+            const float scale = weight.load_chunk(n, col, w);
+#pragma unroll
+            for (unsigned t = 0; t < FEW_TOKENS; t++) {
+                if (t < here) {
+                    float part = 0.0f;
+#pragma unroll
+                    for (unsigned i = 0; i < CHUNK; i += STEP) {
+                        float a[STEP];
+                        load_wide(x + static_cast<size_t>(t) * k + col + i, a);
+#pragma unroll
+                        for (unsigned j = 0; j < STEP; j++) part += w[i + j] * a[j];
+                    }
+                    sums[t] += scale * part;
+                }
+            }
+        }
+    } else {
+        for (unsigned col = lane_id(); col < k; col += WARP) {
+            const float w = weight.at(n, col);
+#pragma unroll
+            for (unsigned t = 0; t < FEW_TOKENS; t++) {
+                if (t < here) sums[t] += w * to_f32(x[static_cast<size_t>(t) * k + col]);
+            }
+        }
+    }
+
+#pragma unroll
+    for (unsigned t = 0; t < FEW_TOKENS; t++) {
+        if (t < here) {
+            const float sum = warp_reduce(sums[t], Sum());
+            if (lane_id() == t) epilogue.store(first + t, n, sum);
+        }
+    }
+}
+
+template <class Weight, class T>
+__device__ void linear_many(const Weight weight, const T* __restrict__ x, const Epilogue<T> epilogue, unsigned tokens,
+                            unsigned features, unsigned k) {
+    __shared__ float xs[DEPTH][PITCH];
+    __shared__ float ws[DEPTH][PITCH];
+    const unsigned first_n = blockIdx.x * TILE;
+    const size_t first_t = static_cast<size_t>(blockIdx.y) * TILE;
+
+    TileSums<float> sums;
+    for (unsigned first_k = 0; first_k < k; first_k += DEPTH) {
+        __syncthreads(); // the tiles may still be read from the step before
+        for (unsigned i = threadIdx.x; i < TILE * DEPTH; i += blockDim.x) {
+            const unsigned row = i / DEPTH;
+            const unsigned depth = i % DEPTH;
+            const size_t t = first_t + row;
+            const unsigned n = first_n + row;
+            const unsigned col = first_k + depth;
+            xs[depth][row] = t < tokens && col < k ? to_f32(x[t * k + col]) : 0.0f;
+            ws[depth][row] = n < features && col < k ? weight.at(n, col) : 0.0f;
+        }
+        __syncthreads();
+        sums.add(xs, ws, [](float x, float w, float sum) { return fmaf(x, w, sum); });
+    }
+    sums.for_each([&](unsigned row, unsigned column, float sum) {
+        const size_t t = first_t + row;
+        const unsigned n = first_n + column;
+        if (t < tokens && n < features) epilogue.store(t, n, sum);
+    });
+}
+
+#define KERNEL(T, NAME, WEIGHT)                                                                                        \
+    extern "C" __global__ void linear_few_##NAME##_##T(WeightArgs weight, const T* x, Epilogue<T> epilogue,            \
+                                                       unsigned tokens, unsigned features, unsigned k) {               \
+        linear_few(WEIGHT(weight, k), x, epilogue, tokens, features, k);                                               \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(TILE_THREADS)                                                         \
+        linear_many_##NAME##_##T(WeightArgs weight, const T* x, Epilogue<T> epilogue, unsigned tokens,                 \
+                                 unsigned features, unsigned k) {                                                      \
+        linear_many(WEIGHT(weight, k), x, epilogue, tokens, features, k);                                              \
+    }
+FOR_EACH_ELEM(KERNEL, f32, PlainWeight<f32>)
+FOR_EACH_ELEM(KERNEL, f16, PlainWeight<f16>)
+FOR_EACH_ELEM(KERNEL, bf16, PlainWeight<bf16>)
+FOR_EACH_ELEM(KERNEL, int8, Int8Weight)
+FOR_EACH_ELEM(KERNEL, int4, Int4Weight)
+
+#define BIAS_KERNEL(T)                                                                                                 \
+    extern "C" __global__ void add_bias_##T(Epilogue<T> epilogue, unsigned features) {                                 \
+        for (unsigned n = threadIdx.x; n < features; n += blockDim.x) epilogue.store(blockIdx.x, n, 0.0f);             \
+    }
+FOR_EACH_ELEM(BIAS_KERNEL)

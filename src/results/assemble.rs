@@ -1,0 +1,352 @@
+//! From records to a study.
+
+use std::collections::HashSet;
+
+use super::environment::Environment;
+use super::pareto::{self, Point};
+use super::record::{Body, Loaded, Record, Subject};
+use super::study::{
+    Check, Load, Model, QualityAxis, Scheme, Study, Variant, Verification, Version,
+};
+use super::{quality, timing};
+
+impl Study {
+    /// Puts records together. Variants and models stand in the order in which the records name them, and the first
+    /// variant of a model is its base: hand the records over in the order of the plan.
+    ///
+    /// A variant that failed a check has no numbers, whatever was measured after it.
+    pub fn from_records(
+        environment: Environment,
+        command: Vec<String>,
+        records: &[Record],
+    ) -> Self {
+        let mut models: Vec<Model> = Vec::new();
+        let mut variants: Vec<Variant> = Vec::new();
+        for record in records {
+            let model = model(&record.subject);
+            if !models.contains(&model) {
+                models.push(model);
+            }
+            let place = variants
+                .iter()
+                .position(|variant| is_of(variant, &record.subject))
+                .unwrap_or_else(|| {
+                    variants.push(unmeasured(&record.subject));
+                    variants.len() - 1
+                });
+            add(&mut variants[place], record);
+        }
+        let mut study = Self {
+            schema: Version::V1,
+            environment,
+            command,
+            quality_axis: quality_axis(&models),
+            model: models.first().cloned(),
+            models: if models.len() > 1 { models } else { Vec::new() },
+            variants,
+        };
+        study.settle_failures();
+        study.compare_with_bases();
+        study.mark_fronts();
+        study
+    }
+
+    /// A variant failed if a check did, or if it has a reason and no figure at all.
+    fn settle_failures(&mut self) {
+        for variant in &mut self.variants {
+            variant
+                .speed
+                .sort_by_key(|s| (s.depth, s.prompt_tokens, s.generated_tokens, s.batch));
+            let broken = variant.verification.as_ref().and_then(|verification| {
+                let check = verification.checks.iter().find(|check| !check.passed)?;
+                Some(format!("{}: {}", check.name, check.detail))
+            });
+            let measured = variant.perplexity.is_some() || variant.speed.iter().any(|s| !s.failed);
+            variant.failed = broken.is_some() || !measured;
+            if !variant.failed {
+                continue;
+            }
+            let cell_reason = || variant.speed.iter().find_map(|s| s.reason.clone());
+            let reason = broken
+                .or_else(|| variant.reason.clone())
+                .or_else(cell_reason);
+            variant.perplexity = None;
+            variant.speed.clear();
+            variant.reason = Some(reason.unwrap_or_else(|| "nothing was measured".to_owned()));
+        }
+    }
+
+    fn compare_with_bases(&mut self) {
+        let mut seen = HashSet::new();
+        for variant in &mut self.variants {
+            variant.base = seen.insert(variant.model.clone());
+        }
+        let bases: Vec<Variant> = self.variants.iter().filter(|v| v.base).cloned().collect();
+        for variant in &mut self.variants {
+            if let Some(base) = bases.iter().find(|base| base.model == variant.model) {
+                compare(base, variant);
+            }
+        }
+    }
+
+    fn mark_fronts(&mut self) {
+        let cells: HashSet<_> = self
+            .variants
+            .iter()
+            .flat_map(|variant| variant.speed.iter().map(super::study::Speed::cell))
+            .collect();
+        for cell in cells {
+            let points: Vec<Point> = self
+                .variants
+                .iter()
+                .map(|variant| Point {
+                    loss: self
+                        .quality(variant)
+                        .map_or(f64::NAN, |quality| quality.value),
+                    speed: variant
+                        .at(cell)
+                        .and_then(|speed| speed.decode_tokens_per_second)
+                        .unwrap_or(f64::NAN),
+                })
+                .collect();
+            for (variant, on_front) in self.variants.iter_mut().zip(pareto::front(&points)) {
+                let speed = variant.speed.iter_mut().find(|s| s.cell() == cell);
+                if let (Some(speed), true) = (speed, on_front) {
+                    speed.on_pareto_front = true;
+                    variant.on_pareto_front = true;
+                }
+            }
+        }
+    }
+}
+
+/// Bits per byte as soon as two models cut text differently.
+fn quality_axis(models: &[Model]) -> QualityAxis {
+    let tokenizers: HashSet<&str> = models
+        .iter()
+        .map(|model| model.tokenizer_digest.as_str())
+        .collect();
+    if tokenizers.len() > 1 {
+        QualityAxis::BitsPerByte
+    } else {
+        QualityAxis::Perplexity
+    }
+}
+
+fn is_of(variant: &Variant, subject: &Subject) -> bool {
+    variant.name == subject.variant
+        && variant.model == subject.model.name
+        && variant.engine == subject.engine
+}
+
+fn unmeasured(subject: &Subject) -> Variant {
+    let scheme = subject.scheme.clone();
+    Variant {
+        name: subject.variant.clone(),
+        model: subject.model.name.clone(),
+        base: false,
+        scheme: Scheme {
+            bits: scheme.bits,
+            group_size: scheme.group_size,
+            symmetric: scheme.symmetric,
+            activations: scheme.activations,
+            method: scheme.method,
+            scale_dtype: scheme.scale_dtype,
+            groups_used: Default::default(),
+        },
+        weight_bytes: None,
+        linear_bytes: None,
+        activation_dtype: subject.activation_dtype.clone(),
+        engine: subject.engine.clone(),
+        failed: false,
+        reason: None,
+        perplexity: None,
+        speed: Vec::new(),
+        on_pareto_front: false,
+        verification: None,
+        load: None,
+    }
+}
+
+fn add(variant: &mut Variant, record: &Record) {
+    if let Some(loaded) = &record.loaded {
+        add_loaded(variant, loaded);
+    }
+    match &record.body {
+        Body::Quality { task, outcome } => match outcome {
+            // The first text is the one that the study compares by.
+            Ok(result) if variant.perplexity.is_none() => {
+                variant.perplexity = quality::perplexity(task, result);
+                if variant.perplexity.is_none() {
+                    variant.reason = Some("the loss is not a finite number".to_owned());
+                }
+            }
+            Ok(_) => {}
+            Err(failure) => variant.reason = Some(failure.reason.clone()),
+        },
+        Body::Speed { cell, outcome } => variant.speed.push(match outcome {
+            Ok(speed) => timing::measured(*cell, speed),
+            Err(failure) => timing::failed(*cell, &failure.reason),
+        }),
+    }
+}
+
+fn add_loaded(variant: &mut Variant, loaded: &Loaded) {
+    variant.weight_bytes = Some(loaded.weight_bytes.0);
+    variant.linear_bytes = Some(loaded.linear_bytes.0);
+    variant.scheme.groups_used = loaded.groups_used.clone();
+    variant.verification = Some(Verification {
+        passed: loaded.verification.passed(),
+        checks: loaded
+            .verification
+            .checks
+            .iter()
+            .map(|check| Check {
+                name: check.name.clone(),
+                passed: check.passed,
+                detail: check.detail.clone(),
+            })
+            .collect(),
+    });
+    variant.load = Some(Load {
+        seconds: loaded.load.time.0,
+        bytes: loaded.load.read.0,
+        gb_per_s: loaded.load.gb_per_s(),
+        peak_host_bytes: loaded.load.peak_host.map(|bytes| bytes.0),
+    });
+}
+
+fn compare(base: &Variant, variant: &mut Variant) {
+    if let (Some(base), Some(own)) = (&base.perplexity, &mut variant.perplexity) {
+        own.recovery_percent = Some(100.0 * base.value / own.value);
+        if !variant.base {
+            own.delta_vs_base = quality::delta(base, own);
+        }
+    }
+    for speed in &mut variant.speed {
+        let Some(reference) = base.at(speed.cell()) else {
+            continue;
+        };
+        let decode = ratio(
+            speed.decode_tokens_per_second,
+            reference.decode_tokens_per_second,
+        );
+        let prefill = ratio(
+            speed.prefill_tokens_per_second,
+            reference.prefill_tokens_per_second,
+        );
+        speed.speedup_vs_base = decode.or(prefill);
+    }
+}
+
+fn ratio(own: Option<f64>, base: Option<f64>) -> Option<f64> {
+    Some(own? / base.filter(|&base| base > 0.0)?)
+}
+
+fn model(subject: &Subject) -> Model {
+    let model = subject.model.clone();
+    Model {
+        name: model.name,
+        revision: model.revision,
+        digest: model.digest,
+        tokenizer_digest: model.tokenizer_digest,
+        parameters: model.parameters,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::fixture;
+
+    fn study_of(records: &[Record]) -> Study {
+        Study::from_records(fixture::environment(), fixture::command(), records)
+    }
+
+    #[test]
+    fn the_first_variant_is_the_base_of_its_model() {
+        let study = study_of(&fixture::records_of(&fixture::usual(), &[8, 1]));
+        let bases: Vec<bool> = study.variants.iter().map(|v| v.base).collect();
+        assert_eq!(bases, [true, false, false, false, false]);
+        let base = &study.variants[0];
+        assert_eq!(base.perplexity.as_ref().unwrap().delta_vs_base, None);
+        assert_eq!(base.speed[0].speedup_vs_base, Some(1.0));
+        assert_eq!(base.speed[0].batch, 1, "cells are in order");
+        let w4 = &study.variants[3];
+        let delta = w4.perplexity.as_ref().unwrap().delta_vs_base.unwrap();
+        assert!((delta.ln_ratio - 0.093).abs() < 0.005, "{delta:?}");
+        assert!(w4.speed[0].speedup_vs_base.unwrap() > 1.3);
+        assert!(w4.on_pareto_front && base.on_pareto_front);
+        assert!(
+            !study.variants[2].on_pareto_front,
+            "w8a8 is worse and slower than int8"
+        );
+        assert!(study.models.is_empty());
+    }
+
+    #[test]
+    fn a_failed_variant_has_a_reason_and_no_numbers() {
+        let usual = fixture::usual();
+        let mut records = fixture::records_of(&usual[..2], &[1]);
+        records.extend(fixture::failed(&usual[2], &[1], "no kernel for this group"));
+        for record in &mut records {
+            if let (true, Some(loaded)) = (record.subject.variant == "int8", &mut record.loaded) {
+                loaded.verification.checks[1].passed = false;
+            }
+        }
+        let study = study_of(&records);
+        for (place, why) in [(1, "logits agree"), (2, "no kernel")] {
+            let variant = &study.variants[place];
+            assert!(variant.failed && variant.speed.is_empty() && variant.perplexity.is_none());
+            assert!(
+                variant.reason.as_ref().unwrap().contains(why),
+                "{:?}",
+                variant.reason
+            );
+        }
+        assert!(!study.variants[0].failed);
+    }
+
+    #[test]
+    fn a_cell_may_fail_alone() {
+        let study = study_of(&fixture::records());
+        let variant = &study.variants[0];
+        assert!(!variant.failed);
+        let mut records = fixture::records_of(&fixture::usual()[..1], &[1]);
+        records.extend(
+            fixture::failed(&fixture::usual()[0], &[64], "out of memory")
+                .into_iter()
+                .skip(1),
+        );
+        let study = study_of(&records);
+        let variant = &study.variants[0];
+        assert!(!variant.failed && variant.speed.len() == 2);
+        assert_eq!(variant.speed[1].reason.as_deref(), Some("out of memory"));
+        assert!(!variant.speed[1].on_pareto_front);
+    }
+
+    #[test]
+    fn other_tokenizers_are_compared_in_bits_per_byte() {
+        let mut variants = fixture::usual();
+        variants.truncate(2);
+        let other = fixture::Imagined {
+            model: "meta-llama/Llama-3.2-1B",
+            tokenizer: "blake3:t1",
+            ..variants[0].clone()
+        };
+        variants.push(other);
+        let study = study_of(&fixture::records_of(&variants, &[1]));
+        assert_eq!(study.quality_axis, QualityAxis::BitsPerByte);
+        assert_eq!(study.models.len(), 2);
+        assert!(study.variants[2].base);
+        let bits = study.variants[2].perplexity.as_ref().unwrap().bits_per_byte;
+        assert_eq!(study.quality(&study.variants[2]).map(|q| q.value), bits);
+    }
+
+    #[test]
+    fn nothing_makes_an_empty_study() {
+        let study = study_of(&[]);
+        assert_eq!(study.model, None);
+        assert!(study.variants.is_empty());
+    }
+}

@@ -1,0 +1,74 @@
+//! Where a study ran. Filled in by whoever measures; here it is only carried along and shown.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The machine, the program and the moment. What is unknown is null, never guessed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Environment {
+    /// The version of this program.
+    pub tool_version: String,
+    /// The commit it was built from, 40 hex digits.
+    pub git_commit: Option<String>,
+    /// Cargo features it was built with.
+    pub features: Vec<String>,
+    /// The device that ran the model.
+    pub device: Device,
+    /// The host.
+    pub cpu: Cpu,
+    /// The operating system with its version.
+    pub os: Option<String>,
+    /// When the run began, RFC 3339.
+    pub started: Option<String>,
+    /// Host threads the engine used.
+    pub threads: Option<usize>,
+    /// What the device can do at best, measured on it.
+    pub ceilings: Option<Ceilings>,
+    /// Anything else worth keeping: library versions, environment variables, seeds.
+    pub extra: BTreeMap<String, String>,
+}
+
+/// The device that ran the model.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Device {
+    /// The name, such as `NVIDIA H200`.
+    pub name: Option<String>,
+    /// `cuda` or `cpu`.
+    pub kind: Option<String>,
+    /// Its memory.
+    pub memory_bytes: Option<u64>,
+    /// The version of the driver.
+    pub driver: Option<String>,
+    /// The version of CUDA that the driver speaks.
+    pub cuda: Option<String>,
+    /// The compute capability, such as `9.0`.
+    pub compute_capability: Option<String>,
+    /// Streaming multiprocessors.
+    pub multiprocessors: Option<usize>,
+    /// The enforced power limit.
+    pub power_limit_watts: Option<f64>,
+}
+
+/// The host.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Cpu {
+    /// The model name.
+    pub model: Option<String>,
+    /// Logical cores that this process may use.
+    pub cores: Option<usize>,
+    /// Host memory.
+    pub memory_bytes: Option<u64>,
+}
+
+/// What the device can do at best: measured on it by this program, not taken from a data sheet.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Ceilings {
+    /// Reading device memory, decimal GB/s.
+    pub read_gb_per_s: Option<f64>,
+    /// Copying within device memory, bytes read plus written, decimal GB/s.
+    pub copy_gb_per_s: Option<f64>,
+    /// Dense matrix products by type of operand, such as `bf16`, in TFLOP/s.
+    pub matmul_tflop_per_s: BTreeMap<String, f64>,
+}

@@ -1,0 +1,137 @@
+//! How figures read: one way for the terminal, Markdown and the report.
+
+use super::study::QualityAxis;
+use crate::units::three_digits;
+
+/// Stands where there is no figure.
+pub(super) const NONE: &str = "–";
+
+/// A figure if there is one.
+pub(super) fn or_none<T>(figure: Option<T>, show: impl Fn(T) -> String) -> String {
+    figure.map_or_else(|| NONE.to_owned(), show)
+}
+
+/// A figure on the quality axis, without its spread.
+pub(super) fn quality(axis: QualityAxis, value: f64) -> String {
+    let digits = decimals(axis, value);
+    format!("{value:.digits$}")
+}
+
+/// A figure on the quality axis with its standard error.
+pub(super) fn quality_with_error(axis: QualityAxis, value: f64, stderr: Option<f64>) -> String {
+    let digits = decimals(axis, value);
+    match stderr {
+        Some(stderr) => format!("{value:.digits$} ± {stderr:.digits$}"),
+        None => format!("{value:.digits$}"),
+    }
+}
+
+/// A difference of perplexities, with its sign: three digits after the point where it is small.
+pub(super) fn difference(value: f64) -> String {
+    match value.abs() {
+        a if a < 0.9995 => format!("{value:+.3}"),
+        a if a < 99.995 => format!("{value:+.2}"),
+        a if a < 1e6 => format!("{value:+.0}"),
+        _ => format!("{value:+.1e}"),
+    }
+}
+
+/// A ratio to a base as a change in percent, with its sign.
+pub(super) fn change(ratio: f64) -> String {
+    let percent = 100.0 * (ratio - 1.0);
+    match percent.abs() {
+        a if a < 9.995 => format!("{percent:+.2} %"),
+        a if a < 999.5 => format!("{percent:+.1} %"),
+        _ => format!("×{}", plain(ratio)),
+    }
+}
+
+/// A factor such as a speed-up.
+pub(super) fn factor(ratio: f64) -> String {
+    format!(
+        "{}×",
+        if ratio < 9.995 {
+            format!("{ratio:.2}")
+        } else {
+            three_digits(ratio)
+        }
+    )
+}
+
+/// Three significant digits, and powers of ten beyond a million.
+pub(super) fn plain(x: f64) -> String {
+    match x.abs() {
+        a if a > 0.0 && a < 5e-4 => format!("{x:.1e}"),
+        a if a < 1e7 => three_digits(x),
+        _ => format!("{x:.2e}"),
+    }
+}
+
+/// A whole number in groups of three, with the narrow blank that no line breaks at.
+pub(super) fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            out.push('\u{202f}');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A rate in tokens per second: grouped when large.
+pub(super) fn rate(x: f64) -> String {
+    if (1000.0..1e12).contains(&x) {
+        grouped(x.round() as u64)
+    } else {
+        plain(x)
+    }
+}
+
+/// A text of at most this many characters, its end cut off.
+pub(super) fn shortened(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    let kept: String = text.chars().take(most.saturating_sub(1)).collect();
+    format!("{}…", kept.trim_end())
+}
+
+fn decimals(axis: QualityAxis, value: f64) -> usize {
+    match (axis, value.abs()) {
+        (QualityAxis::BitsPerByte, _) => 4,
+        (_, a) if a < 99.995 => 3,
+        (_, a) if a < 9999.5 => 1,
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_read_as_people_write_them() {
+        assert_eq!(
+            quality_with_error(QualityAxis::Perplexity, 20.9134, Some(0.0412)),
+            "20.913 ± 0.041"
+        );
+        assert_eq!(quality(QualityAxis::BitsPerByte, 0.98765), "0.9877");
+        assert_eq!(quality(QualityAxis::Perplexity, 48_211.4), "48211");
+        assert_eq!(
+            [0.0123, -2.0341, 1234.5].map(difference),
+            ["+0.012", "-2.03", "+1234"]
+        );
+        assert_eq!(
+            [1.0011, 1.25, 40.0].map(change),
+            ["+0.11 %", "+25.0 %", "×40.0"]
+        );
+        assert_eq!([1.834, 12.34].map(factor), ["1.83×", "12.3×"]);
+        assert_eq!(rate(1_234_567.8), "1\u{202f}234\u{202f}568");
+        assert_eq!(rate(12.34), "12.3");
+        assert_eq!(plain(1.2e-5), "1.2e-5");
+        assert_eq!(shortened("w4a16:g64:awq", 8), "w4a16:g…");
+        assert_eq!(or_none(None::<f64>, plain), NONE);
+    }
+}

@@ -1,0 +1,392 @@
+//! A study as a document, `candlepower.study/1`: plain data for machines, and what every table and chart is drawn from.
+//!
+//! Built by [`Study::from_records`]; reading one back needs no records.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::environment::Environment;
+
+/// The versions of the document that this program reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Version {
+    /// The first.
+    #[serde(rename = "candlepower.study/1")]
+    V1,
+}
+
+/// Quality against speed, memory and energy, for several variants of one or more models.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Study {
+    /// The version of this document.
+    pub schema: Version,
+    /// Where it ran.
+    pub environment: Environment,
+    /// The exact command line.
+    pub command: Vec<String>,
+    /// The first model; null if nothing was measured.
+    pub model: Option<Model>,
+    /// All models, if there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<Model>,
+    /// What quality means across the variants.
+    pub quality_axis: QualityAxis,
+    /// Each variant of each model; the first of a model is its base.
+    pub variants: Vec<Variant>,
+}
+
+/// What quality means across the variants. Less is better in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum QualityAxis {
+    /// Perplexity per token: all models share a tokenizer.
+    Perplexity,
+    /// Bits per byte of text: tokenizers differ, so perplexities do not compare.
+    BitsPerByte,
+}
+
+/// A model, by content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Model {
+    /// The name as the user gave it.
+    pub name: String,
+    /// The revision it was fetched at.
+    pub revision: Option<String>,
+    /// A hash of its weights and configuration.
+    pub digest: String,
+    /// A hash of its tokenizer.
+    pub tokenizer_digest: String,
+    /// Parameters, tied ones once.
+    pub parameters: Option<u64>,
+}
+
+/// One variant of a model on one engine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Variant {
+    /// The name as the user gave it.
+    pub name: String,
+    /// The model it belongs to.
+    pub model: String,
+    /// Whether the other variants of the model are compared with this one.
+    pub base: bool,
+    /// What the name stands for.
+    pub scheme: Scheme,
+    /// All resident weights with scales and zeros; tied weights count once.
+    pub weight_bytes: Option<u64>,
+    /// Those of the decoder's linear layers.
+    pub linear_bytes: Option<u64>,
+    /// The type of the activations.
+    pub activation_dtype: String,
+    /// The engine that ran it.
+    pub engine: String,
+    /// Whether the variant has no numbers at all.
+    pub failed: bool,
+    /// Why it failed, or why it has no perplexity.
+    pub reason: Option<String>,
+    /// How well it predicts the text.
+    pub perplexity: Option<Perplexity>,
+    /// How fast it is, by batch size, prompt, generated tokens and depth.
+    pub speed: Vec<Speed>,
+    /// Whether it is on the Pareto front of at least one cell.
+    pub on_pareto_front: bool,
+    /// Whether it computes what it must.
+    pub verification: Option<Verification>,
+    /// How loading went.
+    pub load: Option<Load>,
+}
+
+/// How a variant stores weights and treats activations.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Scheme {
+    /// Bits of a weight code.
+    pub bits: usize,
+    /// Columns per scale as asked for; null where a scale covers a row or nothing is quantised.
+    pub group_size: Option<usize>,
+    /// Whether the zero point is fixed; null where nothing is quantised.
+    pub symmetric: Option<bool>,
+    /// What happens to the inputs of linear layers.
+    pub activations: String,
+    /// How codes were found.
+    pub method: String,
+    /// The type of the scales.
+    pub scale_dtype: Option<String>,
+    /// Group (columns per scale, or `row`) to the number of linear layers that use it.
+    pub groups_used: BTreeMap<String, usize>,
+}
+
+/// A perplexity with everything needed to judge or recompute it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Perplexity {
+    /// How the text was cut and scored.
+    pub protocol: String,
+    /// Tokens of context that a segment offers.
+    pub context: usize,
+    /// exp(mean negative log-likelihood per token).
+    pub value: f64,
+    /// Its standard error over segments, by the delta method.
+    pub stderr: Option<f64>,
+    /// The lower end of its 95 % bootstrap interval over segments.
+    pub ci95_low: Option<f64>,
+    /// The upper end.
+    pub ci95_high: Option<f64>,
+    /// The sum of negative log-likelihoods, in nats.
+    pub nll_sum: f64,
+    /// Tokens that were predicted.
+    pub tokens_scored: u64,
+    /// Segments that were scored.
+    pub segments: usize,
+    /// Tokens of the whole text.
+    pub tokens_total: u64,
+    /// Bits per byte of the scored text: comparable across tokenizers.
+    pub bits_per_byte: Option<f64>,
+    /// Its standard error over segments.
+    pub bits_per_byte_stderr: Option<f64>,
+    /// The text.
+    pub text: Text,
+    /// The sum of negative log-likelihoods of each segment, in nats.
+    pub segment_nll: Vec<f64>,
+    /// The scored tokens of each segment.
+    pub segment_tokens: Vec<u64>,
+    /// Against the base on the same segments; null for the base.
+    pub delta_vs_base: Option<Delta>,
+    /// 100 × the base's perplexity over this one.
+    pub recovery_percent: Option<f64>,
+    /// How far the predictions are from the base's.
+    pub divergence: Option<Divergence>,
+}
+
+/// A text, by content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Text {
+    /// The name.
+    pub name: String,
+    /// A hash of its bytes, with the algorithm in front.
+    pub digest: String,
+}
+
+/// A perplexity against the base's, paired segment by segment.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Delta {
+    /// The difference of the perplexities.
+    pub value: f64,
+    /// The standard error of the difference.
+    pub stderr: Option<f64>,
+    /// The lower end of the 95 % paired bootstrap interval of the difference.
+    pub ci95_low: Option<f64>,
+    /// The upper end.
+    pub ci95_high: Option<f64>,
+    /// This perplexity over the base's.
+    pub ratio: f64,
+    /// The logarithm of the ratio: the mean paired difference of losses, in nats per token.
+    pub ln_ratio: f64,
+}
+
+/// How far predictions are from the base's on the same tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Divergence {
+    /// The mean Kullback–Leibler divergence from the base, in nats per token.
+    pub mean_kl: f64,
+    /// Its standard error over segments.
+    pub stderr: Option<f64>,
+    /// The share of positions where both name the same most likely token.
+    pub top1_agreement: f64,
+    /// Over this many tokens.
+    pub tokens: u64,
+}
+
+/// One cell of the sweep. Where it failed, the reason stands and the figures are null.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Speed {
+    /// Sequences side by side.
+    pub batch: usize,
+    /// Prompt tokens of each.
+    pub prompt_tokens: usize,
+    /// Tokens generated for each.
+    pub generated_tokens: usize,
+    /// Tokens already in the cache before the prompt.
+    pub depth: usize,
+    /// Whether the cell has no numbers.
+    pub failed: bool,
+    /// Why.
+    pub reason: Option<String>,
+    /// Counted trials.
+    pub trials: usize,
+    /// Trials thrown away before them.
+    pub warmup_trials: usize,
+    /// What ended the sampling.
+    pub stop_reason: Option<String>,
+    /// Time to first token, one sample per trial.
+    pub ttft_ms: Option<Stats>,
+    /// Inter-token latency, one sample per decode step.
+    pub itl_ms: Option<Stats>,
+    /// Time per output token, (last − first) / (n − 1), one sample per trial.
+    pub tpot_ms: Option<Stats>,
+    /// Request handed over to last token, one sample per trial.
+    pub e2e_ms: Option<Stats>,
+    /// How the inter-token latencies are spread.
+    pub itl_histogram: Option<Histogram>,
+    /// Prompt tokens of the whole batch per second of prefill: sums over sums.
+    pub prefill_tokens_per_second: Option<f64>,
+    /// Its 95 % bootstrap interval over trials.
+    pub prefill_tokens_per_second_ci95: Option<Interval>,
+    /// Generated tokens of the whole batch, the first of each row aside, per second of decode: sums over sums.
+    pub decode_tokens_per_second: Option<f64>,
+    /// Its 95 % bootstrap interval over trials.
+    pub decode_tokens_per_second_ci95: Option<Interval>,
+    /// Decode rate over the base's in the same cell (prefill rate where nothing was decoded).
+    pub speedup_vs_base: Option<f64>,
+    /// Where the device memory went.
+    pub memory: Option<Memory>,
+    /// What the trials drew.
+    pub energy: Option<Energy>,
+    /// Whether no variant beats it in both quality and decode speed in this cell.
+    pub on_pareto_front: bool,
+}
+
+/// A summary of samples. A quantile is null where there are too few samples for it: p90 needs 10, p95 20, p99 100.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Stats {
+    /// The arithmetic mean.
+    pub mean: f64,
+    /// The median.
+    pub p50: f64,
+    /// The 90th percentile.
+    pub p90: Option<f64>,
+    /// The 95th percentile.
+    pub p95: Option<f64>,
+    /// The 99th percentile.
+    pub p99: Option<f64>,
+    /// The smallest sample.
+    pub min: f64,
+    /// The largest sample.
+    pub max: f64,
+    /// How many samples there are.
+    pub n: usize,
+    /// The lower end of the 95 % bootstrap interval of the median.
+    pub ci95_low: Option<f64>,
+    /// The upper end.
+    pub ci95_high: Option<f64>,
+}
+
+/// Counts over bins of one width.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Histogram {
+    /// Where the first bin begins.
+    pub low_ms: f64,
+    /// The width of a bin.
+    pub bin_ms: f64,
+    /// Samples in each bin.
+    pub counts: Vec<u64>,
+    /// Samples beyond the last bin.
+    pub above: u64,
+}
+
+/// A 95 % interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Interval {
+    /// The lower end.
+    pub low: f64,
+    /// The upper end.
+    pub high: f64,
+}
+
+/// Where the device memory went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Memory {
+    /// Weights with scales and zeros.
+    pub weights: Amount,
+    /// The key-value cache.
+    pub kv: Amount,
+    /// Scratch for activations at its high-water mark.
+    pub activations: Amount,
+    /// Everything this process holds on the device.
+    pub total: Amount,
+}
+
+/// One line of the memory ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Amount {
+    /// Computed before the run.
+    pub predicted_bytes: Option<u64>,
+    /// Found after it.
+    pub measured_bytes: Option<u64>,
+}
+
+/// What the trials drew.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum Energy {
+    /// Nothing is known.
+    Unavailable {
+        /// Why.
+        reason: String,
+    },
+    /// The device's own counter, gross.
+    Measured(EnergyUse),
+}
+
+/// Energy over all counted trials of a cell, gross unless it says net.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EnergyUse {
+    /// Drawn while prompts were processed.
+    pub prefill_joules: f64,
+    /// Drawn while tokens were generated.
+    pub decode_joules: f64,
+    /// Prompt tokens processed.
+    pub prompt_tokens: u64,
+    /// Tokens generated in the decode windows.
+    pub generated_tokens: u64,
+    /// Prefill energy per prompt token.
+    pub j_per_prompt_token: Option<f64>,
+    /// Decode energy per generated token.
+    pub j_per_generated_token: Option<f64>,
+    /// The same above the idle draw.
+    pub net_j_per_generated_token: Option<f64>,
+    /// The mean of sampled power.
+    pub mean_watts: Option<f64>,
+    /// The idle draw.
+    pub idle_watts: Option<f64>,
+    /// The mean clock of the multiprocessors.
+    pub sm_clock_mhz: Option<f64>,
+    /// The mean memory clock.
+    pub memory_clock_mhz: Option<f64>,
+    /// The highest temperature.
+    pub temperature_c: Option<f64>,
+    /// Reasons the device gave for lowering its clocks.
+    pub throttle_reasons: Vec<String>,
+}
+
+/// Whether a variant computes what it must.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Verification {
+    /// Whether at least one check ran and every one passed.
+    pub passed: bool,
+    /// Each check that ran.
+    pub checks: Vec<Check>,
+}
+
+/// One check of a variant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Check {
+    /// What was checked.
+    pub name: String,
+    /// Whether it held.
+    pub passed: bool,
+    /// The figures behind the verdict.
+    pub detail: String,
+}
+
+/// How loading went.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Load {
+    /// From opening the files to the last weight on the device, quantising included.
+    pub seconds: f64,
+    /// What was read.
+    pub bytes: u64,
+    /// Decimal gigabytes per second.
+    pub gb_per_s: Option<f64>,
+    /// The host memory high-water mark.
+    pub peak_host_bytes: Option<u64>,
+}

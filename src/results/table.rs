@@ -1,0 +1,383 @@
+//! A study in a terminal, in two parts: what the variants are and how good, then, cell by cell, how fast.
+
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{Cell as TableCell, CellAlignment, ContentArrangement, Table};
+
+use super::format::{self, NONE, or_none};
+use super::record::Cell;
+use super::study::{Perplexity, Speed, Study, Variant};
+use crate::units::{Bytes, three_digits};
+
+/// Marks a variant that nothing beats in both quality and speed.
+const MARK: &str = "●";
+
+/// The blanks that `comfy-table` puts around a cell.
+const PADDING: usize = 2;
+
+/// The shortest that a name is cut to.
+const SHORTEST_NAME: usize = 8;
+
+/// A column before it is laid out.
+#[derive(Debug, Clone)]
+pub(super) struct Column {
+    /// What stands above it; a second line holds the unit.
+    pub(super) head: String,
+    /// One text per row.
+    pub(super) cells: Vec<String>,
+    /// Columns with a lower weight go first when the width does not suffice.
+    weight: u8,
+}
+
+/// The whole study, at most `width` columns wide where that is possible at all.
+pub fn study(study: &Study, width: usize) -> String {
+    let mut parts = vec![quality(study, width)];
+    parts.extend(
+        study
+            .cells()
+            .into_iter()
+            .map(|cell| speed_in(study, cell, width)),
+    );
+    parts.retain(|part| !part.is_empty());
+    parts.extend(notes(study, width));
+    parts.join("\n")
+}
+
+/// The quality part alone: what `ppl` prints. Empty if there is no variant.
+pub fn quality(study: &Study, width: usize) -> String {
+    let columns = quality_columns(study);
+    if study.variants.is_empty() {
+        return String::new();
+    }
+    format!("{}\n{}\n", quality_title(study), laid_out(columns, width))
+}
+
+/// The speed part alone: what `bench` prints.
+pub fn speed(study: &Study, width: usize) -> String {
+    let mut parts: Vec<String> = study
+        .cells()
+        .into_iter()
+        .map(|cell| speed_in(study, cell, width))
+        .collect();
+    parts.extend(notes(study, width));
+    parts.join("\n")
+}
+
+fn speed_in(study: &Study, cell: Cell, width: usize) -> String {
+    let columns = speed_columns(study, cell);
+    format!("{}\n{}\n", cell_title(cell), laid_out(columns, width))
+}
+
+/// What the quality part is about, in one line.
+pub(super) fn quality_title(study: &Study) -> String {
+    let measured = study.variants.iter().find_map(|v| v.perplexity.as_ref());
+    let names = study.model_names();
+    match measured {
+        Some(p) => format!(
+            "{names} · {} · protocol {}, {} tokens of context, {} tokens scored",
+            p.text.name, p.protocol, p.context, p.tokens_scored
+        ),
+        None => names,
+    }
+}
+
+/// The shape of the work in words.
+pub(super) fn cell_title(cell: Cell) -> String {
+    let depth = match cell.depth {
+        0 => String::new(),
+        depth => format!(" · depth {depth}"),
+    };
+    format!(
+        "batch {} · prompt {} · generate {}{depth}",
+        cell.batch, cell.prompt, cell.generate
+    )
+}
+
+/// What the variants are and how good. Columns without a figure are left out.
+pub(super) fn quality_columns(study: &Study) -> Vec<Column> {
+    let axis = study.quality_axis;
+    let rows: Vec<&Variant> = study.variants.iter().collect();
+    let of = |head: &str, weight, figure: &dyn Fn(&Variant) -> Option<String>| {
+        column(head, weight, rows.iter().map(|variant| figure(variant)))
+    };
+    let scored = |figure: fn(&Perplexity) -> Option<String>| {
+        move |variant: &Variant| variant.perplexity.as_ref().and_then(figure)
+    };
+    let columns = vec![
+        of("variant", 255, &|v| Some(study.label(v))),
+        of("bits", 6, &|v| Some(v.scheme.bits.to_string())),
+        of("group", 3, &|v| v.scheme.group_size.map(|g| g.to_string())),
+        of("weights", 7, &|v| Some(Bytes(v.weight_bytes?).to_string())),
+        of(&format!("{} ± se", axis.short()), 10, &|v| {
+            let quality = study.quality(v)?;
+            Some(format::quality_with_error(
+                axis,
+                quality.value,
+                quality.stderr,
+            ))
+        }),
+        of("Δ ppl [95 % CI]", 9, &scored(|p| Some(interval(p)))),
+        of(
+            "change",
+            8,
+            &scored(|p| Some(format::change(p.delta_vs_base?.ratio))),
+        ),
+        of(
+            "KL to base\nnats/token",
+            5,
+            &scored(|p| Some(format::plain(p.divergence?.mean_kl))),
+        ),
+        of(
+            "same\ntop-1",
+            4,
+            &scored(|p| Some(format!("{:.1} %", 100.0 * p.divergence?.top1_agreement))),
+        ),
+    ];
+    filled(columns)
+}
+
+fn interval(perplexity: &Perplexity) -> String {
+    let Some(delta) = perplexity.delta_vs_base else {
+        return "base".to_owned();
+    };
+    let value = format::difference(delta.value);
+    match (delta.ci95_low, delta.ci95_high) {
+        (Some(low), Some(high)) => {
+            let [low, high] = [low, high].map(format::difference);
+            format!("{value} [{low}, {high}]")
+        }
+        _ => value,
+    }
+}
+
+/// How fast the variants are in one cell. Columns without a figure are left out.
+pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
+    let axis = study.quality_axis;
+    let rows: Vec<(&Variant, Option<&Speed>)> =
+        study.variants.iter().map(|v| (v, v.at(cell))).collect();
+    let of = |head: &str, weight, figure: &dyn Fn(&Speed) -> Option<String>| {
+        column(
+            head,
+            weight,
+            rows.iter().map(|(_, speed)| speed.and_then(figure)),
+        )
+    };
+    let columns = vec![
+        of("", 250, &|s| s.on_pareto_front.then(|| MARK.to_owned())).blank(),
+        column(
+            "variant",
+            255,
+            rows.iter().map(|(v, _)| Some(study.label(v))),
+        ),
+        column(
+            axis.short(),
+            4,
+            rows.iter()
+                .map(|(v, _)| Some(format::quality(axis, study.quality(v)?.value))),
+        ),
+        of("prefill\ntok/s", 7, &|s| {
+            s.prefill_tokens_per_second.map(three_digits)
+        }),
+        of("decode\ntok/s", 12, &|s| {
+            s.decode_tokens_per_second.map(three_digits)
+        }),
+        of("vs base", 11, &|s| s.speedup_vs_base.map(format::factor)),
+        of("ITL p50\nms", 10, &|s| Some(format::plain(s.itl_ms?.p50))),
+        of("ITL p99\nms", 3, &|s| s.itl_ms?.p99.map(format::plain)),
+        of("TTFT p50\nms", 9, &|s| Some(format::plain(s.ttft_ms?.p50))),
+        of("memory", 8, &|s| Some(s.memory?.total.best()?.to_string())),
+        of("energy\nJ/token", 6, &|s| {
+            s.energy_use()?.j_per_generated_token.map(format::plain)
+        }),
+    ];
+    filled(columns)
+}
+
+fn column(head: &str, weight: u8, cells: impl Iterator<Item = Option<String>>) -> Column {
+    Column {
+        head: head.to_owned(),
+        cells: cells.map(|cell| or_none(cell, |text| text)).collect(),
+        weight,
+    }
+}
+
+impl Column {
+    /// Nothing instead of a dash.
+    fn blank(mut self) -> Self {
+        for cell in &mut self.cells {
+            if cell == NONE {
+                cell.clear();
+            }
+        }
+        self
+    }
+
+    fn width(&self) -> usize {
+        let lines = self
+            .head
+            .lines()
+            .chain(self.cells.iter().map(String::as_str));
+        lines.map(|line| line.chars().count()).max().unwrap_or(0)
+    }
+}
+
+/// Without the columns that say nothing.
+fn filled(mut columns: Vec<Column>) -> Vec<Column> {
+    columns.retain(|column| {
+        column
+            .cells
+            .iter()
+            .any(|cell| cell != NONE && !cell.is_empty())
+    });
+    columns
+}
+
+fn laid_out(mut columns: Vec<Column>, width: usize) -> String {
+    fit(&mut columns, width);
+    let mut table = Table::new();
+    table
+        .load_style(UTF8_HORIZONTAL_ONLY)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .force_no_tty()
+        .set_header(columns.iter().map(|column| column.head.clone()));
+    for row in 0..columns.first().map_or(0, |column| column.cells.len()) {
+        table.add_row(
+            columns
+                .iter()
+                .map(|column| TableCell::new(&column.cells[row])),
+        );
+    }
+    let names = columns.iter().position(|column| column.head == "variant");
+    for (place, column) in table.column_iter_mut().enumerate() {
+        if Some(place) != names {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.trim_fmt()
+}
+
+/// Drops the lightest columns until the rest fits, then cuts names.
+fn fit(columns: &mut Vec<Column>, width: usize) {
+    let total = |columns: &[Column]| -> usize {
+        columns.iter().map(|column| column.width() + PADDING).sum()
+    };
+    // A long name is cut before a figure is lost, but only as far as half of the width.
+    shorten_names(columns, width / 3);
+    while total(columns) > width && columns.len() > 2 {
+        let lightest = (0..columns.len()).min_by_key(|&i| columns[i].weight);
+        columns.remove(lightest.expect("there are columns"));
+    }
+    let excess = total(columns).saturating_sub(width);
+    let name = columns.iter().find(|column| column.head == "variant");
+    if let (Some(name), true) = (name, excess > 0) {
+        let most = name.width().saturating_sub(excess).max(SHORTEST_NAME);
+        shorten_names(columns, most);
+    }
+}
+
+fn shorten_names(columns: &mut [Column], most: usize) {
+    for column in columns.iter_mut().filter(|column| column.head == "variant") {
+        for cell in &mut column.cells {
+            *cell = format::shortened(cell, most.max(SHORTEST_NAME));
+        }
+    }
+}
+
+/// What the marks mean, and why figures are missing.
+fn notes(study: &Study, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    if study.variants.iter().any(|variant| variant.on_pareto_front) {
+        let axis = study.quality_axis.name();
+        lines.push(format!(
+            "{MARK} on the Pareto front of {axis} and decode tok/s"
+        ));
+    }
+    for variant in &study.variants {
+        let label = study.label(variant);
+        if let Some(reason) = &variant.reason {
+            let verb = if variant.failed {
+                "failed"
+            } else {
+                "has no perplexity"
+            };
+            lines.push(format!("{label} {verb}: {reason}"));
+        }
+        for speed in &variant.speed {
+            if let Some(reason) = &speed.reason {
+                lines.push(format!("{label}, {}: {reason}", cell_title(speed.cell())));
+            }
+        }
+    }
+    // Reasons come from far below and may be long; the whole text is in study.json.
+    lines
+        .iter()
+        .map(|line| format::shortened(line, width.max(20)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::fixture;
+
+    fn widest(text: &str) -> usize {
+        text.lines()
+            .map(|line| line.chars().count())
+            .max()
+            .unwrap_or(0)
+    }
+
+    #[test]
+    fn the_table_fits_the_terminal() {
+        let usual = fixture::study();
+        for width in [60, 80, 100, 140] {
+            for shown in [
+                study(&usual, width),
+                study(&fixture::extreme_study(), width),
+            ] {
+                assert!(widest(&shown) <= width, "{width}:\n{shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_hundred_columns_hold_every_speed_figure() {
+        let shown = study(&fixture::study(), 100);
+        for head in [
+            "variant",
+            "bits",
+            "weights",
+            "ppl ± se",
+            "95 % CI",
+            "prefill",
+            "decode",
+            "vs base",
+        ] {
+            assert!(shown.contains(head), "{head}:\n{shown}");
+        }
+        for head in [
+            "ITL p50",
+            "TTFT p50",
+            "memory",
+            "J/token",
+            "● on the Pareto front",
+        ] {
+            assert!(shown.contains(head), "{head}:\n{shown}");
+        }
+        assert!(shown.contains("batch 64 · prompt 512 · generate 128"));
+    }
+
+    #[test]
+    fn what_failed_is_said_below() {
+        let shown = study(&fixture::small_study(), 100);
+        assert!(shown.contains("w8a8 failed: out of memory"), "{shown}");
+    }
+
+    #[test]
+    fn parts_stand_alone() {
+        let usual = fixture::study();
+        assert!(!quality(&usual, 100).contains("decode"));
+        assert!(!speed(&usual, 100).contains("95 % CI"));
+        let empty = Study::from_records(fixture::environment(), vec![], &[]);
+        assert_eq!(study(&empty, 100), "");
+    }
+}

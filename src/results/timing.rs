@@ -1,0 +1,284 @@
+//! From the samples of a cell to its figures.
+
+use super::record;
+use super::study::{Amount, Energy, EnergyUse, Histogram, Interval, Memory, Speed, Stats};
+use crate::stats::{self, Ratio, Summary};
+use crate::units::{Bytes, Seconds};
+
+/// Bins of an inter-token histogram.
+const BINS: usize = 48;
+
+/// A cell without numbers.
+pub(super) fn failed(cell: record::Cell, reason: &str) -> Speed {
+    Speed {
+        failed: true,
+        reason: Some(reason.to_owned()),
+        ..empty(cell)
+    }
+}
+
+/// The figures of a measured cell; the comparison to a base and the front come later.
+pub(super) fn measured(cell: record::Cell, speed: &record::Speed) -> Speed {
+    let trials = &speed.trials;
+    let each = |figure: fn(&record::Trial) -> Option<Seconds>| {
+        let samples: Vec<f64> = trials
+            .iter()
+            .filter_map(figure)
+            .map(Seconds::millis)
+            .collect();
+        Summary::of(&samples).map(Stats::from)
+    };
+    let gaps: Vec<Vec<f64>> = trials
+        .iter()
+        .map(|trial| trial.itl.iter().map(|gap| gap.millis()).collect())
+        .collect();
+    let prefill = rates(trials, |trial| (cell.batch * cell.prompt, trial.prefill));
+    let decode = rates(trials, |trial| (cell.batch * trial.itl.len(), trial.decode));
+    Speed {
+        trials: trials.len(),
+        warmup_trials: speed.warmup_trials,
+        stop_reason: speed.stop_reason.clone(),
+        ttft_ms: each(|trial| (trial.ttft.0 > 0.0).then_some(trial.ttft)),
+        itl_ms: Summary::of_trials(&gaps).map(Stats::from),
+        tpot_ms: each(|trial| {
+            let steps = trial.itl.len();
+            (steps > 0).then(|| Seconds(trial.decode.0 / steps as f64))
+        }),
+        e2e_ms: each(|trial| Some(trial.e2e)),
+        itl_histogram: histogram(gaps.concat()),
+        prefill_tokens_per_second: stats::rate(&prefill),
+        prefill_tokens_per_second_ci95: stats::rate_interval(&prefill).map(Interval::from),
+        decode_tokens_per_second: stats::rate(&decode),
+        decode_tokens_per_second_ci95: stats::rate_interval(&decode).map(Interval::from),
+        memory: Some(speed.memory.into()),
+        energy: Some(energy(&speed.energy)),
+        ..empty(cell)
+    }
+}
+
+fn empty(cell: record::Cell) -> Speed {
+    Speed {
+        batch: cell.batch,
+        prompt_tokens: cell.prompt,
+        generated_tokens: cell.generate,
+        depth: cell.depth,
+        failed: false,
+        reason: None,
+        trials: 0,
+        warmup_trials: 0,
+        stop_reason: None,
+        ttft_ms: None,
+        itl_ms: None,
+        tpot_ms: None,
+        e2e_ms: None,
+        itl_histogram: None,
+        prefill_tokens_per_second: None,
+        prefill_tokens_per_second_ci95: None,
+        decode_tokens_per_second: None,
+        decode_tokens_per_second_ci95: None,
+        speedup_vs_base: None,
+        memory: None,
+        energy: None,
+        on_pareto_front: false,
+    }
+}
+
+/// Tokens and seconds of each trial; empty if no trial has tokens, so that no rate of zero is claimed.
+fn rates(
+    trials: &[record::Trial],
+    figure: impl Fn(&record::Trial) -> (usize, Seconds),
+) -> Vec<Ratio> {
+    trials
+        .iter()
+        .map(figure)
+        .filter(|(tokens, _)| *tokens > 0)
+        .map(|(tokens, time)| Ratio {
+            part: tokens as f64,
+            whole: time.0,
+        })
+        .collect()
+}
+
+/// Counts up to a little beyond the 99th percentile, so that one hiccup does not squeeze the rest into a single bin.
+fn histogram(mut samples: Vec<f64>) -> Option<Histogram> {
+    if samples.is_empty() || samples.iter().any(|x| !x.is_finite()) {
+        return None;
+    }
+    samples.sort_unstable_by(f64::total_cmp);
+    let low = samples[0];
+    let last = samples[samples.len() - 1];
+    let high =
+        stats::quantile(&samples, 0.99).map_or(last, |p99| (p99 + 0.25 * (p99 - low)).min(last));
+    let bin = (high - low) / BINS as f64;
+    if bin <= 0.0 {
+        return Some(Histogram {
+            low_ms: low,
+            bin_ms: 0.0,
+            counts: vec![samples.len() as u64],
+            above: 0,
+        });
+    }
+    let mut counts = vec![0; BINS];
+    let mut above = 0;
+    for x in samples {
+        match ((x - low) / bin) as usize {
+            place if place < BINS => counts[place] += 1,
+            _ if x <= high => counts[BINS - 1] += 1,
+            _ => above += 1,
+        }
+    }
+    Some(Histogram {
+        low_ms: low,
+        bin_ms: bin,
+        counts,
+        above,
+    })
+}
+
+fn energy(energy: &record::Energy) -> Energy {
+    match energy {
+        record::Energy::Unavailable { reason } => Energy::Unavailable {
+            reason: reason.clone(),
+        },
+        record::Energy::Measured(used) => Energy::Measured(EnergyUse {
+            prefill_joules: used.prefill.0,
+            decode_joules: used.decode.0,
+            prompt_tokens: used.prompt_tokens,
+            generated_tokens: used.generated_tokens,
+            j_per_prompt_token: used.per_prompt_token(),
+            j_per_generated_token: used.per_generated_token(),
+            net_j_per_generated_token: used.net_per_generated_token(),
+            mean_watts: used.mean_power.map(|power| power.0),
+            idle_watts: used.idle_power.map(|power| power.0),
+            sm_clock_mhz: used.sm_clock_mhz,
+            memory_clock_mhz: used.memory_clock_mhz,
+            temperature_c: used.temperature_c,
+            throttle_reasons: used.throttle_reasons.clone(),
+        }),
+    }
+}
+
+impl From<Summary> for Stats {
+    fn from(summary: Summary) -> Self {
+        Self {
+            mean: summary.mean,
+            p50: summary.p50,
+            p90: summary.p90,
+            p95: summary.p95,
+            p99: summary.p99,
+            min: summary.min,
+            max: summary.max,
+            n: summary.n,
+            ci95_low: summary.median_interval.map(|ends| ends.low),
+            ci95_high: summary.median_interval.map(|ends| ends.high),
+        }
+    }
+}
+
+impl From<stats::Interval> for Interval {
+    fn from(interval: stats::Interval) -> Self {
+        Self {
+            low: interval.low,
+            high: interval.high,
+        }
+    }
+}
+
+impl From<record::Memory> for Memory {
+    fn from(memory: record::Memory) -> Self {
+        Self {
+            weights: memory.weights.into(),
+            kv: memory.kv.into(),
+            activations: memory.activations.into(),
+            total: memory.total.into(),
+        }
+    }
+}
+
+impl From<record::Amount> for Amount {
+    fn from(amount: record::Amount) -> Self {
+        Self {
+            predicted_bytes: amount.predicted.map(|bytes| bytes.0),
+            measured_bytes: amount.measured.map(|bytes| bytes.0),
+        }
+    }
+}
+
+impl Amount {
+    /// What was measured, or else predicted.
+    pub fn best(self) -> Option<Bytes> {
+        self.measured_bytes.or(self.predicted_bytes).map(Bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trial(ttft: f64, steps: &[f64]) -> record::Trial {
+        let itl: Vec<Seconds> = steps.iter().copied().map(Seconds).collect();
+        let decode = itl.iter().copied().sum();
+        record::Trial {
+            ttft: Seconds(ttft),
+            prefill: Seconds(ttft / 2.0),
+            decode,
+            e2e: Seconds(ttft) + decode,
+            itl,
+        }
+    }
+
+    fn speed(trials: Vec<record::Trial>) -> record::Speed {
+        record::Speed {
+            trials,
+            warmup_trials: 1,
+            stop_reason: None,
+            memory: record::Memory::default(),
+            energy: record::Energy::Unavailable {
+                reason: "not asked".to_owned(),
+            },
+        }
+    }
+
+    const CELL: record::Cell = record::Cell {
+        batch: 2,
+        prompt: 100,
+        generate: 3,
+        depth: 0,
+    };
+
+    #[test]
+    fn rates_count_the_whole_batch_and_latencies_one_step() {
+        let trials = vec![trial(0.2, &[0.01, 0.03]), trial(0.4, &[0.02, 0.02])];
+        let figures = measured(CELL, &speed(trials));
+        // 2 × 2 × 100 tokens in 0.1 + 0.2 s; 2 × 2 × 2 tokens in 0.08 s.
+        assert!((figures.prefill_tokens_per_second.unwrap() - 400.0 / 0.3).abs() < 1e-9);
+        assert!((figures.decode_tokens_per_second.unwrap() - 100.0).abs() < 1e-9);
+        assert_eq!(figures.itl_ms.unwrap().n, 4);
+        assert!((figures.tpot_ms.unwrap().mean - 20.0).abs() < 1e-9);
+        assert!((figures.ttft_ms.unwrap().p50 - 300.0).abs() < 1e-9);
+        assert_eq!(figures.ttft_ms.unwrap().p90, None);
+    }
+
+    #[test]
+    fn a_cell_without_decode_has_no_decode_figures() {
+        let figures = measured(CELL, &speed(vec![trial(0.2, &[])]));
+        assert_eq!(figures.itl_ms, None);
+        assert_eq!(figures.tpot_ms, None);
+        assert_eq!(figures.decode_tokens_per_second, None);
+        assert_eq!(figures.itl_histogram, None);
+        assert!(figures.prefill_tokens_per_second.is_some());
+        let nothing = measured(CELL, &speed(vec![]));
+        assert_eq!(nothing.prefill_tokens_per_second, None);
+    }
+
+    #[test]
+    fn a_histogram_counts_every_sample_once() {
+        let mut samples: Vec<f64> = (0..1000).map(|i| 10.0 + f64::from(i % 50) / 10.0).collect();
+        samples.push(500.0);
+        let h = histogram(samples).unwrap();
+        assert_eq!(h.counts.iter().sum::<u64>() + h.above, 1001);
+        assert_eq!(h.above, 1);
+        assert!(h.low_ms + h.bin_ms * BINS as f64 <= 17.0);
+        assert_eq!(histogram(vec![2.0; 7]).unwrap().counts, [7]);
+    }
+}

@@ -1,0 +1,164 @@
+//! Questions that tables and charts ask a study.
+
+use super::record::Cell;
+use super::study::{Energy, EnergyUse, QualityAxis, Speed, Study, Variant};
+
+/// A figure on the quality axis.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Quality {
+    /// Perplexity or bits per byte.
+    pub value: f64,
+    /// Its standard error over segments.
+    pub stderr: Option<f64>,
+}
+
+impl QualityAxis {
+    /// The name in running text.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Perplexity => "perplexity",
+            Self::BitsPerByte => "bits per byte",
+        }
+    }
+
+    /// The name at the head of a column.
+    pub const fn short(self) -> &'static str {
+        match self {
+            Self::Perplexity => "ppl",
+            Self::BitsPerByte => "bits/B",
+        }
+    }
+}
+
+impl Study {
+    /// Where a variant stands on the study's quality axis.
+    pub fn quality(&self, variant: &Variant) -> Option<Quality> {
+        let perplexity = variant.perplexity.as_ref()?;
+        Some(match self.quality_axis {
+            QualityAxis::Perplexity => Quality {
+                value: perplexity.value,
+                stderr: perplexity.stderr,
+            },
+            QualityAxis::BitsPerByte => Quality {
+                value: perplexity.bits_per_byte?,
+                stderr: perplexity.bits_per_byte_stderr,
+            },
+        })
+    }
+
+    /// Every cell that some variant has, in the order of depth, prompt, generated tokens and batch.
+    pub fn cells(&self) -> Vec<Cell> {
+        let mut cells: Vec<Cell> = self
+            .variants
+            .iter()
+            .flat_map(|variant| variant.speed.iter().map(Speed::cell))
+            .collect();
+        cells.sort_by_key(|cell| (cell.depth, cell.prompt, cell.generate, cell.batch));
+        cells.dedup();
+        cells
+    }
+
+    /// The shortest name that tells a variant from the others: the engine and the model are added where they differ.
+    pub fn label(&self, variant: &Variant) -> String {
+        let mut label = variant.name.clone();
+        if self
+            .variants
+            .iter()
+            .any(|other| other.engine != variant.engine)
+        {
+            label = format!("{label} · {}", variant.engine);
+        }
+        if self.models.len() > 1 {
+            let short = variant.model.rsplit('/').next().unwrap_or(&variant.model);
+            label = format!("{short} {label}");
+        }
+        label
+    }
+
+    /// The variant that this one is compared with.
+    pub fn base_of(&self, variant: &Variant) -> Option<&Variant> {
+        self.variants
+            .iter()
+            .find(|other| other.base && other.model == variant.model)
+    }
+
+    /// The names of the models, with commas.
+    pub fn model_names(&self) -> String {
+        let names: Vec<&str> = if self.models.is_empty() {
+            self.model.iter().map(|model| model.name.as_str()).collect()
+        } else {
+            self.models
+                .iter()
+                .map(|model| model.name.as_str())
+                .collect()
+        };
+        names.join(", ")
+    }
+
+    /// The command as one could paste it into a shell.
+    pub fn command_line(&self) -> String {
+        let quoted: Vec<String> = self.command.iter().map(|word| shell_quoted(word)).collect();
+        quoted.join(" ")
+    }
+}
+
+impl Variant {
+    /// The measurement in one cell.
+    pub fn at(&self, cell: Cell) -> Option<&Speed> {
+        self.speed.iter().find(|speed| speed.cell() == cell)
+    }
+}
+
+impl Speed {
+    /// The shape of the work.
+    pub fn cell(&self) -> Cell {
+        Cell {
+            batch: self.batch,
+            prompt: self.prompt_tokens,
+            generate: self.generated_tokens,
+            depth: self.depth,
+        }
+    }
+
+    /// The energy, where it was measured.
+    pub fn energy_use(&self) -> Option<&EnergyUse> {
+        match &self.energy {
+            Some(Energy::Measured(energy)) => Some(energy),
+            _ => None,
+        }
+    }
+}
+
+/// A word as a POSIX shell reads it back.
+fn shell_quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::fixture;
+
+    #[test]
+    fn a_command_can_be_pasted() {
+        let quoted = ["study", "--out=a b", "it's", "", "512-8192*2"].map(shell_quoted);
+        assert_eq!(
+            quoted,
+            ["study", "'--out=a b'", r"'it'\''s'", "''", "'512-8192*2'"]
+        );
+    }
+
+    #[test]
+    fn labels_say_what_differs_and_no_more() {
+        let mut study = fixture::study();
+        assert_eq!(study.label(&study.variants[1]), "int8");
+        study.variants[0].engine = "candle".to_owned();
+        assert_eq!(study.label(&study.variants[0]), "bf16 · candle");
+        assert_eq!(study.label(&study.variants[1]), "int8 · candlepower");
+    }
+}

@@ -1,0 +1,188 @@
+//! One cell of a sweep: warm up, repeat, keep every sample.
+//!
+//! Inside the timer: handing the tokens over, the forward pass, picking the next token, and its way to the host.
+//! Outside: making prompts, allocating, filling the cache to the wanted depth.
+
+use std::sync::Arc;
+
+use super::plan::{Plan, positions};
+use super::prompts::random_tokens;
+use super::runner::Runner;
+use crate::engine::Limits;
+use crate::error::Result;
+use crate::kernels::Device;
+use crate::measure::energy::energy_in;
+use crate::measure::interrupt::Interrupt;
+use crate::measure::memory::HostMemory;
+use crate::measure::sampler::{DEFAULT_PERIOD, PowerSource, Sampler};
+use crate::measure::trial;
+use crate::measure::window::Window;
+use crate::results::record::{Amount, Cell, Energy, EnergyUse, Memory, Speed, Trial};
+use crate::units::{Bytes, Clock};
+
+/// Chunks of a prompt that the CPU and a GPU take by default: large enough to be limited by arithmetic.
+const CPU_CHUNK: usize = 512;
+#[cfg(feature = "cuda")]
+const GPU_CHUNK: usize = 8192;
+
+/// Prompts of this trial number fill the cache before the first one.
+const DEPTH_TRIAL: u64 = u32::MAX as u64;
+
+/// What timing needs beside the model.
+pub(super) struct Bench<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) device: &'a Device,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) interrupt: &'a Interrupt,
+    pub(super) power: &'a PowerSource,
+    pub(super) vocab: usize,
+}
+
+/// The engine's limits for a cell.
+pub(super) fn limits(plan: &Plan, device: &Device, cell: &Cell) -> Limits {
+    let chunk = plan.chunk.unwrap_or(match device {
+        Device::Cpu => CPU_CHUNK,
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => GPU_CHUNK,
+    });
+    Limits::new(cell.batch, positions(cell), chunk)
+}
+
+impl Bench<'_> {
+    /// Times one cell; `progress` is told the share that is done.
+    pub(super) fn cell(
+        &self,
+        runner: &mut Runner,
+        cell: &Cell,
+        predicted: Option<crate::engine::Footprint>,
+        mut progress: impl FnMut(f64),
+    ) -> Result<Speed> {
+        runner.prepare(limits(self.plan, self.device, cell))?;
+        if cell.depth > 0 {
+            runner.prefill(&self.prompts(cell, DEPTH_TRIAL, cell.depth), 0)?;
+        }
+        let clock = &*self.clock;
+        let mut number = 0;
+        let mut one = |runner: &mut Runner| {
+            number += 1;
+            self.trial(runner, cell, number)
+        };
+        let warmup_trials = self.plan.warm_up.run(clock, self.interrupt, |_| one(runner).map(|_| ()))?;
+        let begin = clock.now();
+        let trials = trial::run(&self.plan.rule, clock, self.interrupt, |i| {
+            let result = one(runner);
+            let rule = &self.plan.rule;
+            let counted = (i + 1) as f64 / rule.min_trials.max(1) as f64;
+            let timed = (clock.now() - begin).0 / rule.min_time.0.max(1e-9);
+            progress(counted.min(timed).min(1.0));
+            result
+        })?;
+        let memory = self.memory(runner, predicted);
+        let energy = self.energy(runner, cell)?;
+        let stop_reason = Some(trials.stopped.name().to_owned());
+        Ok(Speed { trials: trials.values, warmup_trials, stop_reason, memory, energy })
+    }
+
+    fn prompts(&self, cell: &Cell, trial: u64, count: usize) -> Vec<Vec<u32>> {
+        let row = |row| random_tokens(self.plan.seed, trial, row, count, self.vocab);
+        (0..cell.batch as u64).map(row).collect()
+    }
+
+    /// A batch of prompts in, `generate` tokens of each out, every one stamped as it becomes visible here.
+    fn trial(&self, runner: &mut Runner, cell: &Cell, number: u64) -> Result<Trial> {
+        let mut prompts = self.prompts(cell, number, cell.prompt);
+        if matches!(runner, Runner::Candle(_)) && cell.depth > 0 {
+            // candle's models start every sequence anew: the depth is part of the prompt, and of the time.
+            let depth = self.prompts(cell, DEPTH_TRIAL, cell.depth);
+            prompts = depth.into_iter().zip(prompts).map(|(d, p)| [d, p].concat()).collect();
+        }
+        let clock = &*self.clock;
+        let start = clock.now();
+        let mut tokens = runner.prefill(&prompts, cell.depth)?;
+        let first = clock.now();
+        let mut last = first;
+        let mut itl = Vec::with_capacity(cell.generate);
+        for step in 1..cell.generate {
+            tokens = runner.decode(&tokens, cell.depth + cell.prompt + step - 1)?;
+            let now = clock.now();
+            itl.push(now - last);
+            last = now;
+        }
+        let ttft = first - start;
+        Ok(Trial { ttft, prefill: ttft, decode: last - first, e2e: last - start, itl })
+    }
+
+    fn memory(&self, runner: &Runner, predicted: Option<crate::engine::Footprint>) -> Memory {
+        let held = runner.footprint();
+        let amount = |pick: fn(&crate::engine::Footprint) -> Bytes| Amount {
+            predicted: predicted.as_ref().map(pick),
+            measured: held.as_ref().map(pick),
+        };
+        // On a GPU, what is used of it now; on the CPU, what this process has resident.
+        let total = match self.device.memory() {
+            Some((free, total)) => Some(Bytes(total - free)),
+            None => HostMemory::now().resident,
+        };
+        Memory {
+            weights: Amount { measured: Some(runner.weight_bytes()), ..amount(|f| f.weights) },
+            kv: amount(|f| f.kv),
+            activations: amount(|f| f.activations),
+            total: Amount { measured: total, ..amount(crate::engine::Footprint::total) },
+        }
+    }
+
+    /// Prefill alone, then decode alone, each repeated for long enough that the counter can tell.
+    fn energy(&self, runner: &mut Runner, cell: &Cell) -> Result<Energy> {
+        if let PowerSource::None(why) = self.power {
+            return Ok(Energy::Unavailable { reason: why.reason.clone() });
+        }
+        let sampler = Sampler::start(self.power, DEFAULT_PERIOD, Arc::clone(&self.clock));
+        let prompts = self.prompts(cell, 0, cell.prompt);
+        let mut tokens = Vec::new();
+        let (prefill, passes) = self.repeat(|| {
+            tokens = runner.prefill(&prompts, cell.depth)?;
+            Ok(1)
+        })?;
+        let (decode, steps) = self.repeat(|| {
+            for step in 1..cell.generate.max(2) {
+                tokens = runner.decode(&tokens, cell.depth + cell.prompt + step - 1)?;
+            }
+            Ok(cell.generate.max(2) - 1)
+        })?;
+        let tape = sampler.stop();
+        let (in_prefill, in_decode) = (energy_in(&tape, prefill), energy_in(&tape, decode));
+        let (joules_prefill, joules_decode) = match (in_prefill.gross(), in_decode.gross()) {
+            (Ok((a, _)), Ok((b, _))) => (a, b),
+            (Err(why), _) | (_, Err(why)) => return Ok(Energy::Unavailable { reason: why.reason.clone() }),
+        };
+        let conditions = tape.conditions(Window::new(prefill.begin, decode.end));
+        Ok(Energy::Measured(EnergyUse {
+            prefill: joules_prefill,
+            decode: joules_decode,
+            prefill_time: prefill.duration(),
+            decode_time: decode.duration(),
+            prompt_tokens: (passes * cell.batch * cell.prompt) as u64,
+            generated_tokens: (steps * cell.batch) as u64,
+            mean_power: in_decode.power(),
+            idle_power: None,
+            sm_clock_mhz: conditions.sm_clock_mhz,
+            memory_clock_mhz: conditions.memory_clock_mhz,
+            temperature_c: conditions.temperature_celsius.map(|(first, last)| f64::from(first.max(last))),
+            throttle_reasons: conditions.throttled.iter().map(|(name, _)| (*name).to_owned()).collect(),
+        }))
+    }
+
+    /// Calls `work` for the length of an energy window; gives the window and the sum of what it returned.
+    fn repeat(&self, mut work: impl FnMut() -> Result<usize>) -> Result<(Window, usize)> {
+        let begin = self.clock.now();
+        let mut sum = 0;
+        loop {
+            self.interrupt.check()?;
+            sum += work()?;
+            let end = self.clock.now();
+            if end - begin >= self.plan.energy_window {
+                return Ok((Window::new(begin, end), sum));
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Facts about model, variant and machine in the terms of records.
+
+use crate::error::Result;
+use crate::kernels::Device;
+use crate::measure::{self, GpuSelector};
+use crate::model::{HostSliceMut, Model};
+use crate::results::environment::{Cpu, Device as DeviceFacts, Environment};
+use crate::results::record::{self, Scheme};
+use crate::scheme::{Activations, DType, Variant, WeightScheme};
+
+/// How NVML names the GPU that `device` is; `None` on the CPU.
+pub(super) fn selector(device: &Device) -> Option<GpuSelector> {
+    match device {
+        Device::Cpu => None,
+        #[cfg(feature = "cuda")]
+        Device::Cuda(gpu) => Some(GpuSelector::from_cuda_uuid(gpu.uuid())),
+    }
+}
+
+/// Program, machine and moment, for a study on `device`.
+pub fn environment(device: &Device) -> Environment {
+    let facts = measure::Environment::gather(selector(device).as_ref());
+    let gpu = facts.gpu.as_ref().ok();
+    let mut extra: std::collections::BTreeMap<String, String> =
+        facts.variables.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    extra.insert("simd".into(), crate::kernels::SimdLevel::detect().name().into());
+    let system = &facts.system;
+    let os = [system.name.as_deref(), system.kernel.as_deref(), Some(system.architecture)];
+    Environment {
+        tool_version: facts.tool.version.to_owned(),
+        git_commit: facts.tool.commit.map(str::to_owned),
+        features: facts.tool.features.iter().map(|&f| f.to_owned()).collect(),
+        device: DeviceFacts {
+            name: Some(device_name(device, &facts)),
+            kind: Some(device.kind().to_owned()),
+            memory_bytes: match device.memory() {
+                Some((_, total)) => Some(total),
+                None => facts.memory.map(|m| m.0),
+            },
+            driver: gpu.and_then(|g| g.driver.clone()),
+            cuda: gpu.and_then(|g| g.cuda_driver.clone()),
+            compute_capability: compute_capability(device),
+            multiprocessors: None,
+            power_limit_watts: gpu.and_then(|g| g.power_limit).map(|w| w.0),
+        },
+        cpu: Cpu {
+            model: facts.cpu.model.clone(),
+            cores: facts.cpu.usable_threads,
+            memory_bytes: facts.memory.map(|m| m.0),
+        },
+        os: Some(os.into_iter().flatten().collect::<Vec<_>>().join(", ")),
+        started: Some(facts.started.clone()),
+        threads: Some(facts.cpu.pool_threads),
+        ceilings: None,
+        extra,
+    }
+}
+
+fn device_name(device: &Device, facts: &measure::Environment) -> String {
+    match device {
+        Device::Cpu => facts.cpu.model.clone().unwrap_or_else(|| "CPU".into()),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(gpu) => gpu.name().to_owned(),
+    }
+}
+
+fn compute_capability(device: &Device) -> Option<String> {
+    match device {
+        Device::Cpu => None,
+        #[cfg(feature = "cuda")]
+        Device::Cuda(gpu) => {
+            let (major, minor) = gpu.compute_capability();
+            Some(format!("{major}.{minor}"))
+        }
+    }
+}
+
+/// The model by content: its configuration, and the first and last row of every tensor. Enough to tell checkpoints
+/// apart without reading all of a large one.
+pub(super) fn model(model: &Model) -> Result<record::Model> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(format!("{:?}", model.config).as_bytes());
+    for tensor in model.config.tensors() {
+        hasher.update(tensor.name.as_bytes());
+        let rows = if tensor.shape.len() == 1 { 1 } else { tensor.shape[0] };
+        let mut row = vec![0.0_f32; *tensor.shape.last().unwrap_or(&0)];
+        for i in [0, rows - 1] {
+            model.weights.read_rows(&tensor.name, i..i + 1, HostSliceMut::F32(&mut row))?;
+            hasher.update(bytemuck::cast_slice(&row));
+        }
+    }
+    let tokenizer = model.tokenizer.as_ref().map_or_else(|| "none".to_owned(), |t| t.digest());
+    Ok(record::Model {
+        name: model.name.clone(),
+        revision: model.origin.revision.clone(),
+        digest: format!("blake3-rows:{}", hasher.finalize().to_hex()),
+        tokenizer_digest: tokenizer,
+        parameters: Some(model.config.parameters()),
+    })
+}
+
+/// The scheme of a variant whose weights come in precision `source`.
+pub(super) fn scheme(variant: &Variant, source: Option<DType>) -> Scheme {
+    let scheme = variant.scheme();
+    let packed = !matches!(variant.weights, WeightScheme::Plain(_));
+    Scheme {
+        bits: scheme.bits,
+        group_size: scheme.group_size,
+        symmetric: scheme.symmetric,
+        activations: match scheme.activations {
+            Activations::Float => "float".to_owned(),
+            Activations::Int8PerToken => "int8-per-token".to_owned(),
+        },
+        method: scheme.method.name().to_owned(),
+        scale_dtype: source.filter(|_| packed).map(|dtype| dtype.name().to_owned()),
+    }
+}

@@ -1,0 +1,20 @@
+//! Where both sides meet: what to run ([`Plan`]), running one point of it, and putting points on record. Prints
+//! nothing: progress goes to a [`Watcher`].
+
+mod bench;
+mod ceilings;
+mod facts;
+mod plan;
+mod prompts;
+mod quality;
+mod run;
+mod runner;
+mod verify;
+
+pub use ceilings::{Ceiling, ceilings};
+pub use facts::environment;
+pub use plan::{DeviceChoice, EngineKind, Plan, QualityPlan, open_device};
+pub use prompts::random_tokens;
+pub use quality::{read_text, score};
+pub use run::{Outcome, Stage, Watcher, run};
+pub use runner::activation_dtype;

@@ -1,0 +1,137 @@
+//! What a run is to measure, checked before anything is loaded.
+
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+use crate::kernels::Device;
+use crate::measure::trial::{StopRule, WarmUp};
+use crate::model::ModelSpec;
+use crate::quality::{Protocol, TextFormat};
+use crate::results::record::Cell;
+use crate::scheme::{DType, Variant};
+use crate::units::Seconds;
+
+/// Everything that a run is told.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The models; each one's first variant is its base.
+    pub models: Vec<ModelSpec>,
+    /// The variants of each.
+    pub variants: Vec<Variant>,
+    /// The cells of each variant, in the order in which they run.
+    pub cells: Vec<Cell>,
+    /// The text to score, if any.
+    pub quality: Option<QualityPlan>,
+    /// The type of activations and cache; the device's default where `None`.
+    pub act: Option<DType>,
+    /// What runs the model.
+    pub engine: EngineKind,
+    /// Tokens of one step; longer prompts go in chunks. The device's default where `None`.
+    pub chunk: Option<usize>,
+    /// How often a cell is repeated.
+    pub rule: StopRule,
+    /// What runs before the first counted trial of a cell.
+    pub warm_up: WarmUp,
+    /// Length of each of the two windows that energy is measured over.
+    pub energy_window: Seconds,
+    /// Chooses the random prompts.
+    pub seed: u64,
+    /// Measures points anew that are on record.
+    pub force: bool,
+}
+
+/// The text to score and how.
+#[derive(Debug, Clone)]
+pub struct QualityPlan {
+    /// A file, or `None` for the model's own text (that of `tiny`).
+    pub text: Option<PathBuf>,
+    /// How the file becomes a text.
+    pub format: TextFormat,
+    /// Context and segments.
+    pub protocol: Protocol,
+}
+
+/// What runs a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EngineKind {
+    /// This program's own forward pass.
+    Candlepower,
+    /// candle-transformers' model of the same weights, the baseline.
+    Candle,
+    /// candle-transformers' quantised model of a GGUF file.
+    CandleGguf,
+}
+
+impl EngineKind {
+    /// The name on the command line and in records.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Candlepower => "candlepower",
+            Self::Candle => "candle",
+            Self::CandleGguf => "candle-gguf",
+        }
+    }
+}
+
+/// Which device is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DeviceChoice {
+    /// The GPU if this build can use one and there is one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number.
+    Cuda(usize),
+}
+
+/// Opens the device and says in a word why it is this one.
+///
+/// # Errors
+/// If a GPU is asked for and there is none.
+pub fn open_device(choice: DeviceChoice) -> Result<(Device, String)> {
+    match choice {
+        DeviceChoice::Cpu => Ok((Device::Cpu, "as asked".into())),
+        DeviceChoice::Cuda(ordinal) => Ok((Device::cuda(ordinal)?, "as asked".into())),
+        DeviceChoice::Auto => match Device::cuda(0) {
+            Ok(device) => Ok((device, "the first GPU".into())),
+            Err(_) if cfg!(not(feature = "cuda")) => Ok((Device::Cpu, "built without CUDA".into())),
+            Err(Error::NoDevice(why)) => Ok((Device::Cpu, why)),
+            Err(other) => Err(other),
+        },
+    }
+}
+
+impl Plan {
+    /// Refuses what cannot be run whatever the model.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] that names the flag.
+    pub fn check(&self) -> Result<()> {
+        let usage = |what: &str| Err(Error::Usage(what.to_owned()));
+        if self.models.is_empty() {
+            return usage("no --model is given");
+        }
+        if self.variants.is_empty() {
+            return usage("no --variants are given");
+        }
+        for (i, variant) in self.variants.iter().enumerate() {
+            if self.variants[..i].iter().any(|other| other.name == variant.name) {
+                return usage(&format!("--variants names '{variant}' twice"));
+            }
+        }
+        for cell in &self.cells {
+            if cell.batch == 0 || cell.prompt == 0 || cell.generate == 0 {
+                return usage("--batch, --prompt and --gen must be at least 1");
+            }
+        }
+        if self.cells.is_empty() && self.quality.is_none() {
+            return usage("nothing to measure: neither speed nor perplexity");
+        }
+        Ok(())
+    }
+}
+
+/// Positions that a cell needs in the cache.
+pub(super) fn positions(cell: &Cell) -> usize {
+    cell.depth + cell.prompt + cell.generate
+}

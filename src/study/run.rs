@@ -1,0 +1,342 @@
+//! The main job: every variant of every model is loaded, verified, scored and timed, and each point is on the disk
+//! before the next begins.
+
+use std::sync::Arc;
+
+use super::bench::{Bench, limits};
+use super::facts;
+use super::plan::{EngineKind, Plan, positions};
+use super::quality::{self, ScoredText};
+use super::runner::{Runner, activation_dtype};
+use super::verify::verify;
+use crate::engine::{DeviceWeights, Footprint};
+use crate::error::{Error, Result};
+use crate::kernels::Device;
+use crate::measure::memory::{HostMemory, PeakMeter};
+use crate::measure::{Interrupt, PowerSource, SystemClock};
+use crate::model::Model;
+use crate::quality::TextFormat;
+use crate::results::record::{Body, Cell, Failure, Load, Loaded, QualityTask, Record, Subject};
+use crate::results::{Environment, Store};
+use crate::scheme::{DType, Variant};
+use crate::units::{Bytes, Clock};
+
+/// What is being done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Stage {
+    /// Weights are on their way to the device.
+    Load,
+    /// Checks that come before any number.
+    Verify,
+    /// Segments are scored.
+    Quality,
+    /// A cell is timed.
+    Speed(Cell),
+}
+
+/// Somebody who wants to know how far a run is.
+pub trait Watcher {
+    /// A text was read as this format, giving so many tokens.
+    fn text(&mut self, model: &str, format: TextFormat, tokens: usize);
+    /// Work on a variant: the share of this stage that is done, and the share of the whole run.
+    fn progress(&mut self, variant: &str, stage: &Stage, share: f64, overall: f64);
+    /// A point is on record.
+    fn point(&mut self, record: &Record, resumed: bool);
+}
+
+/// What a run came to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The records of the plan's points, in its order; fewer if the run was interrupted.
+    pub records: Vec<Record>,
+    /// Points that failed.
+    pub failed: usize,
+    /// Whether the user stopped it.
+    pub interrupted: bool,
+}
+
+/// Runs `plan` on `device`, keeping records in `store`; points that are there are not measured again.
+///
+/// # Errors
+/// If a model cannot be opened, the plan fits nothing, or the store cannot be written. A failing point is a record.
+pub fn run(
+    plan: &Plan,
+    device: &Device,
+    environment: &Environment,
+    store: &mut Store,
+    interrupt: &Interrupt,
+    watcher: &mut dyn Watcher,
+) -> Result<Outcome> {
+    plan.check()?;
+    let models = plan.models.iter().map(Model::open).collect::<Result<Vec<_>>>()?;
+    let jobs = jobs(plan, device, environment, &models)?;
+    for job in &jobs {
+        if let Some(text) = &job.text {
+            watcher.text(&job.model.name, text.format, text.tokens.ids.len());
+        }
+    }
+    let power = match facts::selector(device) {
+        Some(selector) => PowerSource::of_gpu(&selector),
+        None => PowerSource::none("energy is measured on NVIDIA GPUs only; this run used the CPU"),
+    };
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let total = jobs.iter().map(|job| job.points(plan).len()).sum::<usize>().max(1);
+    let mut session = Session {
+        plan,
+        device,
+        store,
+        interrupt,
+        watcher,
+        power,
+        clock,
+        done: 0,
+        total,
+        outcome: Outcome { records: Vec::new(), failed: 0, interrupted: false },
+    };
+    for job in &jobs {
+        match session.job(job) {
+            Err(Error::Interrupted) => {
+                session.outcome.interrupted = true;
+                break;
+            }
+            other => other?,
+        }
+    }
+    Ok(session.outcome)
+}
+
+/// One variant of one model.
+struct Job<'a> {
+    model: &'a Model,
+    variant: &'a Variant,
+    act: DType,
+    subject: Subject,
+    text: Option<Arc<ScoredText>>,
+}
+
+/// One point of a job.
+#[derive(Clone)]
+enum Point {
+    Quality(QualityTask),
+    Speed(Cell),
+}
+
+impl Job<'_> {
+    fn points(&self, plan: &Plan) -> Vec<Point> {
+        let quality = self.text.iter().map(|text| Point::Quality(text.task.clone()));
+        quality.chain(plan.cells.iter().map(|&cell| Point::Speed(cell))).collect()
+    }
+
+    fn failed(&self, point: &Point, loaded: Option<Loaded>, reason: String) -> Record {
+        let failure = Failure { reason };
+        let body = match point.clone() {
+            Point::Quality(task) => Body::Quality { task, outcome: Err(failure) },
+            Point::Speed(cell) => Body::Speed { cell, outcome: Err(failure) },
+        };
+        Record::new(self.subject.clone(), loaded, body)
+    }
+}
+
+fn jobs<'a>(plan: &'a Plan, device: &Device, environment: &Environment, models: &'a [Model]) -> Result<Vec<Job<'a>>> {
+    let device_name = environment.device.name.clone().unwrap_or_default();
+    let mut jobs = Vec::new();
+    for model in models {
+        let act = activation_dtype(plan.act, device, model);
+        let identity = facts::model(model)?;
+        let text = match &plan.quality {
+            Some(quality) if plan.engine == EngineKind::Candlepower => Some(Arc::new(quality::prepare(quality, model)?)),
+            _ => None,
+        };
+        for variant in &plan.variants {
+            check_fit(plan, device, model, variant, act)?;
+            let source = DeviceWeights::source_precision(model)?;
+            let subject = Subject {
+                model: identity.clone(),
+                variant: variant.name.clone(),
+                scheme: facts::scheme(variant, Some(source)),
+                activation_dtype: act.name().to_owned(),
+                engine: plan.engine.name().to_owned(),
+                device: device_name.clone(),
+                tool_version: environment.tool_version.clone(),
+            };
+            jobs.push(Job { model, variant, act, subject, text: text.clone() });
+        }
+    }
+    Ok(jobs)
+}
+
+/// Refuses what cannot fit before any weight is read: the model's context, the device's memory.
+fn check_fit(plan: &Plan, device: &Device, model: &Model, variant: &Variant, act: DType) -> Result<()> {
+    let config = &model.config;
+    let free = match device.memory() {
+        Some((free, _)) => Some(Bytes(free)),
+        None => HostMemory::available(),
+    };
+    for cell in &plan.cells {
+        let needed = positions(cell);
+        if needed > config.max_positions {
+            return Err(Error::Config(format!(
+                "depth {} + prompt {} + generate {} = {needed} positions, but the context of {} is {}",
+                cell.depth, cell.prompt, cell.generate, model.name, config.max_positions
+            )));
+        }
+        if plan.engine != EngineKind::Candlepower {
+            continue;
+        }
+        let source = DeviceWeights::source_precision(model)?;
+        let limits = limits(plan, device, cell);
+        let need = Footprint::predict(config, variant, act, source, limits)?;
+        if let Some(free) = free.filter(|&free| need.total() > free) {
+            let most = limits.most_slots(free, |l| Footprint::predict(config, variant, act, source, l).ok());
+            let advice = if most == 0 { "no batch fits".to_owned() } else { format!("--batch {most} is the largest that fits") };
+            return Err(Error::Config(format!(
+                "{} in {variant}, batch {}, {needed} positions needs {} ({} weights, {} cache, {} activations), but {free} \
+                 are free: {advice}",
+                model.name, cell.batch, need.total(), need.weights, need.kv, need.activations
+            )));
+        }
+    }
+    Ok(())
+}
+
+struct Session<'a> {
+    plan: &'a Plan,
+    device: &'a Device,
+    store: &'a mut Store,
+    interrupt: &'a Interrupt,
+    watcher: &'a mut dyn Watcher,
+    power: PowerSource,
+    clock: Arc<dyn Clock>,
+    done: usize,
+    total: usize,
+    outcome: Outcome,
+}
+
+impl Session<'_> {
+    /// Measures whatever of a job is not on record.
+    fn job(&mut self, job: &Job<'_>) -> Result<()> {
+        let points = job.points(self.plan);
+        let known: Vec<Option<Record>> = points.iter().map(|point| self.on_record(job, point)).collect();
+        if known.iter().all(Option::is_some) {
+            known.into_iter().flatten().for_each(|record| self.note(record, true));
+            return Ok(());
+        }
+        let (mut runner, loaded) = match self.load(job) {
+            Ok(pair) => pair,
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            Err(error @ (Error::Usage(_) | Error::Config(_) | Error::Data { .. } | Error::Io { .. })) => return Err(error),
+            Err(error) => return points.iter().try_for_each(|point| self.keep(job.failed(point, None, error.to_string()))),
+        };
+        let broken = loaded.verification.checks.iter().find(|check| !check.passed);
+        let broken = broken.map(|check| format!("not timed: {} ({})", check.name, check.detail));
+        for (point, known) in points.iter().zip(known) {
+            self.interrupt.check()?;
+            if let Some(record) = known {
+                self.note(record, true);
+                continue;
+            }
+            let record = match &broken {
+                Some(reason) => job.failed(point, Some(loaded.clone()), reason.clone()),
+                None => match self.point(job, point, &mut runner) {
+                    Ok(body) => Record::new(job.subject.clone(), Some(loaded.clone()), body),
+                    Err(Error::Interrupted) => return Err(Error::Interrupted),
+                    Err(error) => job.failed(point, Some(loaded.clone()), error.to_string()),
+                },
+            };
+            self.keep(record)?;
+        }
+        Ok(())
+    }
+
+    /// The record of a point that need not be measured again: failed ones are tried once more.
+    fn on_record(&self, job: &Job<'_>, point: &Point) -> Option<Record> {
+        let key = job.failed(point, None, String::new()).key;
+        let record = self.store.get(&key).filter(|record| record.failure().is_none())?;
+        (!self.plan.force).then(|| record.clone())
+    }
+
+    fn load(&mut self, job: &Job<'_>) -> Result<(Runner, Loaded)> {
+        let name = &job.variant.name;
+        let overall = self.overall(0.0);
+        let (watcher, interrupt) = (&mut *self.watcher, self.interrupt);
+        let mut progress = |done: u64, total: u64| {
+            watcher.progress(name, &Stage::Load, done as f64 / total.max(1) as f64, overall);
+            interrupt.check()
+        };
+        let meter = PeakMeter::start();
+        let start = self.clock.now();
+        let kind = self.plan.engine;
+        let flag = self.interrupt.flag();
+        let mut runner = Runner::load(kind, job.model, job.variant, job.act, self.device, &flag, &mut progress)?;
+        let time = self.clock.now() - start;
+        let peak_host = meter.peak().map(|peak| peak.bytes);
+        self.watcher.progress(name, &Stage::Verify, 0.0, overall);
+        let context = job.model.config.max_positions;
+        let verification = verify(&mut runner, job.model.config.vocab, context)?;
+        let groups = runner.weights().map(DeviceWeights::groups).unwrap_or_default();
+        let loaded = Loaded {
+            weight_bytes: runner.weight_bytes(),
+            linear_bytes: runner.weights().map_or(Bytes(0), DeviceWeights::linear_bytes),
+            groups_used: groups.into_iter().map(|(group, layers)| (group.to_string(), layers)).collect(),
+            load: Load { time, read: Bytes(job.model.origin.file_bytes), peak_host },
+            verification,
+        };
+        Ok((runner, loaded))
+    }
+
+    fn point(&mut self, job: &Job<'_>, point: &Point, runner: &mut Runner) -> Result<Body> {
+        let name = &job.variant.name;
+        let (done, total) = (self.done as f64, self.total as f64);
+        let (watcher, interrupt) = (&mut *self.watcher, self.interrupt);
+        match (point, &job.text, &self.plan.quality) {
+            (Point::Quality(task), Some(text), Some(plan)) => {
+                let chunk = self.plan.chunk.unwrap_or(plan.protocol.context);
+                let outcome = quality::run(runner, plan, text, chunk, |scored, all| {
+                    let share = scored as f64 / all.max(1) as f64;
+                    watcher.progress(name, &Stage::Quality, share, (done + share) / total);
+                    interrupt.check()
+                })?;
+                Ok(Body::Quality { task: task.clone(), outcome: Ok(outcome) })
+            }
+            (Point::Quality(_), ..) => Err(Error::Internal("a text to score was lost".into())),
+            (Point::Speed(cell), ..) => {
+                let bench = Bench {
+                    plan: self.plan,
+                    device: self.device,
+                    clock: self.clock.clone(),
+                    interrupt,
+                    power: &self.power,
+                    vocab: job.model.config.vocab,
+                };
+                let predicted = runner.weights().and_then(|weights| {
+                    let limits = limits(self.plan, self.device, cell);
+                    Footprint::predict(&weights.config, job.variant, job.act, weights.source, limits).ok()
+                });
+                let stage = Stage::Speed(*cell);
+                watcher.progress(name, &stage, 0.0, done / total);
+                let speed = bench.cell(runner, cell, predicted, |share| {
+                    watcher.progress(name, &stage, share, (done + share) / total);
+                })?;
+                Ok(Body::Speed { cell: *cell, outcome: Ok(speed) })
+            }
+        }
+    }
+
+    fn overall(&self, share: f64) -> f64 {
+        (self.done as f64 + share) / self.total as f64
+    }
+
+    /// Puts a point on the disk.
+    fn keep(&mut self, record: Record) -> Result<()> {
+        self.store.append(record.clone())?;
+        self.note(record, false);
+        Ok(())
+    }
+
+    fn note(&mut self, record: Record, resumed: bool) {
+        self.done += 1;
+        self.outcome.failed += usize::from(record.failure().is_some());
+        self.watcher.point(&record, resumed);
+        self.outcome.records.push(record);
+    }
+}

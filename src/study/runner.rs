@@ -1,0 +1,138 @@
+//! One face for the engines that a cell can be timed on.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::plan::EngineKind;
+use crate::engine::{CandleEngine, DeviceWeights, Engine, Footprint, Limits, Prompt};
+use crate::error::{Error, Result};
+use crate::kernels::Device;
+use crate::model::{Model, OriginKind};
+use crate::scheme::{DType, Variant, WeightScheme};
+use crate::units::Bytes;
+
+/// A loaded variant.
+pub(super) enum Runner {
+    /// Our engine; `None` only while it is being rebuilt for other limits.
+    Own(Option<Box<Engine>>, Arc<AtomicBool>),
+    /// candle's.
+    Candle(Box<CandleEngine>),
+}
+
+/// The type of activations and cache: what was asked for, else f32 on the CPU and the checkpoint's 16-bit type (bf16
+/// where it has none) on a GPU.
+pub fn activation_dtype(wish: Option<DType>, device: &Device, model: &Model) -> DType {
+    wish.unwrap_or(match (device.kind(), model.config.dtype) {
+        ("cpu", _) => DType::F32,
+        (_, DType::F32) => DType::BF16,
+        (_, dtype) => dtype,
+    })
+}
+
+impl Runner {
+    pub(super) fn load(
+        kind: EngineKind,
+        model: &Model,
+        variant: &Variant,
+        act: DType,
+        device: &Device,
+        stop: &Arc<AtomicBool>,
+        progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+    ) -> Result<Self> {
+        match (kind, variant.weights) {
+            (EngineKind::Candlepower, _) => {
+                let weights = DeviceWeights::load(model, variant, act, device, progress)?;
+                let engine = Engine::new(device.clone(), weights, Limits::new(1, 2, 2))?;
+                Ok(Self::Own(Some(Box::new(engine)), stop.clone()))
+            }
+            (EngineKind::Candle, WeightScheme::Plain(dtype)) => {
+                Ok(Self::Candle(Box::new(CandleEngine::load(model, dtype, act, device)?)))
+            }
+            (EngineKind::Candle, _) => Err(Error::Usage(format!(
+                "--engine candle runs plain weights only (bf16, f16, f32), not '{variant}'"
+            ))),
+            (EngineKind::CandleGguf, _) => match (model.origin.kind, model.origin.paths.first()) {
+                (OriginKind::Gguf, Some(path)) => {
+                    Ok(Self::Candle(Box::new(CandleEngine::load_gguf(path, model.config.family, device)?)))
+                }
+                _ => Err(Error::Usage("--engine candle-gguf runs GGUF files only".into())),
+            },
+        }
+    }
+
+    /// Our engine within `limits`, rebuilt where the present one has others.
+    pub(super) fn own(&mut self, limits: Limits) -> Result<&mut Engine> {
+        let Self::Own(slot, stop) = self else {
+            return Err(Error::Usage("candle's engine has no logits to score: use --engine candlepower".into()));
+        };
+        if slot.as_ref().is_none_or(|engine| engine.limits() != limits) {
+            let engine = slot.take().ok_or_else(|| Error::Internal("the engine was lost".into()))?;
+            let device = engine.device().clone();
+            // The old scratch goes before the new one comes.
+            let mut engine = Engine::new(device, engine.into_weights(), limits)?;
+            engine.stop_when(stop.clone());
+            *slot = Some(Box::new(engine));
+        }
+        slot.as_deref_mut().ok_or_else(|| Error::Internal("the engine was lost".into()))
+    }
+
+    /// What is allocated, where that is known.
+    pub(super) fn footprint(&self) -> Option<Footprint> {
+        match self {
+            Self::Own(engine, _) => engine.as_ref().map(|engine| engine.footprint()),
+            Self::Candle(_) => None,
+        }
+    }
+
+    pub(super) fn weights(&self) -> Option<&DeviceWeights> {
+        match self {
+            Self::Own(engine, _) => engine.as_ref().map(|engine| engine.weights()),
+            Self::Candle(_) => None,
+        }
+    }
+
+    pub(super) fn weight_bytes(&self) -> Bytes {
+        match self {
+            Self::Own(engine, _) => engine.as_ref().map_or(Bytes(0), |engine| engine.weights().bytes()),
+            Self::Candle(engine) => Bytes(engine.weight_bytes()),
+        }
+    }
+
+    /// Makes room for a cell.
+    pub(super) fn prepare(&mut self, limits: Limits) -> Result<()> {
+        if matches!(self, Self::Own(..)) {
+            self.own(limits)?;
+        }
+        Ok(())
+    }
+
+    /// Runs prompts from position `start` of each slot; gives the next token of each.
+    pub(super) fn prefill(&mut self, prompts: &[Vec<u32>], start: usize) -> Result<Vec<u32>> {
+        match self {
+            Self::Own(engine, _) => {
+                let engine = engine.as_deref_mut().ok_or_else(|| Error::Internal("the engine was lost".into()))?;
+                let prompts: Vec<Prompt<'_>> = prompts
+                    .iter()
+                    .enumerate()
+                    .map(|(slot, tokens)| Prompt { slot, start, tokens })
+                    .collect();
+                engine.prefill(&prompts)
+            }
+            Self::Candle(engine) => {
+                let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+                engine.prefill(&rows)
+            }
+        }
+    }
+
+    /// Appends one token at `position` of every slot.
+    pub(super) fn decode(&mut self, tokens: &[u32], position: usize) -> Result<Vec<u32>> {
+        match self {
+            Self::Own(engine, _) => {
+                let engine = engine.as_deref_mut().ok_or_else(|| Error::Internal("the engine was lost".into()))?;
+                engine.decode(tokens, &vec![position; tokens.len()])
+            }
+            Self::Candle(engine) => engine.decode(tokens),
+        }
+    }
+}

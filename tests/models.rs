@@ -1,0 +1,16 @@
+//! Models through the public API: checkpoints of every source and generation, and files made to do harm.
+
+#[path = "models/common.rs"]
+mod common;
+#[path = "models/gguf.rs"]
+mod gguf;
+#[path = "models/gguf_writer.rs"]
+mod gguf_writer;
+#[path = "models/hostile.rs"]
+mod hostile;
+#[path = "models/safetensors.rs"]
+mod safetensors;
+#[path = "models/sources.rs"]
+mod sources;
+#[path = "models/vocab.rs"]
+mod vocab;

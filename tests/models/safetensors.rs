@@ -1,0 +1,286 @@
+//! Checkpoint folders: one file, shards, what must be refused.
+
+use std::collections::HashMap;
+use std::fs;
+
+use candlepower::model::{HostSliceMut, ModelConfig};
+use candlepower::scheme::DType;
+use half::{bf16, f16};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors, serialize};
+use serde_json::{Value, json};
+
+use super::common::{FIXTURES, assert_fails, copy_of, fixture, open, read_all, set_config};
+
+#[test]
+fn every_fixture_opens_and_reads_as_stored() {
+    for name in FIXTURES {
+        let model = open(fixture(name)).unwrap();
+        let bytes = fs::read(fixture(name).join("model.safetensors")).unwrap();
+        let reference = SafeTensors::deserialize(&bytes).unwrap();
+        for wanted in model.config.tensors() {
+            let stored = reference.tensor(&wanted.name).unwrap();
+            let values: Vec<f32> = stored
+                .data()
+                .chunks_exact(2)
+                .map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())
+                .collect();
+            assert_eq!(
+                read_all(&model, &wanted.name),
+                values,
+                "{name}: {}",
+                wanted.name
+            );
+            assert_eq!(model.weights.stored(&wanted.name).unwrap(), "BF16");
+            assert_eq!(model.weights.precision(&wanted.name).unwrap(), DType::BF16);
+        }
+        assert_eq!(model.origin.file_bytes, bytes.len() as u64);
+        let tokenizer = model.tokenizer.unwrap();
+        let ids = tokenizer.encode("Hello, world", true).unwrap();
+        assert_eq!(tokenizer.decode(&ids).unwrap(), "Hello, world");
+    }
+}
+
+#[test]
+fn both_generations_of_config_json_say_the_same() {
+    for name in FIXTURES {
+        let read = |file: &str| {
+            let path = fixture(name).join(file);
+            let value: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            ModelConfig::from_json(path, &value).unwrap()
+        };
+        assert_eq!(
+            read("config.json"),
+            read("config.transformers5.json"),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn any_range_of_rows_reads_in_any_precision() {
+    let model = open(fixture("tiny-llama")).unwrap();
+    let name = "model.layers.1.mlp.down_proj.weight";
+    let (all, width) = (read_all(&model, name), model.config.intermediate);
+    for rows in [0..1, 3..7, 127..128, 5..5] {
+        let part = &all[rows.start * width..rows.end * width];
+        let mut halves = vec![f16::NAN; part.len()];
+        let mut brains = vec![bf16::NAN; part.len()];
+        model
+            .weights
+            .read_rows(name, rows.clone(), HostSliceMut::F16(&mut halves))
+            .unwrap();
+        model
+            .weights
+            .read_rows(name, rows, HostSliceMut::BF16(&mut brains))
+            .unwrap();
+        for ((&x, h), b) in part.iter().zip(halves).zip(brains) {
+            assert_eq!((h, b), (f16::from_f32(x), bf16::from_f32(x)));
+        }
+    }
+    let mut short = [0.0; 3];
+    let wrong = model
+        .weights
+        .read_rows(name, 0..1, HostSliceMut::F32(&mut short));
+    assert_fails(wrong, 70, name);
+    let outside = model
+        .weights
+        .read_rows(name, 128..129, HostSliceMut::F32(&mut [0.0; 160]));
+    assert_fails(outside, 70, name);
+}
+
+/// Splits the fixture's weights over two files with an index.
+fn shard(folder: &tempfile::TempDir) -> Value {
+    let whole = folder.path().join("model.safetensors");
+    let bytes = fs::read(&whole).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut map = serde_json::Map::new();
+    for (i, file) in ["one.safetensors", "two.safetensors"]
+        .into_iter()
+        .enumerate()
+    {
+        let part: Vec<_> = tensors.tensors().into_iter().skip(i).step_by(2).collect();
+        for (name, _) in &part {
+            map.insert(name.clone(), json!(file));
+        }
+        fs::write(folder.path().join(file), serialize(part, None).unwrap()).unwrap();
+    }
+    fs::remove_file(whole).unwrap();
+    let index = json!({"metadata": {"total_size": 1}, "weight_map": map});
+    write_index(folder, &index.to_string());
+    index
+}
+
+fn write_index(folder: &tempfile::TempDir, text: &str) {
+    fs::write(folder.path().join("model.safetensors.index.json"), text).unwrap();
+}
+
+#[test]
+fn shards_read_as_one_and_a_single_file_may_have_any_name() {
+    let folder = copy_of("tiny-qwen3");
+    shard(&folder);
+    let (sharded, whole) = (open(&folder).unwrap(), open(fixture("tiny-qwen3")).unwrap());
+    assert_eq!(sharded.origin.paths.len(), 2);
+    for wanted in whole.config.tensors() {
+        assert_eq!(
+            read_all(&sharded, &wanted.name),
+            read_all(&whole, &wanted.name)
+        );
+    }
+    let folder = copy_of("tiny-qwen3");
+    let named = folder.path().join("weights.safetensors");
+    fs::rename(folder.path().join("model.safetensors"), &named).unwrap();
+    assert_eq!(open(&folder).unwrap().origin.paths, [named]);
+}
+
+#[test]
+fn an_index_cannot_name_files_outside_its_folder() {
+    let folder = copy_of("tiny-qwen3");
+    let index = shard(&folder);
+    for file in [
+        "../x.safetensors",
+        "/etc/passwd",
+        "sub/x",
+        "..",
+        ".",
+        "",
+        "a\\b",
+        "C:x",
+    ] {
+        let mut index = index.clone();
+        index["weight_map"]["model.norm.weight"] = json!(file);
+        write_index(&folder, &index.to_string());
+        assert_fails(open(&folder), 65, "leaves the folder");
+    }
+    let mut wrong = index.clone();
+    wrong["weight_map"]["model.norm.weight"] = json!("three.safetensors");
+    write_index(&folder, &wrong.to_string());
+    assert_fails(open(&folder), 65, "three.safetensors");
+    write_index(
+        &folder,
+        r#"{"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}}"#,
+    );
+    assert_fails(open(&folder), 65, "'a' comes twice");
+    let mut wrong = index;
+    wrong["weight_map"]["extra"] = json!("one.safetensors");
+    write_index(&folder, &wrong.to_string());
+    assert_fails(open(&folder), 65, "'extra'");
+}
+
+/// Rewrites the fixture's weights through `change`.
+fn rewrite(
+    folder: &tempfile::TempDir,
+    change: impl Fn(&mut HashMap<String, (Dtype, Vec<usize>, Vec<u8>)>),
+) {
+    let path = folder.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let mut tensors = SafeTensors::deserialize(&bytes)
+        .unwrap()
+        .tensors()
+        .into_iter()
+        .map(|(name, t)| (name, (t.dtype(), t.shape().to_vec(), t.data().to_vec())))
+        .collect();
+    change(&mut tensors);
+    let views = tensors.iter().map(|(name, (dtype, shape, data))| {
+        (name, TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
+    fs::write(path, serialize(views, None).unwrap()).unwrap();
+}
+
+#[test]
+fn missing_misshapen_and_mistyped_tensors_are_named() {
+    let folder = copy_of("tiny-llama");
+    rewrite(&folder, |all| {
+        drop(all.remove("model.layers.1.mlp.up_proj.weight"))
+    });
+    assert_fails(
+        open(&folder),
+        65,
+        "'model.layers.1.mlp.up_proj.weight': missing",
+    );
+
+    let folder = copy_of("tiny-llama");
+    rewrite(&folder, |all| {
+        all.get_mut("lm_head.weight").unwrap().1.reverse()
+    });
+    assert_fails(
+        open(&folder),
+        65,
+        "'lm_head.weight' has the shape [128, 280]",
+    );
+
+    let folder = copy_of("tiny-llama");
+    rewrite(&folder, |all| {
+        all.get_mut("model.norm.weight").unwrap().0 = Dtype::I16
+    });
+    assert_fails(open(&folder), 65, "'model.norm.weight': stored as I16");
+
+    let folder = copy_of("tiny-llama");
+    rewrite(&folder, |all| {
+        drop(all.insert("unused".to_owned(), (Dtype::I64, vec![1], vec![0; 8])))
+    });
+    open(&folder).expect("what is not needed may have any type");
+}
+
+#[test]
+fn an_output_head_is_needed_unless_tied() {
+    let folder = copy_of("tiny-llama");
+    rewrite(&folder, |all| drop(all.remove("lm_head.weight")));
+    assert_fails(open(&folder), 65, "'lm_head.weight': missing");
+    set_config(&folder, "tie_word_embeddings", json!(true));
+    assert!(open(&folder).unwrap().config.tied);
+
+    // Some tied checkpoints store the head nevertheless.
+    let folder = copy_of("tiny-llama");
+    set_config(&folder, "tie_word_embeddings", json!(true));
+    let model = open(&folder).unwrap();
+    assert!(
+        model
+            .config
+            .tensors()
+            .iter()
+            .all(|t| t.name != "lm_head.weight")
+    );
+}
+
+#[test]
+fn a_silent_config_takes_the_precision_of_the_tensors() {
+    let folder = copy_of("tiny-llama");
+    set_config(&folder, "torch_dtype", Value::Null);
+    assert_eq!(open(&folder).unwrap().config.dtype, DType::BF16);
+}
+
+#[test]
+fn end_tokens_of_the_generation_config_are_added() {
+    let folder = copy_of("tiny-llama");
+    fs::write(
+        folder.path().join("generation_config.json"),
+        r#"{"eos_token_id": [2, 7]}"#,
+    )
+    .unwrap();
+    assert_eq!(open(&folder).unwrap().config.eos, [2, 7]);
+    fs::write(
+        folder.path().join("generation_config.json"),
+        r#"{"eos_token_id": 280}"#,
+    )
+    .unwrap();
+    assert_fails(open(&folder), 65, "280");
+}
+
+#[test]
+fn quantised_checkpoints_are_refused_by_method() {
+    for key in ["quantization_config", "compression_config"] {
+        let folder = copy_of("tiny-llama");
+        set_config(&folder, key, json!({"quant_method": "awq"}));
+        assert_fails(open(&folder), 64, "'awq'");
+    }
+}
+
+#[test]
+fn folders_without_a_checkpoint_say_what_is_missing() {
+    let folder = copy_of("tiny-llama");
+    fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+    assert_fails(open(&folder), 65, "no safetensors file");
+    fs::remove_file(folder.path().join("config.json")).unwrap();
+    assert_fails(open(&folder), 65, "config.json");
+}
