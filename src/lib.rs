@@ -1,7 +1,9 @@
 //! candlepower (map to come)
 
-pub mod error;
+
+pub mod cli;
 pub mod engine;
+pub mod error;
 pub mod kernels;
 pub mod measure;
 pub mod model;

@@ -119,7 +119,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::prefill`].
-    pub fn prefill_sampled(&mut self, prompts: &[Prompt<'_>], samplers: &mut [Sampler]) -> Result<Vec<u32>> {
+    pub fn prefill_sampled(&mut self, prompts: &[Prompt<'_>], samplers: &mut [&mut Sampler]) -> Result<Vec<u32>> {
         let mut next = vec![NO_TOKEN; prompts.len()];
         self.run(prompts, |last| last, |engine, picked| {
             let logits = engine.host_logits(picked.len())?;

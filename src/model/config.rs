@@ -1,10 +1,18 @@
 //! The shape of a model: everything about it that is not a weight.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::rope::{Rope, RopeScaling};
 use crate::error::{Error, Result};
 use crate::scheme::DType;
+
+// Far beyond any model, small enough that no product of a few of them overflows 64 bits.
+pub(super) const MAX_WIDTH: usize = 1 << 20;
+pub(super) const MAX_LAYERS: usize = 1 << 12;
+pub(super) const MAX_VOCAB: usize = 1 << 24;
+pub(super) const MAX_POSITIONS: usize = 1 << 31;
 
 /// A decoder architecture with one forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -199,6 +207,59 @@ impl ModelConfig {
                 push(&format!("mlp.{name}_proj.bias"), &[rows]);
             }
         }
+    }
+
+    /// Checks that the values fit together, whatever file they come from.
+    pub(super) fn check(&self, path: &Path) -> Result<()> {
+        let bad = |what: String| Err(Error::data(path, what));
+        let sizes = [
+            ("hidden size", self.hidden, MAX_WIDTH),
+            ("intermediate size", self.intermediate, MAX_WIDTH),
+            ("number of layers", self.layers, MAX_LAYERS),
+            ("number of heads", self.heads, MAX_WIDTH),
+            ("number of key-value heads", self.kv_heads, MAX_WIDTH),
+            ("head dimension", self.head_dim, MAX_WIDTH),
+            ("vocabulary", self.vocab, MAX_VOCAB),
+            ("number of positions", self.max_positions, MAX_POSITIONS),
+        ];
+        for (name, size, limit) in sizes {
+            if size == 0 || size > limit {
+                return bad(format!("a {name} of {size}: expected 1 to {limit}"));
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return bad(format!(
+                "{} heads do not divide among {} key-value heads",
+                self.heads, self.kv_heads
+            ));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return bad(format!("the head dimension {} is odd", self.head_dim));
+        }
+        if self.q_rows() > MAX_WIDTH {
+            return bad(format!(
+                "{} heads of {} are too wide",
+                self.heads, self.head_dim
+            ));
+        }
+        if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
+            return bad(format!("a norm epsilon of {}", self.norm_eps));
+        }
+        if let Some(id) = self
+            .bos
+            .iter()
+            .chain(&self.eos)
+            .find(|&&id| id as usize >= self.vocab)
+        {
+            return bad(format!(
+                "the token id {id} is outside the vocabulary of {}",
+                self.vocab
+            ));
+        }
+        if !self.rope.is_sound() {
+            return bad(format!("impossible RoPE parameters: {:?}", self.rope));
+        }
+        Ok(())
     }
 
     /// The configuration under the keys that candle-transformers reads (those of transformers before version 5).

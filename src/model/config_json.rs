@@ -4,16 +4,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::config::{Family, ModelConfig};
+use super::config::{Family, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, MAX_WIDTH, ModelConfig};
 use super::rope::{Rope, RopeScaling};
 use crate::error::{Error, Result};
 use crate::scheme::DType;
-
-// Far beyond any model, small enough that no product of a few of them overflows 64 bits.
-const MAX_WIDTH: usize = 1 << 20;
-const MAX_LAYERS: usize = 1 << 12;
-const MAX_VOCAB: usize = 1 << 24;
-const MAX_POSITIONS: usize = 1 << 31;
 
 impl ModelConfig {
     /// Reads the content of a `config.json`; `path` is for messages.
@@ -57,80 +51,6 @@ impl ModelConfig {
         };
         config.check(path)?;
         Ok(config)
-    }
-
-    /// Checks that the values fit together, whatever file they come from.
-    pub(super) fn check(&self, path: &Path) -> Result<()> {
-        let bad = |what: String| Err(Error::data(path, what));
-        let sizes = [
-            ("hidden size", self.hidden, MAX_WIDTH),
-            ("intermediate size", self.intermediate, MAX_WIDTH),
-            ("number of layers", self.layers, MAX_LAYERS),
-            ("number of heads", self.heads, MAX_WIDTH),
-            ("number of key-value heads", self.kv_heads, MAX_WIDTH),
-            ("head dimension", self.head_dim, MAX_WIDTH),
-            ("vocabulary", self.vocab, MAX_VOCAB),
-            ("number of positions", self.max_positions, MAX_POSITIONS),
-        ];
-        for (name, size, limit) in sizes {
-            if size == 0 || size > limit {
-                return bad(format!("a {name} of {size}: expected 1 to {limit}"));
-            }
-        }
-        if !self.heads.is_multiple_of(self.kv_heads) {
-            return bad(format!(
-                "{} heads do not divide among {} key-value heads",
-                self.heads, self.kv_heads
-            ));
-        }
-        if !self.head_dim.is_multiple_of(2) {
-            return bad(format!("the head dimension {} is odd", self.head_dim));
-        }
-        if self.q_rows() > MAX_WIDTH {
-            return bad(format!(
-                "{} heads of {} are too wide",
-                self.heads, self.head_dim
-            ));
-        }
-        if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
-            return bad(format!("a norm epsilon of {}", self.norm_eps));
-        }
-        if let Some(id) = self
-            .bos
-            .iter()
-            .chain(&self.eos)
-            .find(|&&id| id as usize >= self.vocab)
-        {
-            return bad(format!(
-                "the token id {id} is outside the vocabulary of {}",
-                self.vocab
-            ));
-        }
-        self.rope.check(path)
-    }
-}
-
-impl Rope {
-    fn check(&self, path: &Path) -> Result<()> {
-        let sound = |x: f64| x.is_finite() && x > 0.0;
-        let good = match &self.scaling {
-            RopeScaling::None => true,
-            RopeScaling::Linear { factor } => sound(*factor),
-            RopeScaling::Llama3 {
-                factor,
-                low,
-                high,
-                original,
-            } => sound(*factor) && sound(*low) && high.is_finite() && high > low && *original > 0,
-            RopeScaling::Factors(factors) => factors.iter().all(|&f| sound(f64::from(f))),
-        };
-        if !sound(self.theta) || !good {
-            return Err(Error::data(
-                path,
-                format!("impossible RoPE parameters: {self:?}"),
-            ));
-        }
-        Ok(())
     }
 }
 

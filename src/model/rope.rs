@@ -37,6 +37,23 @@ pub enum RopeScaling {
 }
 
 impl Rope {
+    /// Whether every parameter is in the range where the formulas hold.
+    pub(super) fn is_sound(&self) -> bool {
+        let sound = |x: f64| x.is_finite() && x > 0.0;
+        let scaling = match &self.scaling {
+            RopeScaling::None => true,
+            RopeScaling::Linear { factor } => sound(*factor),
+            RopeScaling::Llama3 {
+                factor,
+                low,
+                high,
+                original,
+            } => sound(*factor) && sound(*low) && high.is_finite() && high > low && *original > 0,
+            RopeScaling::Factors(factors) => factors.iter().all(|&f| sound(f64::from(f))),
+        };
+        sound(self.theta) && scaling
+    }
+
     /// Radians per position of each pair of components, `[head_dim / 2]`; the pair `i` is (`i`, `i + head_dim / 2`).
     ///
     /// Missing entries of [`RopeScaling::Factors`] count as 1.

@@ -116,13 +116,27 @@ impl Tokenizer {
             end
         });
         let inside: Vec<usize> = inside.collect();
-        let ends = before.map(|_| 0).into_iter().chain(inside).chain(after.map(|_| text.len()));
+        let ends = before
+            .map(|_| 0)
+            .into_iter()
+            .chain(inside)
+            .chain(after.map(|_| text.len()));
         let ends = ends.collect();
-        Ok(TokenisedText { ids: self.checked(ids)?, ends })
+        Ok(TokenisedText {
+            ids: self.checked(ids)?,
+            ends,
+        })
     }
 
     const fn marks_if(&self, wanted: bool) -> Marks {
-        if wanted { self.marks } else { Marks { before: None, after: None } }
+        if wanted {
+            self.marks
+        } else {
+            Marks {
+                before: None,
+                after: None,
+            }
+        }
     }
 
     /// Runs the tokenizer; as for the parser, rules that a file describes must not take the program down.
@@ -230,7 +244,7 @@ fn check_merges(origin: &Path, bytes: &[u8]) -> Result<()> {
         whole.push_str(a);
         whole.push_str(b.strip_prefix(prefix.as_str()).unwrap_or(b));
         let known = |token: &str| model.vocab.get(token).is_some();
-        if !(known(a) && known(b) && known(&whole)) || !b.starts_with(&prefix) {
+        if !(known(a) && known(b) && known(&whole) && b.starts_with(&prefix)) {
             return Err(Error::data(
                 origin,
                 format!("the merge of '{a}' and '{b}' is not in the vocabulary"),

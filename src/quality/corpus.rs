@@ -67,6 +67,31 @@ impl Text {
         Ok(Self { name, content, format })
     }
 
+    /// The test split of WikiText-2 raw from the hub, its rows joined as [`TextFormat::Rows`] has them.
+    ///
+    /// # Errors
+    /// If it can be neither found in the hub's cache nor fetched.
+    #[cfg(feature = "hub")]
+    pub fn wikitext2() -> Result<Self> {
+        let path = crate::model::hub::dataset_file(
+            "Salesforce/wikitext",
+            None,
+            "wikitext-2-raw-v1/test-00000-of-00001.parquet",
+        )?;
+        let rows = super::parquet::column(&path, "text")?;
+        let raw = rows.join("\n\n");
+        Ok(Self { name: "wikitext-2-raw-v1/test".into(), content: raw, format: TextFormat::Rows })
+    }
+
+    /// The test split of WikiText-2 raw from the hub.
+    ///
+    /// # Errors
+    /// Always: this build has no hub.
+    #[cfg(not(feature = "hub"))]
+    pub fn wikitext2() -> Result<Self> {
+        Err(Error::Usage("--text wikitext2 needs a build with the feature `hub`: give the file wiki.test.raw".into()))
+    }
+
     /// A hash of the content, with the algorithm in front.
     pub fn digest(&self) -> String {
         format!("blake3:{}", blake3::hash(self.content.as_bytes()).to_hex())

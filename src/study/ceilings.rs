@@ -5,6 +5,8 @@ use crate::kernels::fill::Filling;
 use crate::kernels::linear::{Input, Linear, LinearWeight, WeightData};
 use crate::kernels::stream::{CopyAll, ReadAll};
 use crate::kernels::{Buf, BufType, Cost, Device};
+use crate::measure::SystemClock;
+use crate::results::environment::Ceilings;
 use crate::scheme::DType;
 use crate::units::{Clock, Seconds};
 
@@ -59,6 +61,21 @@ pub fn ceilings(device: &Device, clock: &dyn Clock) -> Result<Vec<Ceiling>> {
         found.push(matmul(device, clock, dtype, square)?);
     }
     Ok(found)
+}
+
+/// [`ceilings`] in the terms of a study's environment.
+///
+/// # Errors
+/// As [`ceilings`].
+pub fn ceilings_of(device: &Device) -> Result<Ceilings> {
+    let found = ceilings(device, &SystemClock::new())?;
+    let gb = |name: &str| found.iter().find(|c| c.name == name).map(|c| c.best / 1e9);
+    let matmul = |c: &Ceiling| Some((c.name.strip_prefix("matmul ")?.to_owned(), c.best / 1e12));
+    Ok(Ceilings {
+        read_gb_per_s: gb("read"),
+        copy_gb_per_s: gb("copy"),
+        matmul_tflop_per_s: found.iter().filter_map(matmul).collect(),
+    })
 }
 
 fn matmul(device: &Device, clock: &dyn Clock, dtype: DType, n: usize) -> Result<Ceiling> {

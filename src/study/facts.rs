@@ -56,6 +56,25 @@ pub fn environment(device: &Device) -> Environment {
     }
 }
 
+/// What NVML knows of the GPU, as names and readable values; or why it knows nothing.
+///
+/// # Errors
+/// The reason, where there is no GPU or no driver.
+pub fn gpu_facts(device: &Device) -> std::result::Result<Vec<(String, String)>, String> {
+    let Some(selector) = selector(device) else {
+        return Err("the device is the CPU".into());
+    };
+    let gpu = measure::NvmlGpu::open(&selector).map_err(|why| why.reason)?;
+    let facts = gpu.facts();
+    let mut rows: Vec<(String, String)> = Vec::new();
+    let mut row = |name: &str, value: Option<String>| rows.extend(value.map(|value| (name.to_owned(), value)));
+    row("driver", facts.driver.clone());
+    row("CUDA driver", facts.cuda_driver.clone());
+    row("power limit", facts.power_limit.map(|w| w.to_string()));
+    row("state", Some(format!("{:?}", gpu.snapshot())));
+    Ok(rows)
+}
+
 fn device_name(device: &Device, facts: &measure::Environment) -> String {
     match device {
         Device::Cpu => facts.cpu.model.clone().unwrap_or_else(|| "CPU".into()),

@@ -9,12 +9,13 @@ mod prompts;
 mod quality;
 mod run;
 mod runner;
+mod single;
 mod verify;
 
-pub use ceilings::{Ceiling, ceilings};
-pub use facts::environment;
+pub use ceilings::{Ceiling, ceilings, ceilings_of};
+pub use facts::{environment, gpu_facts};
 pub use plan::{DeviceChoice, EngineKind, Plan, QualityPlan, open_device};
 pub use prompts::random_tokens;
-pub use quality::{read_text, score};
 pub use run::{Outcome, Stage, Watcher, run};
 pub use runner::activation_dtype;
+pub use single::{Generated, Generation, Scoring, TextScore, generate, logits, score_text};

@@ -2,10 +2,10 @@
 
 use super::plan::QualityPlan;
 use super::runner::Runner;
-use crate::engine::{Engine, Limits};
+use crate::engine::Limits;
 use crate::error::{Error, Result};
 use crate::model::{Model, OriginKind, TokenisedText, tiny_text};
-use crate::quality::{Scored, Text, TextFormat, perplexity};
+use crate::quality::{Text, TextFormat, perplexity};
 use crate::results::record::{self, Perplexity, QualityTask};
 
 /// A text as one model sees it.
@@ -15,6 +15,8 @@ pub(super) struct ScoredText {
     pub(super) format: TextFormat,
 }
 
+/// The name that stands for WikiText-2 from the hub, unless a file has it.
+const WIKITEXT: &str = "wikitext2";
 /// Tokens that are scored side by side: whole segments, as many as fit.
 const TOKENS_AT_ONCE: usize = 4096;
 
@@ -22,8 +24,9 @@ const TOKENS_AT_ONCE: usize = 4096;
 ///
 /// # Errors
 /// If there is none or it cannot be read.
-pub fn read_text(plan: &QualityPlan, model: &Model) -> Result<Text> {
+fn read_text(plan: &QualityPlan, model: &Model) -> Result<Text> {
     match &plan.text {
+        Some(path) if path.as_os_str() == WIKITEXT && !path.exists() => Text::wikitext2(),
         Some(path) => Text::read(path, plan.format),
         None if model.origin.kind == OriginKind::Embedded => Ok(Text::new("tiny held-out", tiny_text())),
         None => Err(Error::Usage(format!("no text to score with {}: give --text FILE", model.name))),
@@ -66,24 +69,11 @@ pub(super) fn run(
     let segments = plan.protocol.cut(&text.tokens.ids)?.len();
     let slots = (TOKENS_AT_ONCE / context).clamp(1, segments);
     let engine = runner.own(Limits::new(slots, context, chunk))?;
-    let scored = score(engine, plan, &text.tokens, progress)?;
+    let scored = perplexity(engine, &text.tokens, &plan.protocol, progress)?;
     Ok(Perplexity {
         segments: scored.segments.iter().map(|s| record::Segment { nll: s.nll, tokens: s.tokens }).collect(),
         tokens_total: scored.tokens_total,
         bytes_scored: Some(scored.bytes_scored),
         divergence: None,
     })
-}
-
-/// Scores a tokenised text.
-///
-/// # Errors
-/// If the text is too short or a loss is not finite.
-pub fn score(
-    engine: &mut Engine,
-    plan: &QualityPlan,
-    tokens: &TokenisedText,
-    progress: impl FnMut(usize, usize) -> Result<()>,
-) -> Result<Scored> {
-    perplexity(engine, tokens, &plan.protocol, progress)
 }

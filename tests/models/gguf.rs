@@ -83,14 +83,19 @@ fn stored(tensor: usize, shape: &[u64], kind: u32) -> Vec<u8> {
     plain(kind, &(0..n).map(|i| value(tensor, i)).collect::<Vec<_>>())
 }
 
-/// A one-layer model with matrices of type `kind`; norms are F32.
+/// A one-layer model with matrices of type `kind`; norms and biases are F32.
 pub(crate) fn model(architecture: &str, kind: u32) -> Writer {
     let tensors = tensors().into_iter().enumerate();
-    tensors.fold(metadata(architecture), |writer, (i, (name, shape))| {
+    let writer = tensors.fold(metadata(architecture), |writer, (i, (name, shape))| {
         let kind = if shape.len() == 1 { 0 } else { kind };
         let data = stored(i, &shape, kind);
         writer.tensor(name, &shape, kind, data)
-    })
+    });
+    match architecture {
+        "qwen2" => with_biases(writer),
+        "qwen3" => with_head_norms(writer),
+        _ => writer,
+    }
 }
 
 fn with_biases(writer: Writer) -> Writer {
@@ -148,7 +153,10 @@ fn every_type_opens_and_reads_the_same_whole_or_in_parts() {
 fn llama_rows_return_to_halves_and_qwen_rows_stay() {
     let names = HashMap::from([("q_proj", 2), ("k_proj", 3), ("v_proj", 4)]);
     for (architecture, kind) in [("llama", 0), ("llama", 30), ("qwen2", 0)] {
-        let (_folder, path) = with_biases(model(architecture, kind)).write();
+        let (_folder, path) = match architecture {
+            "llama" => with_biases(model(architecture, kind)).write(),
+            _ => model(architecture, kind).write(),
+        };
         let model = open(&path).unwrap();
         for (&name, &tensor) in &names {
             let matrix = read_all(&model, &format!("model.layers.0.self_attn.{name}.weight"));
@@ -227,10 +235,9 @@ fn metadata_becomes_the_configuration() {
 fn what_a_layer_has_follows_from_its_tensors() {
     let tied = config_of(&model("llama", 0).without("output.weight")).config;
     assert!(tied.tied && !tied.qkv_bias && !tied.qk_norm);
-    let qwen2 = config_of(&with_biases(model("qwen2", 0))).config;
+    let qwen2 = config_of(&model("qwen2", 0)).config;
     assert!(qwen2.qkv_bias && !qwen2.o_bias);
-    let qwen3 =
-        config_of(&with_head_norms(model("qwen3", 0)).u32("qwen3.attention.key_length", 64)).config;
+    let qwen3 = config_of(&model("qwen3", 0).u32("qwen3.attention.key_length", 64)).config;
     assert!(qwen3.qk_norm);
 }
 
@@ -275,6 +282,16 @@ fn what_is_not_supported_is_named() {
             model("llama", 0).without("blk.0.ffn_up.weight"),
             65,
             "blk.0.ffn_up.weight",
+        ),
+        (
+            model("qwen2", 0).without("blk.0.attn_q.bias"),
+            65,
+            "blk.0.attn_q.bias",
+        ),
+        (
+            model("qwen3", 0).without("blk.0.attn_k_norm.weight"),
+            65,
+            "blk.0.attn_k_norm.weight",
         ),
         (
             model("llama", 0).tensor("x", &[32], 23, vec![0; 32]),

@@ -89,6 +89,26 @@ fn any_range_of_rows_reads_in_any_precision() {
     assert_fails(outside, 70, name);
 }
 
+#[test]
+fn threads_read_at_the_same_time() {
+    let model = open(fixture("tiny-llama")).unwrap();
+    let (model, name) = (&model, "model.embed_tokens.weight");
+    let whole = read_all(model, name);
+    std::thread::scope(|scope| {
+        for row in whole.chunks_exact(128).enumerate().step_by(16) {
+            scope.spawn(move || {
+                let mut out = [0.0; 128];
+                let read =
+                    model
+                        .weights
+                        .read_rows(name, row.0..row.0 + 1, HostSliceMut::F32(&mut out));
+                read.unwrap();
+                assert_eq!(out, row.1);
+            });
+        }
+    });
+}
+
 /// Splits the fixture's weights over two files with an index.
 fn shard(folder: &tempfile::TempDir) -> Value {
     let whole = folder.path().join("model.safetensors");

@@ -3,7 +3,7 @@
 use std::fs;
 
 use candlepower::model::{
-    DummyFill, HostSliceMut, Model, OriginKind, WeightsChoice, presets, tiny_text, uniform,
+    DummyFill, Family, HostSliceMut, Model, OriginKind, WeightsChoice, presets, tiny_text, uniform,
 };
 
 use super::common::{assert_fails, fixture, open, open_dummy, read_all, spec};
@@ -52,6 +52,24 @@ fn a_preset_needs_dummy_weights() {
             (OriginKind::Preset, 0)
         );
         assert!(model.tokenizer.is_none());
+    }
+}
+
+#[test]
+fn candle_reads_what_it_is_told() {
+    use candle_transformers::models::{llama, qwen2, qwen3};
+    for preset in presets().unwrap() {
+        let (config, told) = (preset.config.clone(), preset.config.to_json().unwrap());
+        let read = match config.family {
+            Family::Llama => serde_json::from_value::<llama::LlamaConfig>(told)
+                .map(|c| (c.num_hidden_layers, c.num_key_value_heads(), c.vocab_size)),
+            Family::Qwen2 => serde_json::from_value::<qwen2::Config>(told)
+                .map(|c| (c.num_hidden_layers, c.num_key_value_heads, c.vocab_size)),
+            Family::Qwen3 => serde_json::from_value::<qwen3::Config>(told)
+                .map(|c| (c.num_hidden_layers, c.num_key_value_heads, c.vocab_size)),
+        };
+        let expected = (config.layers, config.kv_heads, config.vocab);
+        assert_eq!(read.unwrap(), expected, "{}", preset.name);
     }
 }
 

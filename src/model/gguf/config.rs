@@ -38,7 +38,7 @@ pub(super) fn read(file: &GgufFile) -> Result<ModelConfig> {
     let heads = keys.size("attention.head_count")?;
     let hidden = keys.size("embedding_length")?;
     let head_dim = keys.size_or("attention.key_length", hidden / heads)?;
-    let config = ModelConfig {
+    let mut config = ModelConfig {
         family,
         architecture: family.architecture().to_owned(),
         hidden,
@@ -58,10 +58,11 @@ pub(super) fn read(file: &GgufFile) -> Result<ModelConfig> {
             .unwrap_or(1e-6) as f32,
         rope: keys.rope(file, head_dim)?,
         tied: !has("output.weight"),
-        qkv_bias: has("blk.0.attn_q.bias"),
+        // What a family always has is demanded of the file, not left out where the file lacks it.
+        qkv_bias: family == Family::Qwen2 || has("blk.0.attn_q.bias"),
         o_bias: has("blk.0.attn_output.bias"),
         mlp_bias: has("blk.0.ffn_gate.bias"),
-        qk_norm: has("blk.0.attn_q_norm.weight"),
+        qk_norm: family == Family::Qwen3,
         dtype: precision(file),
         bos: keys.token("bos")?,
         eos: [keys.token("eos")?, keys.token("eot")?]
@@ -70,7 +71,6 @@ pub(super) fn read(file: &GgufFile) -> Result<ModelConfig> {
             .collect(),
         quantization: None,
     };
-    let mut config = config;
     config.eos.dedup();
     config.check(metadata.path())?;
     Ok(config)

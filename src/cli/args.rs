@@ -1,0 +1,238 @@
+//! Flags that several commands share, and what they become.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::list::Numbers;
+use crate::error::{Error, Result};
+use crate::kernels::Device;
+use crate::measure::trial::{StopRule, WarmUp};
+use crate::model::{ModelSpec, WeightsChoice};
+use crate::quality::{Protocol, TextFormat};
+use crate::results::record::Cell;
+use crate::scheme::DType;
+use crate::study::{DeviceChoice, EngineKind, QualityPlan, open_device};
+use crate::units::Seconds;
+
+/// Context of the perplexity protocol, as the papers have it.
+const CONTEXT: usize = 2048;
+/// And with the embedded model, whose text is short.
+const TINY_CONTEXT: usize = 256;
+
+#[derive(Args)]
+#[command(next_help_heading = "Model")]
+pub(super) struct ModelFlags {
+    /// `dummy` makes weights up from a seed, with the true shapes: any preset can be timed without a download
+    #[arg(long, value_enum, default_value_t = WeightsFlag::Stored)]
+    pub(super) weights: WeightsFlag,
+    /// Seed of dummy weights
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(super) weights_seed: u64,
+    /// Branch, tag or commit of a hub model
+    #[arg(long, value_name = "REV")]
+    pub(super) revision: Option<String>,
+    /// A tokenizer.json to use instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub(super) tokenizer: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum WeightsFlag {
+    /// The model's own.
+    Stored,
+    /// Made up from a seed.
+    Dummy,
+}
+
+impl ModelFlags {
+    pub(super) fn spec(&self, source: &str) -> ModelSpec {
+        ModelSpec {
+            source: source.to_owned(),
+            revision: self.revision.clone(),
+            weights: match self.weights {
+                WeightsFlag::Stored => WeightsChoice::AsStored,
+                WeightsFlag::Dummy => WeightsChoice::Dummy { seed: self.weights_seed },
+            },
+            tokenizer: self.tokenizer.clone(),
+        }
+    }
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Device")]
+pub(super) struct DeviceFlags {
+    /// auto (a GPU if built for one and present, else the CPU), cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_name = "DEVICE", value_parser = parse_device)]
+    pub(super) device: DeviceChoice,
+    /// Type of activations and KV cache: f32, f16 or bf16 [default: f32 on the CPU, the checkpoint's 16-bit type on a GPU]
+    #[arg(long, value_name = "DTYPE")]
+    pub(super) dtype: Option<DType>,
+    /// Threads on the CPU [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) threads: Option<u16>,
+    /// Tokens of one forward pass; longer prompts go in chunks [default: 512 on the CPU, 8192 on a GPU]
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub(super) chunk: Option<usize>,
+}
+
+impl DeviceFlags {
+    /// Opens the device and says which it is on standard error.
+    pub(super) fn open(&self) -> Result<Device> {
+        if let Some(threads) = self.threads {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(usize::from(threads))
+                .build_global()
+                .map_err(|e| Error::Internal(format!("cannot start {threads} threads: {e}")))?;
+        }
+        let (device, why) = open_device(self.device)?;
+        super::progress::say(&format!("device: {} ({why})", device.kind()));
+        Ok(device)
+    }
+}
+
+fn parse_device(s: &str) -> Result<DeviceChoice, String> {
+    match s.split_once(':') {
+        None if s == "auto" => Ok(DeviceChoice::Auto),
+        None if s == "cpu" => Ok(DeviceChoice::Cpu),
+        None if s == "cuda" => Ok(DeviceChoice::Cuda(0)),
+        Some(("cuda", n)) => n.parse().map(DeviceChoice::Cuda).map_err(|_| format!("'{n}' is no GPU number")),
+        _ => Err("expected auto, cpu, cuda or cuda:N".into()),
+    }
+}
+
+pub(super) fn parse_positive(s: &str) -> Result<usize, String> {
+    match s.parse() {
+        Ok(0) | Err(_) => Err("expected a whole number above 0".into()),
+        Ok(n) => Ok(n),
+    }
+}
+
+fn parse_seconds(s: &str) -> Result<Seconds, String> {
+    match s.trim_end_matches('s').parse::<f64>() {
+        Ok(x) if x.is_finite() && x >= 0.0 => Ok(Seconds(x)),
+        _ => Err("expected seconds, such as 3 or 0.5".into()),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum EngineFlag {
+    /// This program's own forward pass
+    Candlepower,
+    /// candle-transformers' model of the same weights
+    Candle,
+    /// candle-transformers' quantised model of a GGUF file
+    CandleGguf,
+}
+
+impl EngineFlag {
+    pub(super) fn kind(self) -> EngineKind {
+        match self {
+            Self::Candlepower => EngineKind::Candlepower,
+            Self::Candle => EngineKind::Candle,
+            Self::CandleGguf => EngineKind::CandleGguf,
+        }
+    }
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Speed")]
+pub(super) struct SpeedFlags {
+    /// Sequences side by side; lists and ranges as in 1,2,4 or 1-64*2
+    #[arg(long, default_value = "1,2,4,8", value_name = "LIST")]
+    pub(super) batch: Numbers,
+    /// Prompt tokens of each
+    #[arg(long, default_value = "128", value_name = "LIST")]
+    pub(super) prompt: Numbers,
+    /// Tokens generated for each
+    #[arg(long = "gen", default_value = "64", value_name = "LIST")]
+    pub(super) generate: Numbers,
+    /// Tokens already in the cache before the prompt
+    #[arg(long, default_value = "0", value_name = "LIST")]
+    pub(super) depth: Numbers,
+    /// What runs the model
+    #[arg(long, value_enum, default_value_t = EngineFlag::Candlepower)]
+    pub(super) engine: EngineFlag,
+    /// At least this many trials of each cell
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = parse_positive)]
+    pub(super) trials: usize,
+    /// And at least for this long, in seconds
+    #[arg(long, default_value = "3", value_name = "SECONDS", value_parser = parse_seconds)]
+    pub(super) min_time: Seconds,
+    /// But no longer than this, in seconds, whatever the number of trials
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub(super) max_time: Option<Seconds>,
+    /// Trials of each cell that run before the first counted one
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    pub(super) warmup: usize,
+    /// Length of each of the two windows that energy is measured over, in seconds
+    #[arg(long, default_value = "3", value_name = "SECONDS", value_parser = parse_seconds)]
+    pub(super) energy_window: Seconds,
+    /// Seed of the random prompts
+    #[arg(long, default_value_t = 42, value_name = "N")]
+    pub(super) seed: u64,
+}
+
+impl SpeedFlags {
+    /// Every combination, batch innermost.
+    pub(super) fn cells(&self) -> Vec<Cell> {
+        let mut cells = Vec::new();
+        for &depth in &self.depth.0 {
+            for &prompt in &self.prompt.0 {
+                for &generate in &self.generate.0 {
+                    for &batch in &self.batch.0 {
+                        let cell = Cell { batch, prompt, generate, depth };
+                        if !cells.contains(&cell) {
+                            cells.push(cell);
+                        }
+                    }
+                }
+            }
+        }
+        cells
+    }
+
+    pub(super) fn rule(&self) -> StopRule {
+        StopRule { min_trials: self.trials, min_time: self.min_time, max_trials: None, max_time: self.max_time }
+    }
+
+    pub(super) fn warm_up(&self) -> WarmUp {
+        WarmUp { min_trials: self.warmup, ..WarmUp::default() }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum FormatFlag {
+    /// Recognised by content
+    Auto,
+    /// Rows of a raw WikiText file, joined with blank lines
+    Rows,
+    /// The file as it is
+    Plain,
+}
+
+impl FormatFlag {
+    fn format(self) -> TextFormat {
+        match self {
+            Self::Auto => TextFormat::Auto,
+            Self::Rows => TextFormat::Rows,
+            Self::Plain => TextFormat::Plain,
+        }
+    }
+}
+
+/// A plan for the text flags of `ppl` and `study`; `model` decides the default context.
+pub(super) fn quality_plan(
+    text: Option<&PathBuf>,
+    format: FormatFlag,
+    context: Option<usize>,
+    segments: Option<usize>,
+    model: &str,
+) -> QualityPlan {
+    let usual = if model.eq_ignore_ascii_case("tiny") { TINY_CONTEXT } else { CONTEXT };
+    QualityPlan {
+        text: text.cloned(),
+        format: format.format(),
+        protocol: Protocol { context: context.unwrap_or(usual), segments },
+    }
+}

@@ -1,0 +1,113 @@
+//! The commands: each parses, calls, prints; nothing is computed here. The only place that reads flags and prints.
+
+mod args;
+mod bench;
+mod generate;
+mod info;
+mod list;
+mod logits;
+mod ppl;
+mod progress;
+mod report;
+mod schema;
+mod study;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::{Error, Result};
+use crate::measure::Interrupt;
+
+/// Finished, but some points failed.
+const SOME_FAILED: u8 = 3;
+
+#[derive(Parser)]
+#[command(
+    name = "candlepower",
+    version,
+    about = "Measures what a language model gives on a GPU when nothing stands between the two: speed, memory, energy \
+             and quality of quantised variants",
+    after_help = "Without a model, commands run `tiny`, a small model inside this program:\n  candlepower study",
+    disable_help_subcommand = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Quality against speed, memory and energy for several variants: table, records, JSON, CSV and an HTML report
+    Study(study::Args),
+    /// Speed alone: TTFT, ITL and tokens/s over batch, prompt, generated tokens and depth
+    Bench(bench::Args),
+    /// Perplexity of one variant on a text
+    Ppl(ppl::Args),
+    /// Generates text from prompts, greedily or sampled
+    Generate(generate::Args),
+    /// The device, its measured ceilings, and the environment
+    Info(info::Args),
+    /// Writes study.json, study.csv and report.html of a run anew from its records
+    Report(report::Args),
+    /// Prints the JSON Schema of records and of study.json
+    Schema,
+    /// Prints the logits after every token of a sequence
+    #[command(hide = true)]
+    Logits(logits::Args),
+}
+
+/// Parses the command line, runs the command, and gives the exit code: 0 done, 2 usage, 3 finished but some points
+/// failed, 64 bad configuration, 65 corrupt model or data, 69 no device, 70 internal, 75 transient device fault, 130
+/// interrupted.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let interrupt = Interrupt::new();
+    match watch_signals(&interrupt).and_then(|()| dispatch(cli.command, &interrupt)) {
+        Ok(code) => code,
+        Err(error) => {
+            progress::say(&format!("error: {error}"));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn dispatch(command: Command, interrupt: &Interrupt) -> Result<ExitCode> {
+    match command {
+        Command::Study(args) => study::run(&args, interrupt),
+        Command::Bench(args) => bench::run(&args, interrupt),
+        Command::Ppl(args) => ppl::run(&args, interrupt),
+        Command::Generate(args) => generate::run(&args, interrupt),
+        Command::Info(args) => info::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Schema => schema::run(),
+        Command::Logits(args) => logits::run(&args),
+    }
+}
+
+/// The first Ctrl-C (or SIGTERM) ends after the step at hand and keeps what is on record; the second ends at once.
+fn watch_signals(interrupt: &Interrupt) -> Result<()> {
+    let interrupt = interrupt.clone();
+    ctrlc::set_handler(move || {
+        if interrupt.is_requested() {
+            std::process::exit(i32::from(Error::Interrupted.exit_code()));
+        }
+        interrupt.request();
+    })
+    .map_err(|e| Error::Internal(format!("cannot watch for signals: {e}")))
+}
+
+/// Writes to standard output; a reader that went away is no error.
+fn print(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+/// Writes JSON to standard output, indented.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::Internal(format!("cannot write JSON: {e}")))?;
+    print(&text);
+    print("\n");
+    Ok(())
+}

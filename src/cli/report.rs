@@ -1,0 +1,38 @@
+//! `candlepower report`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args as ClapArgs;
+
+use super::progress::{say, width};
+use crate::error::{Error, Result};
+use crate::results::{Store, Study, table};
+
+#[derive(ClapArgs)]
+#[command(after_help = "Example:
+  candlepower report candlepower-study")]
+pub(super) struct Args {
+    /// The folder of a finished study
+    run: PathBuf,
+    /// Prints study.json instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    let path = args.run.join("study.json");
+    let text = std::fs::read(&path).map_err(|e| Error::io(&path, "cannot read", e))?;
+    let old: Study = serde_json::from_slice(&text).map_err(|e| Error::data(&path, e))?;
+    let store = Store::open(&args.run)?;
+    // Environment and command are those of the run; the figures come from its records.
+    let study = Study::from_records(old.environment, old.command, store.records());
+    super::study::write(&store, &study)?;
+    if args.json {
+        super::print_json(&study)?;
+    } else {
+        super::print(&table::study(&study, width()));
+    }
+    say(&format!("written: {}", args.run.join("report.html").display()));
+    Ok(ExitCode::SUCCESS)
+}

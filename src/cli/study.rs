@@ -1,0 +1,115 @@
+//! `candlepower study`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args as ClapArgs;
+
+use super::args::{DeviceFlags, FormatFlag, ModelFlags, SpeedFlags, parse_positive, quality_plan};
+use super::progress::{Progress, say, width};
+use crate::error::{Error, Result};
+use crate::measure::Interrupt;
+use crate::results::{Store, Study, export, table};
+use crate::scheme::Variant;
+use crate::study::{self, Plan};
+
+#[derive(ClapArgs)]
+#[command(after_help = "Examples:
+  candlepower study
+  candlepower study --model DIR --variants bf16,int8,w4a16 --batch 1,4 --prompt 64 --gen 32 --text FILE --out OUT
+  candlepower study --model llama-3.1-8b --weights dummy --variants bf16,w8a8,w4a16 --batch 1-64*2 --no-ppl")]
+pub(super) struct Args {
+    /// tiny, a folder, a .gguf file, a hub id such as org/name, or a preset; several compare models
+    #[arg(long, default_value = "tiny", value_delimiter = ',', value_name = "MODEL")]
+    model: Vec<String>,
+    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32); each model's first is its base
+    #[arg(long, default_value = "bf16,int8,w4a16", value_delimiter = ',', value_name = "LIST")]
+    variants: Vec<Variant>,
+    /// Folder of the results; a second run with the same folder goes on where the first ended
+    #[arg(long, default_value = "candlepower-study", value_name = "DIR")]
+    out: PathBuf,
+    /// Measures points anew that are on record
+    #[arg(long)]
+    force: bool,
+    /// Prints study.json instead of the table
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    from: ModelFlags,
+    #[command(flatten)]
+    device: DeviceFlags,
+    #[command(flatten)]
+    speed: SpeedFlags,
+    /// Text to score: a file, or wikitext2 (from the hub) [default: the text that comes with tiny]
+    #[arg(long, value_name = "FILE", help_heading = "Quality")]
+    text: Option<PathBuf>,
+    /// How the file becomes a text
+    #[arg(long, value_enum, default_value_t = FormatFlag::Auto, help_heading = "Quality")]
+    text_format: FormatFlag,
+    /// Tokens of a scored segment [default: 2048; 256 with tiny]
+    #[arg(long, value_name = "N", help_heading = "Quality")]
+    ppl_context: Option<usize>,
+    /// Scores this many segments from the start [default: all]
+    #[arg(long, value_name = "N", value_parser = parse_positive, help_heading = "Quality")]
+    ppl_segments: Option<usize>,
+    /// Leaves perplexity out
+    #[arg(long, help_heading = "Quality")]
+    no_ppl: bool,
+}
+
+impl Args {
+    fn plan(&self) -> Plan {
+        let quality = (!self.no_ppl).then(|| {
+            let (context, segments) = (self.ppl_context, self.ppl_segments);
+            quality_plan(self.text.as_ref(), self.text_format, context, segments, &self.model[0])
+        });
+        Plan {
+            models: self.model.iter().map(|source| self.from.spec(source)).collect(),
+            variants: self.variants.clone(),
+            cells: self.speed.cells(),
+            quality,
+            act: self.device.dtype,
+            engine: self.speed.engine.kind(),
+            chunk: self.device.chunk,
+            rule: self.speed.rule(),
+            warm_up: self.speed.warm_up(),
+            energy_window: self.speed.energy_window,
+            seed: self.speed.seed,
+            force: self.force,
+        }
+    }
+}
+
+pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
+    let plan = args.plan();
+    plan.check()?;
+    let device = args.device.open()?;
+    let mut environment = study::environment(&device);
+    let mut store = Store::open(&args.out)?;
+    environment.ceilings = Some(study::ceilings_of(&device)?);
+    let mut progress = Progress::new();
+    let outcome = study::run(&plan, &device, &environment, &mut store, interrupt, &mut progress);
+    progress.finish();
+    let outcome = outcome?;
+    let study = Study::from_records(environment, std::env::args().collect(), &outcome.records);
+    if outcome.interrupted {
+        say("interrupted: what was finished is on record, the same command goes on from there");
+        return Ok(ExitCode::from(Error::Interrupted.exit_code()));
+    }
+    write(&store, &study)?;
+    if args.json {
+        super::print_json(&study)?;
+    } else {
+        super::print(&table::study(&study, width()));
+    }
+    say(&format!("written: {}", args.out.display()));
+    Ok(ExitCode::from(if outcome.failed > 0 { super::SOME_FAILED } else { 0 }))
+}
+
+/// The files that are made of records.
+pub(super) fn write(store: &Store, study: &Study) -> Result<()> {
+    let json = serde_json::to_vec_pretty(study).map_err(|e| Error::Internal(format!("cannot write JSON: {e}")))?;
+    store.write("study.json", &json)?;
+    store.write("study.csv", &export::csv(study)?)?;
+    Ok(())
+}
