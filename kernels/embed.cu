@@ -1,25 +1,27 @@
-// embed: out[t, :] = table[tokens[t], :].
+// gather: rows picked by number, as the embedding of tokens and the last hidden states of prompts are:
+// out[i, :] = table[ids[i], :].
 //
-//   tokens u32 [T] · table [vocab, width] · out [T, width]; table and out may differ in type.
+//   ids u32 [count] · table [rows, width] · out [count, width]; table and out may differ in type.
 //
-// A token outside the vocabulary gives a row of NaN, which the check of the logits then finds.
-// Kernels: embed_<table>_<out>. One block per token.
+// An id outside the table gives a row of NaN, which the check of the logits then finds.
+// Kernels: gather_<table>_<out>. One block per row of out.
 #include "common/elem.cuh"
 
 template <class Table, class Out>
-__device__ void embed(const unsigned* tokens, const Table* table, Out* out, unsigned vocab, unsigned width) {
-    const size_t t = blockIdx.x;
-    const size_t token = tokens[t];
+__device__ void gather(const unsigned* __restrict__ ids, const Table* __restrict__ table, Out* __restrict__ out,
+                       unsigned rows, unsigned width) {
+    const size_t row = blockIdx.x;
+    const size_t id = ids[row];
     for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
-        const float value = token < vocab ? to_f32(table[token * width + i]) : nanf("");
-        out[t * width + i] = from_f32<Out>(value);
+        const float value = id < rows ? to_f32(table[id * width + i]) : nanf("");
+        out[row * width + i] = from_f32<Out>(value);
     }
 }
 
 #define KERNEL(OUT, TABLE)                                                                                             \
-    extern "C" __global__ void embed_##TABLE##_##OUT(const unsigned* tokens, const TABLE* table, OUT* out,             \
-                                                     unsigned vocab, unsigned width) {                                 \
-        embed(tokens, table, out, vocab, width);                                                                       \
+    extern "C" __global__ void gather_##TABLE##_##OUT(const unsigned* ids, const TABLE* table, OUT* out,               \
+                                                      unsigned rows, unsigned width) {                                 \
+        gather(ids, table, out, rows, width);                                                                          \
     }
 FOR_EACH_ELEM(KERNEL, f32)
 FOR_EACH_ELEM(KERNEL, f16)

@@ -1,13 +1,14 @@
 // linear: out[t, n] (+)= sum_k x[t, k] * w[n, k] (+ bias[n]), accumulated in f32.
 //
-//   x [T, K] · w [N, K] in any storage of common/weight.cuh · out as in common/epilogue.cuh, of x's type.
+//   x [T, K] · w [N, K] in any storage of common/weight.cuh · out as in common/epilogue.cuh, of x's type or, as before
+//   logits, f32.
 //
-// linear_few_<weight>_<type>    for a handful of tokens: bound by reading w, so every weight is read once per 8 tokens,
-//                               16 bytes a lane, and scaled in registers. One warp per output feature.
-// linear_many_<weight>_<type>   for many: weights are scaled once into shared memory and used by 64 tokens.
-//                               One block of 256 threads per 64 features x 64 tokens.
-// add_bias_<type>               out[t, n] = bias[n] or += bias[n], to go before a product of another library that adds
-//                               to what is there. One block per token.
+// linear_few_<weight>_<x>_<out>    for a handful of tokens: bound by reading w, so every weight is read once per 8 tokens,
+//                                  16 bytes a lane, and scaled in registers. One warp per output feature.
+// linear_many_<weight>_<x>_<out>   for many: weights are scaled once into shared memory and used by 64 tokens.
+//                                  One block of 256 threads per 64 features x 64 tokens.
+// add_bias_<out>                   out[t, n] = bias[n] or += bias[n], to go before a product of another library that adds
+//                                  to what is there. One block per token.
 #include "common/epilogue.cuh"
 #include "common/reduce.cuh"
 #include "common/tile.cuh"
@@ -15,8 +16,8 @@
 
 constexpr unsigned FEW_TOKENS = 8; // of one pass
 
-template <class Weight, class T>
-__device__ void linear_few(const Weight weight, const T* __restrict__ x, const Epilogue<T> epilogue, unsigned tokens,
+template <class Weight, class X, class Out>
+__device__ void linear_few(const Weight weight, const X* __restrict__ x, const Epilogue<Out> epilogue, unsigned tokens,
                            unsigned features, unsigned k) {
     constexpr unsigned CHUNK = Weight::CHUNK;
     const unsigned n = blockIdx.x * (blockDim.x / WARP) + warp_id();
@@ -26,9 +27,9 @@ __device__ void linear_few(const Weight weight, const T* __restrict__ x, const E
     x += first * k;
 
     float sums[FEW_TOKENS] = {};
-    if (weight.has_chunks() && k * sizeof(T) % 16 == 0 && is_aligned16(x)) {
+    if (weight.has_chunks() && k * sizeof(X) % 16 == 0 && is_aligned16(x)) {
         // A few activations at a time: those of a whole chunk would not fit into the registers beside the weights.
-        constexpr unsigned PER_LOAD = 16 / sizeof(T);
+        constexpr unsigned PER_LOAD = 16 / sizeof(X);
         constexpr unsigned STEP = CHUNK < PER_LOAD ? CHUNK : PER_LOAD;
         for (unsigned col = lane_id() * CHUNK; col < k; col += WARP * CHUNK) {
             float w[CHUNK];
@@ -67,8 +68,8 @@ __device__ void linear_few(const Weight weight, const T* __restrict__ x, const E
     }
 }
 
-template <class Weight, class T>
-__device__ void linear_many(const Weight weight, const T* __restrict__ x, const Epilogue<T> epilogue, unsigned tokens,
+template <class Weight, class X, class Out>
+__device__ void linear_many(const Weight weight, const X* __restrict__ x, const Epilogue<Out> epilogue, unsigned tokens,
                             unsigned features, unsigned k) {
     __shared__ float xs[DEPTH][PITCH];
     __shared__ float ws[DEPTH][PITCH];
@@ -97,21 +98,27 @@ __device__ void linear_many(const Weight weight, const T* __restrict__ x, const 
     });
 }
 
-#define KERNEL(T, NAME, WEIGHT)                                                                                        \
-    extern "C" __global__ void linear_few_##NAME##_##T(WeightArgs weight, const T* x, Epilogue<T> epilogue,            \
-                                                       unsigned tokens, unsigned features, unsigned k) {               \
+#define KERNEL(X, OUT, NAME, WEIGHT)                                                                                   \
+    extern "C" __global__ void linear_few_##NAME##_##X##_##OUT(WeightArgs weight, const X* x, Epilogue<OUT> epilogue,  \
+                                                               unsigned tokens, unsigned features, unsigned k) {       \
         linear_few(WEIGHT(weight, k), x, epilogue, tokens, features, k);                                               \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(TILE_THREADS)                                                         \
-        linear_many_##NAME##_##T(WeightArgs weight, const T* x, Epilogue<T> epilogue, unsigned tokens,                 \
-                                 unsigned features, unsigned k) {                                                      \
+        linear_many_##NAME##_##X##_##OUT(WeightArgs weight, const X* x, Epilogue<OUT> epilogue, unsigned tokens,       \
+                                         unsigned features, unsigned k) {                                              \
         linear_many(WEIGHT(weight, k), x, epilogue, tokens, features, k);                                              \
     }
-FOR_EACH_ELEM(KERNEL, f32, PlainWeight<f32>)
-FOR_EACH_ELEM(KERNEL, f16, PlainWeight<f16>)
-FOR_EACH_ELEM(KERNEL, bf16, PlainWeight<bf16>)
-FOR_EACH_ELEM(KERNEL, int8, Int8Weight)
-FOR_EACH_ELEM(KERNEL, int4, Int4Weight)
+#define KERNELS(X, OUT)                                                                                                \
+    KERNEL(X, OUT, f32, PlainWeight<f32>)                                                                              \
+    KERNEL(X, OUT, f16, PlainWeight<f16>)                                                                              \
+    KERNEL(X, OUT, bf16, PlainWeight<bf16>)                                                                            \
+    KERNEL(X, OUT, int8, Int8Weight)                                                                                   \
+    KERNEL(X, OUT, int4, Int4Weight)
+KERNELS(f32, f32)
+KERNELS(f16, f16)
+KERNELS(f16, f32)
+KERNELS(bf16, bf16)
+KERNELS(bf16, f32)
 
 #define BIAS_KERNEL(T)                                                                                                 \
     extern "C" __global__ void add_bias_##T(Epilogue<T> epilogue, unsigned features) {                                 \

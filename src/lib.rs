@@ -1,5 +1,50 @@
-//! candlepower (map to come)
-
+//! candlepower measures what a language model gives on a GPU when nothing stands between the two. Its main product is a
+//! *study*: quality against speed, memory and energy for several variants of one model, with honest error bars.
+//!
+//! # The map, in reading order
+//!
+//! | module | what it is | what it must never know |
+//! |---|---|---|
+//! | [`error`], [`units`] | the one error with its exit codes; quantities, and the `Clock` through which time enters | anything else |
+//! | [`stats`] | quantiles with validity, bootstrap intervals, paired differences; pure | what the numbers mean |
+//! | [`scheme`] | element types, variants, and the one canonical packed weight | files, models, devices |
+//! | [`kernels`] | the ops, one file each beside its `.cu`: shapes, cost, plan, CPU reference, GPU launch; buffers on a device | a model |
+//! | [`model`] | configurations of every family, presets, tokenizers, and one file per checkpoint format | devices, kernels |
+//! | [`engine`] | loading onto a device, the forward pass of every family, the KV cache, sampling; candle's models as the baseline | that it is timed |
+//! | [`quality`] | texts, and perplexity by named protocols | time, records |
+//! | [`measure`] | clocks, trials, the NVML sampler, memory, the environment | what is measured |
+//! | [`results`] | the record and its wire form, the store, the study made of records, tables, exports, the report | candle, CUDA, clocks |
+//! | [`study`] | what to run, running one point of it, putting points on record: where both sides meet | how anything is shown |
+//! | [`cli`] | one file per command: parse, call, print | how anything is computed |
+//!
+//! Arrows point from user to used and nothing runs back: `cli → study → quality → engine → {kernels, model} → scheme →
+//! units`; `measure` and `results` stand beside that line on `stats` and `units` alone. `tests/architecture.rs` reads the
+//! `use crate::` lines and holds this.
+//!
+//! # What holds it up
+//!
+//! - **One forward pass, two devices.** A step is a short list of ops over buffers that are allocated once
+//!   (`engine::transformer`). Each op's `run` is one call for the CPU reference and the GPU launch, so the engine has no
+//!   branch between them and every kernel has its judge.
+//! - **One packed weight** ([`scheme::PackedWeight`]) is what formats and quantisers end in. Round-to-nearest needs no data
+//!   and works row by row, so it is an op ([`kernels::quantize`]) and runs where the weights are going to live; the
+//!   original is never whole on the host.
+//! - **The same bits in any batch.** On the CPU every sum runs in one order whatever the number of tokens or the chunk, so
+//!   a row alone, in a batch, or in pieces gives identical logits. Tests hold this exactly.
+//! - **Verify, then time.** A variant that fails a check (`study::verify`) gets no number.
+//! - **The record is the border.** Measuring writes records, one line each, on the disk before the next point starts;
+//!   everything shown is made of them. A point's key is a hash of what identifies it, so the same command resumes.
+//!
+//! # Where `unsafe` lives
+//!
+//! In `kernels/simd.rs` (vector instructions behind tokens that prove they exist), `kernels/parallel.rs` (columns of one
+//! matrix for several threads) and `kernels/cuda/` (launches), nowhere else.
+//!
+//! # The CUDA build
+//!
+//! `kernels/build.rs` compiles every `.cu` into a fatbin of its own with code for sm_80 and sm_90a, in parallel and cached
+//! by content; all are in the binary. The launches are correct first: one simple kernel per op, cuBLAS for plain products
+//! of many tokens. Without the `cuda` feature none of this is built or needed.
 
 pub mod cli;
 pub mod engine;
@@ -9,7 +54,7 @@ pub mod measure;
 pub mod model;
 pub mod quality;
 pub mod results;
+pub mod scheme;
 pub mod stats;
 pub mod study;
-pub mod scheme;
 pub mod units;

@@ -11,7 +11,10 @@ use safetensors::SafeTensors;
 const MODELS: [&str; 4] = ["tiny-llama", "tiny-llama-tied", "tiny-qwen2", "tiny-qwen3"];
 
 fn fixture(model: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model).join("bf16")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(model)
+        .join("bf16")
 }
 
 /// An engine of the fixture in `variant`, f32 activations, for `slots` sequences in chunks of `chunk`.
@@ -24,7 +27,10 @@ fn engine(model: &str, variant: &str, slots: usize, chunk: usize) -> Engine {
     };
     let model = Model::open(&spec).unwrap();
     let variant = variant.parse().unwrap();
-    let weights = DeviceWeights::load(&model, &variant, DType::F32, &Device::Cpu, &mut |_, _| Ok(())).unwrap();
+    let weights = DeviceWeights::load(&model, &variant, DType::F32, &Device::Cpu, &mut |_, _| {
+        Ok(())
+    })
+    .unwrap();
     Engine::new(Device::Cpu, weights, Limits::new(slots, 64, chunk)).unwrap()
 }
 
@@ -39,19 +45,34 @@ impl Truth {
     fn ids(&self, name: &str) -> Vec<Vec<u32>> {
         let file = SafeTensors::deserialize(&self.0).unwrap();
         let view = file.tensor(name).unwrap();
-        let ids: Vec<u32> =
-            view.data().chunks(8).map(|b| u32::try_from(i64::from_le_bytes(b.try_into().unwrap())).unwrap()).collect();
+        let ids: Vec<u32> = view
+            .data()
+            .chunks(8)
+            .map(|b| u32::try_from(i64::from_le_bytes(b.try_into().unwrap())).unwrap())
+            .collect();
         ids.chunks(view.shape()[1]).map(<[u32]>::to_vec).collect()
     }
 
     fn floats(&self, name: &str) -> Vec<f32> {
         let file = SafeTensors::deserialize(&self.0).unwrap();
-        file.tensor(name).unwrap().data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+        file.tensor(name)
+            .unwrap()
+            .data()
+            .chunks(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
     }
 }
 
 fn prompts(rows: &[Vec<u32>]) -> Vec<Prompt<'_>> {
-    rows.iter().enumerate().map(|(slot, tokens)| Prompt { slot, start: 0, tokens }).collect()
+    rows.iter()
+        .enumerate()
+        .map(|(slot, tokens)| Prompt {
+            slot,
+            start: 0,
+            tokens,
+        })
+        .collect()
 }
 
 #[test]
@@ -61,11 +82,20 @@ fn logits_equal_those_of_transformers_to_rounding() {
         for suffix in ["", "_b", "_c", "_d"] {
             let rows = truth.ids(&format!("input_ids{suffix}"));
             let expected = truth.floats(&format!("logits{suffix}"));
-            let got = engine(model, "f32", rows.len(), 64).logits(&prompts(&rows)).unwrap().concat();
+            let got = engine(model, "f32", rows.len(), 64)
+                .logits(&prompts(&rows))
+                .unwrap()
+                .concat();
             assert_eq!(got.len(), expected.len());
             let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-            let worst = got.iter().zip(&expected).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs()));
-            assert!(worst <= 1e-4 * largest, "{model} logits{suffix}: off by {worst} of {largest}");
+            let worst = got
+                .iter()
+                .zip(&expected)
+                .fold(0.0_f32, |m, (a, b)| m.max((a - b).abs()));
+            assert!(
+                worst <= 1e-4 * largest,
+                "{model} logits{suffix}: off by {worst} of {largest}"
+            );
         }
     }
 }
@@ -77,7 +107,13 @@ fn greedy_tokens_equal_those_of_transformers() {
         let expected = &truth.ids("greedy_ids")[0];
         let mut engine = engine(model, "f32", 1, 64);
         let mut ids = expected[..5].to_vec();
-        let mut next = engine.prefill(&[Prompt { slot: 0, start: 0, tokens: &ids }]).unwrap();
+        let mut next = engine
+            .prefill(&[Prompt {
+                slot: 0,
+                start: 0,
+                tokens: &ids,
+            }])
+            .unwrap();
         while ids.len() < expected.len() {
             ids.push(next[0]);
             next = engine.decode(&next, &[ids.len() - 1]).unwrap();
@@ -88,7 +124,10 @@ fn greedy_tokens_equal_those_of_transformers() {
 
 /// Five prompts of lengths that share no chunk border.
 fn ragged(vocab: u32) -> Vec<Vec<u32>> {
-    [1, 17, 5, 33, 8].iter().map(|&n| (0..n).map(|i| (i * 37 + n * 11) % vocab).collect()).collect()
+    [1, 17, 5, 33, 8]
+        .iter()
+        .map(|&n| (0..n).map(|i| (i * 37 + n * 11) % vocab).collect())
+        .collect()
 }
 
 #[test]
@@ -96,9 +135,13 @@ fn a_row_of_a_ragged_batch_gives_the_same_bits_as_alone() {
     for model in MODELS {
         for variant in ["f32", "bf16", "int8", "w8a8", "w4a16:g32"] {
             let rows = ragged(200);
-            let together = engine(model, variant, rows.len(), 64).logits(&prompts(&rows)).unwrap();
+            let together = engine(model, variant, rows.len(), 64)
+                .logits(&prompts(&rows))
+                .unwrap();
             for (row, together) in rows.iter().zip(together) {
-                let alone = engine(model, variant, 1, 64).logits(&prompts(std::slice::from_ref(row))).unwrap();
+                let alone = engine(model, variant, 1, 64)
+                    .logits(&prompts(std::slice::from_ref(row)))
+                    .unwrap();
                 assert_eq!(alone[0], together, "{model} {variant} {}", row.len());
             }
         }
@@ -131,9 +174,13 @@ fn greedy_decoding_of_a_ragged_batch_equals_single_runs() {
 fn prefill_in_chunks_gives_the_same_bits_as_at_once() {
     for model in MODELS {
         let rows = ragged(200);
-        let whole = engine(model, "f32", rows.len(), 64).logits(&prompts(&rows)).unwrap();
+        let whole = engine(model, "f32", rows.len(), 64)
+            .logits(&prompts(&rows))
+            .unwrap();
         for chunk in [5, 7, 16] {
-            let parts = engine(model, "f32", rows.len(), chunk).logits(&prompts(&rows)).unwrap();
+            let parts = engine(model, "f32", rows.len(), chunk)
+                .logits(&prompts(&rows))
+                .unwrap();
             assert_eq!(parts, whole, "{model} in chunks of {chunk}");
         }
     }

@@ -1,4 +1,4 @@
-// The two steps of an RMS norm, shared by rms_norm.cu and the per-head norm of rope_append.cu.
+// The two steps of an RMS norm, shared by norm.cu and the per-head norm of rope.cu.
 #pragma once
 
 #include "elem.cuh"

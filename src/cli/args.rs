@@ -52,7 +52,9 @@ impl ModelFlags {
             revision: self.revision.clone(),
             weights: match self.weights {
                 WeightsFlag::Stored => WeightsChoice::AsStored,
-                WeightsFlag::Dummy => WeightsChoice::Dummy { seed: self.weights_seed },
+                WeightsFlag::Dummy => WeightsChoice::Dummy {
+                    seed: self.weights_seed,
+                },
             },
             tokenizer: self.tokenizer.clone(),
         }
@@ -96,7 +98,10 @@ fn parse_device(s: &str) -> Result<DeviceChoice, String> {
         None if s == "auto" => Ok(DeviceChoice::Auto),
         None if s == "cpu" => Ok(DeviceChoice::Cpu),
         None if s == "cuda" => Ok(DeviceChoice::Cuda(0)),
-        Some(("cuda", n)) => n.parse().map(DeviceChoice::Cuda).map_err(|_| format!("'{n}' is no GPU number")),
+        Some(("cuda", n)) => n
+            .parse()
+            .map(DeviceChoice::Cuda)
+            .map_err(|_| format!("'{n}' is no GPU number")),
         _ => Err("expected auto, cpu, cuda or cuda:N".into()),
     }
 }
@@ -181,7 +186,12 @@ impl SpeedFlags {
             for &prompt in &self.prompt.0 {
                 for &generate in &self.generate.0 {
                     for &batch in &self.batch.0 {
-                        let cell = Cell { batch, prompt, generate, depth };
+                        let cell = Cell {
+                            batch,
+                            prompt,
+                            generate,
+                            depth,
+                        };
                         if !cells.contains(&cell) {
                             cells.push(cell);
                         }
@@ -193,11 +203,19 @@ impl SpeedFlags {
     }
 
     pub(super) fn rule(&self) -> StopRule {
-        StopRule { min_trials: self.trials, min_time: self.min_time, max_trials: None, max_time: self.max_time }
+        StopRule {
+            min_trials: self.trials,
+            min_time: self.min_time,
+            max_trials: None,
+            max_time: self.max_time,
+        }
     }
 
     pub(super) fn warm_up(&self) -> WarmUp {
-        WarmUp { min_trials: self.warmup, ..WarmUp::default() }
+        WarmUp {
+            min_trials: self.warmup,
+            ..WarmUp::default()
+        }
     }
 }
 
@@ -229,10 +247,17 @@ pub(super) fn quality_plan(
     segments: Option<usize>,
     model: &str,
 ) -> QualityPlan {
-    let usual = if model.eq_ignore_ascii_case("tiny") { TINY_CONTEXT } else { CONTEXT };
+    let usual = if model.eq_ignore_ascii_case("tiny") {
+        TINY_CONTEXT
+    } else {
+        CONTEXT
+    };
     QualityPlan {
         text: text.cloned(),
         format: format.format(),
-        protocol: Protocol { context: context.unwrap_or(usual), segments },
+        protocol: Protocol {
+            context: context.unwrap_or(usual),
+            segments,
+        },
     }
 }

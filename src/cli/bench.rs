@@ -23,7 +23,12 @@ pub(super) struct Args {
     #[arg(long, default_value = "tiny", value_name = "MODEL")]
     model: String,
     /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32)
-    #[arg(long, default_value = "bf16", value_delimiter = ',', value_name = "LIST")]
+    #[arg(
+        long,
+        default_value = "bf16",
+        value_delimiter = ',',
+        value_name = "LIST"
+    )]
     variants: Vec<Variant>,
     /// Keeps the records in this folder; a second run goes on where the first ended
     #[arg(long, value_name = "DIR")]
@@ -60,22 +65,38 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     plan.check()?;
     let device = args.device.open()?;
     let environment = study::environment(&device);
-    let scratch = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), "cannot create a folder in", e))?;
-    let dir = args.out.clone().unwrap_or_else(|| scratch.path().to_owned());
+    let scratch = tempfile::tempdir()
+        .map_err(|e| Error::io(std::env::temp_dir(), "cannot create a folder in", e))?;
+    let dir = args
+        .out
+        .clone()
+        .unwrap_or_else(|| scratch.path().to_owned());
     let mut store = Store::open(&dir)?;
     let mut progress = Progress::new();
-    let outcome = study::run(&plan, &device, &environment, &mut store, interrupt, &mut progress);
+    let outcome = study::run(
+        &plan,
+        &device,
+        &environment,
+        &mut store,
+        interrupt,
+        &mut progress,
+    );
     progress.finish();
     let outcome = outcome?;
     let study = Study::from_records(environment, std::env::args().collect(), &outcome.records);
     if args.json {
         super::print_json(&study)?;
     } else {
+        say("");
         super::print(&table::speed(&study, width()));
     }
     if outcome.interrupted {
         say("interrupted");
         return Ok(ExitCode::from(Error::Interrupted.exit_code()));
     }
-    Ok(ExitCode::from(if outcome.failed > 0 { super::SOME_FAILED } else { 0 }))
+    Ok(ExitCode::from(if outcome.failed > 0 {
+        super::SOME_FAILED
+    } else {
+        0
+    }))
 }

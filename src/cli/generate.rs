@@ -6,11 +6,11 @@ use clap::Args as ClapArgs;
 use serde_json::json;
 
 use super::args::{DeviceFlags, EngineFlag, ModelFlags, parse_positive};
+use crate::engine::Sampling;
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
 use crate::model::Model;
 use crate::scheme::Variant;
-use crate::engine::Sampling;
 use crate::study::{Generation, generate};
 
 #[derive(ClapArgs)]
@@ -59,7 +59,9 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     if !(args.temperature >= 0.0 && args.top_p > 0.0 && args.top_p <= 1.0) {
-        return Err(Error::Usage("--temperature must be at least 0, --top-p above 0 and at most 1".into()));
+        return Err(Error::Usage(
+            "--temperature must be at least 0, --top-p above 0 and at most 1".into(),
+        ));
     }
     let device = args.device.open()?;
     let model = Model::open(&args.from.spec(&args.model))?;

@@ -29,7 +29,11 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let device = args.device.open()?;
     let environment = study::environment(&device);
-    let ceilings = if args.no_ceilings { Vec::new() } else { study::ceilings(&device, &SystemClock::new())? };
+    let ceilings = if args.no_ceilings {
+        Vec::new()
+    } else {
+        study::ceilings(&device, &SystemClock::new())?
+    };
     let gpu = study::gpu_facts(&device);
     let names: Vec<String> = presets()?.into_iter().map(|preset| preset.name).collect();
     if args.json {
@@ -48,16 +52,38 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let none = || "unknown".to_owned();
     let device_facts = &environment.device;
     let mut lines = vec![
-        ("program", format!("candlepower {} [{}]", environment.tool_version, environment.features.join(", "))),
-        ("commit", environment.git_commit.clone().unwrap_or_else(none)),
+        (
+            "program",
+            format!(
+                "candlepower {} [{}]",
+                environment.tool_version,
+                environment.features.join(", ")
+            ),
+        ),
+        (
+            "commit",
+            environment.git_commit.clone().unwrap_or_else(none),
+        ),
         ("device", device_facts.name.clone().unwrap_or_else(none)),
-        ("memory", device_facts.memory_bytes.map_or_else(none, |b| Bytes(b).to_string())),
+        (
+            "memory",
+            device_facts
+                .memory_bytes
+                .map_or_else(none, |b| Bytes(b).to_string()),
+        ),
         ("CPU", environment.cpu.model.clone().unwrap_or_else(none)),
-        ("threads", environment.threads.map_or_else(none, |n| n.to_string())),
+        (
+            "threads",
+            environment.threads.map_or_else(none, |n| n.to_string()),
+        ),
         ("system", environment.os.clone().unwrap_or_else(none)),
     ];
     match &gpu {
-        Ok(facts) => lines.extend(facts.iter().map(|(name, value)| (name.as_str(), value.clone()))),
+        Ok(facts) => lines.extend(
+            facts
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.clone())),
+        ),
         Err(why) => lines.push(("GPU sensors", format!("unavailable: {why}"))),
     }
     for (name, value) in lines {
@@ -71,7 +97,16 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn shown(ceiling: &Ceiling) -> String {
-    let (scale, unit) = if ceiling.unit == "B/s" { (1e9, "GB/s") } else { (1e12, "TFLOP/s") };
+    let (scale, unit) = if ceiling.unit == "B/s" {
+        (1e9, "GB/s")
+    } else {
+        (1e12, "TFLOP/s")
+    };
     let of = |x: f64| three_digits(x / scale);
-    format!("{} {unit} at best, {} in the median ({})", of(ceiling.best), of(ceiling.median), ceiling.how)
+    format!(
+        "{} {unit} at best, {} in the median ({})",
+        of(ceiling.best),
+        of(ceiling.median),
+        ceiling.how
+    )
 }

@@ -23,25 +23,29 @@ impl FromStr for Numbers {
 
 /// One number, or `first-last`, with `*factor` or `+step` behind (default `+1`).
 fn range(part: &str, out: &mut Vec<usize>) -> Result<(), String> {
-    let number = |s: &str| s.parse::<usize>().map_err(|_| format!("'{s}' in '{part}' is not a whole number"));
+    let number = |s: &str| {
+        s.parse::<usize>()
+            .map_err(|_| format!("'{s}' in '{part}' is not a whole number"))
+    };
     let Some((first, rest)) = part.split_once('-') else {
         out.push(number(part)?);
         return Ok(());
     };
-    let (last, grow): (_, Box<dyn Fn(usize) -> Option<usize>>) = if let Some((last, factor)) = rest.split_once('*') {
-        let factor = number(factor)?;
-        if factor < 2 {
-            return Err(format!("'{part}': a factor must be at least 2"));
-        }
-        (last, Box::new(move |n| n.checked_mul(factor)))
-    } else {
-        let (last, step) = rest.split_once('+').unwrap_or((rest, "1"));
-        let step = number(step)?;
-        if step == 0 {
-            return Err(format!("'{part}': a step must be at least 1"));
-        }
-        (last, Box::new(move |n| n.checked_add(step)))
-    };
+    let (last, grow): (_, Box<dyn Fn(usize) -> Option<usize>>) =
+        if let Some((last, factor)) = rest.split_once('*') {
+            let factor = number(factor)?;
+            if factor < 2 {
+                return Err(format!("'{part}': a factor must be at least 2"));
+            }
+            (last, Box::new(move |n| n.checked_mul(factor)))
+        } else {
+            let (last, step) = rest.split_once('+').unwrap_or((rest, "1"));
+            let step = number(step)?;
+            if step == 0 {
+                return Err(format!("'{part}': a step must be at least 1"));
+            }
+            (last, Box::new(move |n| n.checked_add(step)))
+        };
     let (mut n, last) = (number(first)?, number(last)?);
     if n > last || n == 0 && rest.contains('*') {
         return Err(format!("'{part}' is an empty or endless range"));
@@ -69,7 +73,9 @@ mod tests {
         assert_eq!(parse("512-8192*2").unwrap(), [512, 1024, 2048, 4096, 8192]);
         assert_eq!(parse("128-512+128").unwrap(), [128, 256, 384, 512]);
         assert_eq!(parse("3-5, 9").unwrap(), [3, 4, 5, 9]);
-        for bad in ["", "x", "1,,2", "4-2", "1-9*1", "0-8*2", "1-9+0", "1-100000", "-3"] {
+        for bad in [
+            "", "x", "1,,2", "4-2", "1-9*1", "0-8*2", "1-9+0", "1-100000", "-3",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -106,7 +106,8 @@ fn print(text: &str) {
 
 /// Writes JSON to standard output, indented.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| Error::Internal(format!("cannot write JSON: {e}")))?;
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::Internal(format!("cannot write JSON: {e}")))?;
     print(&text);
     print("\n");
     Ok(())

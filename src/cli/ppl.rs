@@ -47,7 +47,13 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
-    let plan = quality_plan(args.text.as_ref(), args.text_format, args.context, args.segments, &args.model);
+    let plan = quality_plan(
+        args.text.as_ref(),
+        args.text_format,
+        args.context,
+        args.segments,
+        &args.model,
+    );
     let device = args.device.open()?;
     let model = Model::open(&args.from.spec(&args.model))?;
     let scoring = Scoring {
@@ -82,7 +88,9 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
             "segment_nll": found.segment_nll,
         }))?;
     } else {
-        let stderr = found.stderr.map_or_else(String::new, |e| format!(" ± {e:.4}"));
+        let stderr = found
+            .stderr
+            .map_or_else(String::new, |e| format!(" ± {e:.4}"));
         super::print(&format!(
             "perplexity {:.4}{stderr}  {} {} on {} ({} protocol, context {}, {} segments, {} tokens scored of {}, {:.4} \
              bits per byte)\n",

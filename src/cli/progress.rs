@@ -28,15 +28,25 @@ pub(super) struct Progress {
     /// Share of the run that was on record before it began, found as points are resumed.
     resumed: f64,
     last_line: Instant,
+    /// What was said of the text: variants share it.
+    text: String,
 }
 
 impl Progress {
     pub(super) fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{bar:24.cyan/black} {percent:>3}% {wide_msg}");
-            ProgressBar::new(STEPS).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+            let style =
+                ProgressStyle::with_template("{bar:24.cyan/black} {percent:>3}% {wide_msg}");
+            ProgressBar::new(STEPS)
+                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
-        Self { bar, begin: Instant::now(), resumed: 0.0, last_line: Instant::now() }
+        Self {
+            bar,
+            begin: Instant::now(),
+            resumed: 0.0,
+            last_line: Instant::now(),
+            text: String::new(),
+        }
     }
 
     pub(super) fn finish(&self) {
@@ -55,7 +65,9 @@ impl Progress {
 
     /// Shows `share` of some work called `what`, `overall` of the run.
     pub(super) fn show(&mut self, what: &str, overall: f64) {
-        let left = self.time_left(overall).map_or_else(String::new, |left| format!(", {left} left"));
+        let left = self
+            .time_left(overall)
+            .map_or_else(String::new, |left| format!(", {} left", rough(left)));
         match &self.bar {
             Some(bar) => {
                 bar.set_position((overall.clamp(0.0, 1.0) * STEPS as f64) as u64);
@@ -73,13 +85,21 @@ impl Progress {
     fn time_left(&self, overall: f64) -> Option<Seconds> {
         let done = overall - self.resumed;
         let elapsed = self.begin.elapsed().as_secs_f64();
-        (done > 0.01 && elapsed > 1.0).then(|| Seconds((elapsed / done * (1.0 - overall)).max(0.0).round()))
+        (done > 0.01 && elapsed > 1.0)
+            .then(|| Seconds((elapsed / done * (1.0 - overall)).max(0.0)))
     }
 }
 
 impl Watcher for Progress {
     fn text(&mut self, model: &str, format: TextFormat, tokens: usize) {
-        self.line(&format!("text: {tokens} tokens for {model}, read as {}", format.name()));
+        let text = format!(
+            "text: {tokens} tokens for {model}, read as {}",
+            format.name()
+        );
+        if text != self.text {
+            self.line(&text);
+            self.text = text;
+        }
     }
 
     fn progress(&mut self, variant: &str, stage: &Stage, share: f64, overall: f64) {
@@ -96,16 +116,36 @@ impl Watcher for Progress {
         let variant = &record.subject.variant;
         let line = match (&record.body, record.failure()) {
             (_, Some(reason)) => format!("{variant}: failed: {reason}"),
-            (Body::Quality { outcome: Ok(found), .. }, _) => {
-                let (nll, tokens) = found.segments.iter().fold((0.0, 0), |(n, t), s| (n + s.nll, t + s.tokens));
-                format!("{variant}: perplexity {:.4}", (nll / tokens.max(1) as f64).exp())
+            (
+                Body::Quality {
+                    outcome: Ok(found), ..
+                },
+                _,
+            ) => {
+                let (nll, tokens) = found
+                    .segments
+                    .iter()
+                    .fold((0.0, 0), |(n, t), s| (n + s.nll, t + s.tokens));
+                format!(
+                    "{variant}: perplexity {:.4}",
+                    (nll / tokens.max(1) as f64).exp()
+                )
             }
-            (Body::Speed { cell, outcome: Ok(speed) }, _) => {
+            (
+                Body::Speed {
+                    cell,
+                    outcome: Ok(speed),
+                },
+                _,
+            ) => {
                 let steps: usize = speed.trials.iter().map(|trial| trial.itl.len()).sum();
                 let seconds: f64 = speed.trials.iter().map(|trial| trial.decode.0).sum();
                 let rate = three_digits(cell.batch as f64 * steps as f64 / seconds);
                 let trials = speed.trials.len();
-                format!("{variant}: {}: {rate} tokens/s decoded, {trials} trials", cell_name(cell))
+                format!(
+                    "{variant}: {}: {rate} tokens/s decoded, {trials} trials",
+                    cell_name(cell)
+                )
             }
             _ => return,
         };
@@ -114,15 +154,35 @@ impl Watcher for Progress {
     }
 }
 
+/// An estimate, without digits that it does not have.
+fn rough(left: Seconds) -> String {
+    if left.0 < 99.5 {
+        format!("{:.0} s", left.0)
+    } else {
+        left.to_string()
+    }
+}
+
 fn cell_name(cell: &Cell) -> String {
-    let depth = if cell.depth > 0 { format!(" at depth {}", cell.depth) } else { String::new() };
-    format!("batch {} x ({} + {}){depth}", cell.batch, cell.prompt, cell.generate)
+    let depth = if cell.depth > 0 {
+        format!(", depth {}", cell.depth)
+    } else {
+        String::new()
+    };
+    format!(
+        "batch {}, prompt {}, generate {}{depth}",
+        cell.batch, cell.prompt, cell.generate
+    )
 }
 
 /// Columns of the terminal that a table may fill.
 pub(super) fn width() -> usize {
     const USUAL: usize = 100;
     let term = console::Term::stdout();
-    let columns = term.is_term().then(|| term.size_checked()).flatten().map(|(_, columns)| usize::from(columns));
+    let columns = term
+        .is_term()
+        .then(|| term.size_checked())
+        .flatten()
+        .map(|(_, columns)| usize::from(columns));
     columns.filter(|&columns| columns >= 40).unwrap_or(USUAL)
 }

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 
 use super::progress::{say, width};
-use crate::error::{Error, Result};
-use crate::results::{Store, Study, table};
+use crate::error::Result;
+use crate::results::{Store, Study, export, table};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Example:
@@ -21,18 +21,19 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    let path = args.run.join("study.json");
-    let text = std::fs::read(&path).map_err(|e| Error::io(&path, "cannot read", e))?;
-    let old: Study = serde_json::from_slice(&text).map_err(|e| Error::data(&path, e))?;
+    let old = export::read(&args.run)?;
     let store = Store::open(&args.run)?;
     // Environment and command are those of the run; the figures come from its records.
     let study = Study::from_records(old.environment, old.command, store.records());
-    super::study::write(&store, &study)?;
+    export::write(&study, store.dir())?;
     if args.json {
         super::print_json(&study)?;
     } else {
         super::print(&table::study(&study, width()));
     }
-    say(&format!("written: {}", args.run.join("report.html").display()));
+    say(&format!(
+        "written: {}",
+        args.run.join("report.html").display()
+    ));
     Ok(ExitCode::SUCCESS)
 }

@@ -19,11 +19,21 @@ use crate::study::{self, Plan};
   candlepower study --model DIR --variants bf16,int8,w4a16 --batch 1,4 --prompt 64 --gen 32 --text FILE --out OUT
   candlepower study --model llama-3.1-8b --weights dummy --variants bf16,w8a8,w4a16 --batch 1-64*2 --no-ppl")]
 pub(super) struct Args {
-    /// tiny, a folder, a .gguf file, a hub id such as org/name, or a preset; several compare models
-    #[arg(long, default_value = "tiny", value_delimiter = ',', value_name = "MODEL")]
+    /// tiny, a folder, a .gguf file, a hub id such as org/name, or a preset; commas between several
+    #[arg(
+        long,
+        default_value = "tiny",
+        value_delimiter = ',',
+        value_name = "MODEL"
+    )]
     model: Vec<String>,
     /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32); each model's first is its base
-    #[arg(long, default_value = "bf16,int8,w4a16", value_delimiter = ',', value_name = "LIST")]
+    #[arg(
+        long,
+        default_value = "bf16,int8,w4a16",
+        value_delimiter = ',',
+        value_name = "LIST"
+    )]
     variants: Vec<Variant>,
     /// Folder of the results; a second run with the same folder goes on where the first ended
     #[arg(long, default_value = "candlepower-study", value_name = "DIR")]
@@ -61,10 +71,20 @@ impl Args {
     fn plan(&self) -> Plan {
         let quality = (!self.no_ppl).then(|| {
             let (context, segments) = (self.ppl_context, self.ppl_segments);
-            quality_plan(self.text.as_ref(), self.text_format, context, segments, &self.model[0])
+            quality_plan(
+                self.text.as_ref(),
+                self.text_format,
+                context,
+                segments,
+                &self.model[0],
+            )
         });
         Plan {
-            models: self.model.iter().map(|source| self.from.spec(source)).collect(),
+            models: self
+                .model
+                .iter()
+                .map(|source| self.from.spec(source))
+                .collect(),
             variants: self.variants.clone(),
             cells: self.speed.cells(),
             quality,
@@ -88,7 +108,14 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     let mut store = Store::open(&args.out)?;
     environment.ceilings = Some(study::ceilings_of(&device)?);
     let mut progress = Progress::new();
-    let outcome = study::run(&plan, &device, &environment, &mut store, interrupt, &mut progress);
+    let outcome = study::run(
+        &plan,
+        &device,
+        &environment,
+        &mut store,
+        interrupt,
+        &mut progress,
+    );
     progress.finish();
     let outcome = outcome?;
     let study = Study::from_records(environment, std::env::args().collect(), &outcome.records);
@@ -96,20 +123,20 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         say("interrupted: what was finished is on record, the same command goes on from there");
         return Ok(ExitCode::from(Error::Interrupted.exit_code()));
     }
-    write(&store, &study)?;
+    export::write(&study, store.dir())?;
     if args.json {
         super::print_json(&study)?;
     } else {
+        say("");
         super::print(&table::study(&study, width()));
     }
-    say(&format!("written: {}", args.out.display()));
-    Ok(ExitCode::from(if outcome.failed > 0 { super::SOME_FAILED } else { 0 }))
-}
-
-/// The files that are made of records.
-pub(super) fn write(store: &Store, study: &Study) -> Result<()> {
-    let json = serde_json::to_vec_pretty(study).map_err(|e| Error::Internal(format!("cannot write JSON: {e}")))?;
-    store.write("study.json", &json)?;
-    store.write("study.csv", &export::csv(study)?)?;
-    Ok(())
+    say(&format!(
+        "\nwritten: {} (beside it study.json, study.csv and records.jsonl)",
+        args.out.join("report.html").display()
+    ));
+    Ok(ExitCode::from(if outcome.failed > 0 {
+        super::SOME_FAILED
+    } else {
+        0
+    }))
 }

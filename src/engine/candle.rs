@@ -9,7 +9,9 @@ use std::path::Path;
 use candle_core::quantized::gguf_file;
 use candle_core::{D, DType as CandleType, Device as CandleDevice, Tensor};
 use candle_nn::VarBuilder;
-use candle_transformers::models::{llama, quantized_llama, quantized_qwen2, quantized_qwen3, qwen2, qwen3};
+use candle_transformers::models::{
+    llama, quantized_llama, quantized_qwen2, quantized_qwen3, qwen2, qwen3,
+};
 use half::{bf16, f16};
 
 use crate::error::{Error, Result};
@@ -59,7 +61,10 @@ impl CandleEngine {
         let candle = candle_device(device);
         let json = model.config.to_json()?;
         let tensors = read_tensors(model, weights, act, &candle)?;
-        let bytes = tensors.values().map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum();
+        let bytes = tensors
+            .values()
+            .map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64)
+            .sum();
         let dtype = candle_type(act);
         let vars = VarBuilder::from_tensors(tensors, dtype, &candle);
         let model = match model.config.family {
@@ -67,12 +72,26 @@ impl CandleEngine {
                 let config = parse::<llama::LlamaConfig>(json)?.into_config(false);
                 let cache = llama::Cache::new(true, dtype, &config, &candle).map_err(fault)?;
                 let model = llama::Llama::load(vars, &config).map_err(fault)?;
-                CandleModel::Llama { model: Box::new(model), config, cache: Box::new(cache), dtype }
+                CandleModel::Llama {
+                    model: Box::new(model),
+                    config,
+                    cache: Box::new(cache),
+                    dtype,
+                }
             }
-            Family::Qwen2 => CandleModel::Qwen2(qwen2::ModelForCausalLM::new(&parse(json)?, vars).map_err(fault)?),
-            Family::Qwen3 => CandleModel::Qwen3(qwen3::ModelForCausalLM::new(&parse(json)?, vars).map_err(fault)?),
+            Family::Qwen2 => CandleModel::Qwen2(
+                qwen2::ModelForCausalLM::new(&parse(json)?, vars).map_err(fault)?,
+            ),
+            Family::Qwen3 => CandleModel::Qwen3(
+                qwen3::ModelForCausalLM::new(&parse(json)?, vars).map_err(fault)?,
+            ),
         };
-        Ok(Self { model, device: candle, position: 0, bytes })
+        Ok(Self {
+            model,
+            device: candle,
+            position: 0,
+            bytes,
+        })
     }
 
     /// candle's own quantised model of a GGUF file.
@@ -87,21 +106,31 @@ impl CandleEngine {
         let bytes = content
             .tensor_infos
             .values()
-            .map(|t| (t.shape.elem_count() / t.ggml_dtype.block_size() * t.ggml_dtype.type_size()) as u64)
+            .map(|t| {
+                (t.shape.elem_count() / t.ggml_dtype.block_size() * t.ggml_dtype.type_size()) as u64
+            })
             .sum();
         let bad = |e| Error::data(path, e);
         let model = match family {
             Family::Llama => CandleModel::QuantizedLlama(
-                quantized_llama::ModelWeights::from_gguf(content, &mut reader, &candle).map_err(bad)?,
+                quantized_llama::ModelWeights::from_gguf(content, &mut reader, &candle)
+                    .map_err(bad)?,
             ),
             Family::Qwen2 => CandleModel::QuantizedQwen2(
-                quantized_qwen2::ModelWeights::from_gguf(content, &mut reader, &candle).map_err(bad)?,
+                quantized_qwen2::ModelWeights::from_gguf(content, &mut reader, &candle)
+                    .map_err(bad)?,
             ),
             Family::Qwen3 => CandleModel::QuantizedQwen3(
-                quantized_qwen3::ModelWeights::from_gguf(content, &mut reader, &candle).map_err(bad)?,
+                quantized_qwen3::ModelWeights::from_gguf(content, &mut reader, &candle)
+                    .map_err(bad)?,
             ),
         };
-        Ok(Self { model, device: candle, position: 0, bytes })
+        Ok(Self {
+            model,
+            device: candle,
+            position: 0,
+            bytes,
+        })
     }
 
     /// Bytes of the weights that it holds.
@@ -130,7 +159,12 @@ impl CandleEngine {
     fn clear(&mut self) -> Result<()> {
         self.position = 0;
         match &mut self.model {
-            CandleModel::Llama { config, cache, dtype, .. } => {
+            CandleModel::Llama {
+                config,
+                cache,
+                dtype,
+                ..
+            } => {
                 **cache = llama::Cache::new(true, *dtype, config, &self.device).map_err(fault)?;
             }
             CandleModel::Qwen2(model) => model.clear_kv_cache(),
@@ -145,14 +179,23 @@ impl CandleEngine {
     fn step(&mut self, rows: &[&[u32]]) -> Result<Vec<u32>> {
         let length = rows.first().map_or(0, |row| row.len());
         if length == 0 || rows.iter().any(|row| row.len() != length) {
-            return Err(Error::Config("--engine candle runs prompts of one length only".into()));
+            return Err(Error::Config(
+                "--engine candle runs prompts of one length only".into(),
+            ));
         }
-        let next = self.forward(&rows.concat(), rows.len(), length).map_err(fault)?;
+        let next = self
+            .forward(&rows.concat(), rows.len(), length)
+            .map_err(fault)?;
         self.position += length;
         Ok(next)
     }
 
-    fn forward(&mut self, ids: &[u32], batch: usize, length: usize) -> candle_core::Result<Vec<u32>> {
+    fn forward(
+        &mut self,
+        ids: &[u32],
+        batch: usize,
+        length: usize,
+    ) -> candle_core::Result<Vec<u32>> {
         let ids = Tensor::from_slice(ids, (batch, length), &self.device)?;
         let position = self.position;
         let logits = match &mut self.model {
@@ -192,35 +235,51 @@ fn read_tensors(
 ) -> Result<HashMap<String, Tensor>> {
     let mut tensors = HashMap::new();
     for spec in model.config.tensors() {
-        let rows = if spec.shape.len() == 1 { 1 } else { spec.shape[0] };
+        let rows = if spec.shape.len() == 1 {
+            1
+        } else {
+            spec.shape[0]
+        };
         let elements: usize = spec.shape.iter().product();
         // Norms and biases are never rounded to a narrower type than the activations'.
         let stored = if spec.shape.len() == 1 { act } else { weights };
         let tensor = match stored {
             DType::F32 => {
                 let mut host = vec![0.0_f32; elements];
-                model.weights.read_rows(&spec.name, 0..rows, HostSliceMut::F32(&mut host))?;
+                model
+                    .weights
+                    .read_rows(&spec.name, 0..rows, HostSliceMut::F32(&mut host))?;
                 Tensor::from_vec(host, spec.shape.as_slice(), device)
             }
             DType::F16 => {
                 let mut host = vec![f16::ZERO; elements];
-                model.weights.read_rows(&spec.name, 0..rows, HostSliceMut::F16(&mut host))?;
+                model
+                    .weights
+                    .read_rows(&spec.name, 0..rows, HostSliceMut::F16(&mut host))?;
                 Tensor::from_vec(host, spec.shape.as_slice(), device)
             }
             DType::BF16 => {
                 let mut host = vec![bf16::ZERO; elements];
-                model.weights.read_rows(&spec.name, 0..rows, HostSliceMut::BF16(&mut host))?;
+                model
+                    .weights
+                    .read_rows(&spec.name, 0..rows, HostSliceMut::BF16(&mut host))?;
                 Tensor::from_vec(host, spec.shape.as_slice(), device)
             }
         };
-        let tensor = tensor.and_then(|t| t.to_dtype(candle_type(act))).map_err(fault)?;
+        let tensor = tensor
+            .and_then(|t| t.to_dtype(candle_type(act)))
+            .map_err(fault)?;
         tensors.insert(spec.name, tensor);
     }
     Ok(tensors)
 }
 
 fn parse<T: serde::de::DeserializeOwned>(json: serde_json::Value) -> Result<T> {
-    serde_json::from_value(json).map_err(|e| Error::Config(format!("candle-transformers refuses the configuration: {e}")))
+    serde_json::from_value(json).map_err(|e| {
+        Error::Config(format!(
+            "candle-transformers refuses the configuration: {e}"
+        ))
+    })
 }
 
 fn fault(error: candle_core::Error) -> Error {

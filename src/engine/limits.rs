@@ -25,7 +25,12 @@ impl Limits {
     /// Enough for `slots` sequences of `capacity` positions, prompts in chunks of `chunk`.
     pub fn new(slots: usize, capacity: usize, chunk: usize) -> Self {
         let chunk = chunk.min(slots * capacity).max(slots);
-        Self { slots, capacity, chunk, head_rows: slots.max(SCORED_ROWS.min(chunk)) }
+        Self {
+            slots,
+            capacity,
+            chunk,
+            head_rows: slots.max(SCORED_ROWS.min(chunk)),
+        }
     }
 }
 
@@ -64,7 +69,13 @@ impl Footprint {
         for tensor in config.tensors() {
             let elements = usize::try_from(tensor.elements()).unwrap_or(usize::MAX);
             let bytes = if tensor.is_linear() {
-                let bytes = matrix_bytes(variant, source, &tensor.name, tensor.shape[0], tensor.shape[1])?;
+                let bytes = matrix_bytes(
+                    variant,
+                    source,
+                    &tensor.name,
+                    tensor.shape[0],
+                    tensor.shape[1],
+                )?;
                 linear += bytes;
                 bytes
             } else if tensor.shape.len() == 2 {
@@ -107,16 +118,21 @@ fn matrix_bytes(variant: &Variant, source: DType, name: &str, n: usize, k: usize
 }
 
 /// Bytes of each scratch buffer, in the order of [`super::transformer::Scratch`].
-fn scratch_sizes(config: &ModelConfig, variant: &Variant, act: DType, limits: Limits) -> Vec<usize> {
+fn scratch_sizes(
+    config: &ModelConfig,
+    variant: &Variant,
+    act: DType,
+    limits: Limits,
+) -> Vec<usize> {
     let widest = config.hidden.max(config.intermediate).max(config.q_rows());
     let tokens = limits.chunk;
     let mut sizes: Vec<usize> = [
-        config.hidden,                       // residual stream
-        config.hidden,                       // its norm
+        config.hidden,                          // residual stream
+        config.hidden,                          // its norm
         config.q_rows() + 2 * config.kv_rows(), // queries, keys, values
-        config.q_rows(),                     // what attention gives
-        2 * config.intermediate,             // gate and up
-        config.intermediate,                 // their product
+        config.q_rows(),                        // what attention gives
+        2 * config.intermediate,                // gate and up
+        config.intermediate,                    // their product
     ]
     .map(|width| tokens * width * act.size())
     .to_vec();
@@ -134,7 +150,10 @@ fn scratch_sizes(config: &ModelConfig, variant: &Variant, act: DType, limits: Li
 impl Limits {
     /// The most slots, up to `self.slots`, whose footprint fits into `free` bytes; 0 if not even one does.
     pub fn most_slots(self, free: Bytes, footprint: impl Fn(Self) -> Option<Footprint>) -> usize {
-        let fits = |slots| footprint(Self::new(slots, self.capacity, self.chunk)).is_some_and(|f| f.total() <= free);
+        let fits = |slots| {
+            footprint(Self::new(slots, self.capacity, self.chunk))
+                .is_some_and(|f| f.total() <= free)
+        };
         let (mut low, mut high) = (0, self.slots);
         while low < high {
             let middle = (low + high).div_ceil(2);

@@ -21,7 +21,7 @@ const PIECE: usize = 16 << 20;
 const STREAM_STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// Told of every tensor as it is loaded: bytes read so far and in all.
-pub type LoadProgress<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
+pub(super) type LoadProgress<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
 
 impl DeviceWeights {
     /// Loads `model` in `variant` onto `device`, with activations of type `act`.
@@ -38,22 +38,46 @@ impl DeviceWeights {
         let config = &model.config;
         let total = config.parameters();
         let source = Self::source_precision(model)?;
-        let mut loader = Loader { model, variant, act, source, device, progress, done: 0, total };
+        let mut loader = Loader {
+            model,
+            variant,
+            act,
+            source,
+            device,
+            progress,
+            done: 0,
+            total,
+        };
         let tables = table_dtype(config, variant);
         let embedding = loader.table("model.embed_tokens.weight", tables)?;
-        let layers = (0..config.layers).map(|i| loader.layer(i)).collect::<Result<_>>()?;
+        let layers = (0..config.layers)
+            .map(|i| loader.layer(i))
+            .collect::<Result<_>>()?;
         let norm = loader.vector(&["model.norm.weight".into()])?;
-        let head = if config.tied { None } else { Some(loader.table("lm_head.weight", tables)?) };
+        let head = if config.tied {
+            None
+        } else {
+            Some(loader.table("lm_head.weight", tables)?)
+        };
         device.synchronize()?;
         let (config, variant) = (config.clone(), variant.clone());
-        Ok(Self { config, variant, act, source, embedding, head, norm, layers })
+        Ok(Self {
+            config,
+            variant,
+            act,
+            source,
+            embedding,
+            head,
+            norm,
+            layers,
+        })
     }
 
     /// The precision that linear weights are quantised from: the file's own; f32 where its tensors differ.
     ///
     /// # Errors
-        /// If a tensor is missing.
-        pub fn source_precision(model: &Model) -> Result<DType> {
+    /// If a tensor is missing.
+    pub fn source_precision(model: &Model) -> Result<DType> {
         let mut found = None;
         for tensor in model.config.tensors().iter().filter(|t| t.is_linear()) {
             let precision = model.weights.precision(&tensor.name)?;
@@ -89,7 +113,10 @@ impl Loader<'_> {
             attention_norm: self.vector(&[name("input_layernorm.weight")])?,
             qkv: self.projection(&["q_proj", "k_proj", "v_proj"].map(attention), qkv_bias)?,
             head_norms: if config.qk_norm {
-                Some((self.vector(&[attention("q_norm.weight")])?, self.vector(&[attention("k_norm.weight")])?))
+                Some((
+                    self.vector(&[attention("q_norm.weight")])?,
+                    self.vector(&[attention("k_norm.weight")])?,
+                ))
             } else {
                 None
             },
@@ -103,12 +130,17 @@ impl Loader<'_> {
     /// The named layers as one matrix, one below the other.
     fn projection(&mut self, names: &[String], bias: bool) -> Result<Projection> {
         let weights: Vec<String> = names.iter().map(|name| format!("{name}.weight")).collect();
-        let shapes = weights.iter().map(|w| self.model.weights.shape(w)).collect::<Result<Vec<_>>>()?;
+        let shapes = weights
+            .iter()
+            .map(|w| self.model.weights.shape(w))
+            .collect::<Result<Vec<_>>>()?;
         let k = shapes[0][1];
         let n = shapes.iter().map(|shape| shape[0]).sum();
         let mut weight = match self.variant.weights {
             WeightScheme::Plain(dtype) => LinearWeight::plain(self.device, [n, k], dtype)?,
-            WeightScheme::Int8 => LinearWeight::packed(self.device, [n, k], Bits::Eight, k, self.source)?,
+            WeightScheme::Int8 => {
+                LinearWeight::packed(self.device, [n, k], Bits::Eight, k, self.source)?
+            }
             WeightScheme::Int4 { .. } => {
                 let group = self.variant.group_for(&names[0], k)?;
                 LinearWeight::packed(self.device, [n, k], Bits::Four, group, self.source)?
@@ -120,7 +152,14 @@ impl Loader<'_> {
             first += shape[0];
         }
         let bias = if bias {
-            Some(self.vector(&names.iter().map(|name| format!("{name}.bias")).collect::<Vec<_>>())?)
+            Some(
+                self.vector(
+                    &names
+                        .iter()
+                        .map(|name| format!("{name}.bias"))
+                        .collect::<Vec<_>>(),
+                )?,
+            )
         } else {
             None
         };
@@ -137,7 +176,10 @@ impl Loader<'_> {
 
     /// Norms or biases, one after another, in the activation type.
     fn vector(&mut self, names: &[String]) -> Result<Buf> {
-        let lengths = names.iter().map(|name| self.model.weights.shape(name)).collect::<Result<Vec<_>>>()?;
+        let lengths = names
+            .iter()
+            .map(|name| self.model.weights.shape(name))
+            .collect::<Result<Vec<_>>>()?;
         let total = lengths.iter().map(|shape| shape[0]).sum();
         let mut out = self.device.alloc(BufType::Float(self.act), total)?;
         let mut first = 0;
@@ -150,20 +192,34 @@ impl Loader<'_> {
     }
 
     /// Puts `name [n, k]` into rows `first ..` of `weight`.
-    fn matrix(&mut self, name: &str, [n, k]: [usize; 2], weight: &mut LinearWeight, first: usize) -> Result<()> {
+    fn matrix(
+        &mut self,
+        name: &str,
+        [n, k]: [usize; 2],
+        weight: &mut LinearWeight,
+        first: usize,
+    ) -> Result<()> {
         let rows_at_once = (PIECE / k.max(1)).clamp(1, n.max(1));
         let mut staging = match &weight.data {
             WeightData::Plain(_) => None,
-            WeightData::Packed { .. } => {
-                Some(self.device.alloc(BufType::Float(self.source), rows_at_once * k)?)
-            }
+            WeightData::Packed { .. } => Some(
+                self.device
+                    .alloc(BufType::Float(self.source), rows_at_once * k)?,
+            ),
         };
         for start in (0..n).step_by(rows_at_once) {
             let rows = rows_at_once.min(n - start);
             match (&mut weight.data, &mut staging) {
-                (WeightData::Plain(out), _) => self.piece(name, [n, k], start, rows, out, (first + start) * k)?,
+                (WeightData::Plain(out), _) => {
+                    self.piece(name, [n, k], start, rows, out, (first + start) * k)?
+                }
                 (WeightData::Packed { bits, group, .. }, Some(staging)) => {
-                    let op = QuantizeRows { rows, k, bits: *bits, group: *group };
+                    let op = QuantizeRows {
+                        rows,
+                        k,
+                        bits: *bits,
+                        group: *group,
+                    };
                     self.piece(name, [n, k], start, rows, staging, 0)?;
                     op.run(self.device, staging, weight, first + start)?;
                 }
@@ -191,7 +247,10 @@ impl Loader<'_> {
                 DummyFill::Constant(x) => Filling::Constant(x),
                 DummyFill::Uniform { amplitude } => {
                     let skipped = ((start * k) as u64).wrapping_mul(STREAM_STEP);
-                    Filling::Uniform { stream: dummy.stream(name).wrapping_add(skipped), amplitude }
+                    Filling::Uniform {
+                        stream: dummy.stream(name).wrapping_add(skipped),
+                        amplitude,
+                    }
                 }
             };
             return filling.run(self.device, out, at, rows * k);
@@ -199,7 +258,9 @@ impl Loader<'_> {
         match out.dtype()? {
             DType::F32 => self.read::<f32>(name, k, start, rows, out, at, |s| HostSliceMut::F32(s)),
             DType::F16 => self.read::<f16>(name, k, start, rows, out, at, |s| HostSliceMut::F16(s)),
-            DType::BF16 => self.read::<bf16>(name, k, start, rows, out, at, |s| HostSliceMut::BF16(s)),
+            DType::BF16 => {
+                self.read::<bf16>(name, k, start, rows, out, at, |s| HostSliceMut::BF16(s))
+            }
         }
     }
 
@@ -216,10 +277,14 @@ impl Loader<'_> {
     ) -> Result<()> {
         let share = rows.div_ceil(rayon::current_num_threads()).max(1);
         let fill = |host: &mut [T]| {
-            host.par_chunks_mut(share * k).enumerate().try_for_each(|(i, part)| {
-                let first = start + i * share;
-                self.model.weights.read_rows(name, first..first + part.len() / k, slice(part))
-            })
+            host.par_chunks_mut(share * k)
+                .enumerate()
+                .try_for_each(|(i, part)| {
+                    let first = start + i * share;
+                    self.model
+                        .weights
+                        .read_rows(name, first..first + part.len() / k, slice(part))
+                })
         };
         // On the CPU a buffer is filled where it stands.
         if matches!(self.device, Device::Cpu) {

@@ -41,9 +41,16 @@ impl Sampler {
             return Err(Error::Internal("a logit is NaN".into()));
         }
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        let likelier = |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
+        let likelier = |&a: &u32, &b: &u32| {
+            logits[b as usize]
+                .total_cmp(&logits[a as usize])
+                .then(a.cmp(&b))
+        };
         if self.sampling.temperature <= 0.0 {
-            return order.into_iter().min_by(likelier).ok_or_else(|| Error::Internal("no logits".into()));
+            return order
+                .into_iter()
+                .min_by(likelier)
+                .ok_or_else(|| Error::Internal("no logits".into()));
         }
         let k = match self.sampling.top_k {
             0 => order.len(),
@@ -54,11 +61,15 @@ impl Sampler {
             order.truncate(k);
         }
         order.sort_unstable_by(likelier);
-        let most = order.first().map_or(f32::NEG_INFINITY, |&i| logits[i as usize]);
+        let most = order
+            .first()
+            .map_or(f32::NEG_INFINITY, |&i| logits[i as usize]);
         if most == f32::NEG_INFINITY {
             return Err(Error::Internal("every logit is negative infinity".into()));
         }
-        let weight = |i: &u32| (f64::from(logits[*i as usize] - most) / f64::from(self.sampling.temperature)).exp();
+        let weight = |i: &u32| {
+            (f64::from(logits[*i as usize] - most) / f64::from(self.sampling.temperature)).exp()
+        };
         let mut weights: Vec<f64> = order.iter().map(weight).collect();
         let total: f64 = weights.iter().sum();
         let mut sum = 0.0;
@@ -103,12 +114,20 @@ mod tests {
 
     #[test]
     fn draws_follow_the_softmax() {
-        let plain = Sampling { temperature: 2.0, top_k: 0, top_p: 1.0, seed: 7 };
+        let plain = Sampling {
+            temperature: 2.0,
+            top_k: 0,
+            top_p: 1.0,
+            seed: 7,
+        };
         let weights = LOGITS.map(|x| f64::from(x / 2.0).exp());
         let total: f64 = weights.iter().sum();
         for (count, weight) in counts(plain).into_iter().zip(weights) {
             let (p, n) = (weight / total, 20_000.0);
-            assert!((count as f64 - n * p).abs() < 4.5 * (n * p * (1.0 - p)).sqrt(), "{count} {p}");
+            assert!(
+                (count as f64 - n * p).abs() < 4.5 * (n * p * (1.0 - p)).sqrt(),
+                "{count} {p}"
+            );
         }
         assert_eq!(counts(plain), counts(plain));
         assert_ne!(counts(plain), counts(Sampling { seed: 8, ..plain }));
@@ -116,11 +135,28 @@ mod tests {
 
     #[test]
     fn filters_keep_only_the_likely() {
-        let base = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 1 };
+        let base = Sampling {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            seed: 1,
+        };
         let kept = |s| counts(s).map(|n| n > 0);
-        assert_eq!(kept(Sampling { top_k: 2, ..base }), [false, true, false, true, false]);
-        assert_eq!(kept(Sampling { top_p: 0.5, ..base }), [false, true, false, true, false]);
-        assert_eq!(kept(Sampling { temperature: 0.0, ..base }), [false, true, false, false, false]);
+        assert_eq!(
+            kept(Sampling { top_k: 2, ..base }),
+            [false, true, false, true, false]
+        );
+        assert_eq!(
+            kept(Sampling { top_p: 0.5, ..base }),
+            [false, true, false, true, false]
+        );
+        assert_eq!(
+            kept(Sampling {
+                temperature: 0.0,
+                ..base
+            }),
+            [false, true, false, false, false]
+        );
         assert!(Sampler::new(base, 0).pick(&[f32::NAN, 1.0]).is_err());
     }
 }

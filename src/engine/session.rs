@@ -49,7 +49,13 @@ impl Engine {
     pub fn new(device: Device, weights: DeviceWeights, limits: Limits) -> Result<Self> {
         check_context(&weights, limits)?;
         let scratch = Scratch::new(&device, &weights, limits)?;
-        Ok(Self { device, weights, limits, scratch, stop: None })
+        Ok(Self {
+            device,
+            weights,
+            limits,
+            scratch,
+            stop: None,
+        })
     }
 
     /// From now on, gives up with [`Error::Interrupted`] before the next step once `flag` is set.
@@ -93,11 +99,18 @@ impl Engine {
     /// If a prompt does not fit its slot, a token is outside the vocabulary, or logits are not finite.
     pub fn prefill(&mut self, prompts: &[Prompt<'_>]) -> Result<Vec<u32>> {
         let mut next = vec![NO_TOKEN; prompts.len()];
-        self.run(prompts, |last| last, |engine, picked| {
-            let tokens = engine.argmax(picked)?;
-            picked.iter().zip(tokens).for_each(|(p, token)| next[p.prompt] = token);
-            Ok(())
-        })?;
+        self.run(
+            prompts,
+            |last| last,
+            |engine, picked| {
+                let tokens = engine.argmax(picked)?;
+                picked
+                    .iter()
+                    .zip(tokens)
+                    .for_each(|(p, token)| next[p.prompt] = token);
+                Ok(())
+            },
+        )?;
         Ok(next)
     }
 
@@ -110,7 +123,11 @@ impl Engine {
             .chunks(1)
             .zip(positions)
             .enumerate()
-            .map(|(slot, (tokens, &start))| Prompt { slot, start, tokens })
+            .map(|(slot, (tokens, &start))| Prompt {
+                slot,
+                start,
+                tokens,
+            })
             .collect();
         self.prefill(&prompts)
     }
@@ -119,15 +136,26 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::prefill`].
-    pub fn prefill_sampled(&mut self, prompts: &[Prompt<'_>], samplers: &mut [&mut Sampler]) -> Result<Vec<u32>> {
+    pub fn prefill_sampled(
+        &mut self,
+        prompts: &[Prompt<'_>],
+        samplers: &mut [&mut Sampler],
+    ) -> Result<Vec<u32>> {
         let mut next = vec![NO_TOKEN; prompts.len()];
-        self.run(prompts, |last| last, |engine, picked| {
-            let logits = engine.host_logits(picked.len())?;
-            for (p, row) in picked.iter().zip(logits.chunks_exact(engine.weights.config.vocab)) {
-                next[p.prompt] = samplers[p.prompt].pick(row)?;
-            }
-            Ok(())
-        })?;
+        self.run(
+            prompts,
+            |last| last,
+            |engine, picked| {
+                let logits = engine.host_logits(picked.len())?;
+                for (p, row) in picked
+                    .iter()
+                    .zip(logits.chunks_exact(engine.weights.config.vocab))
+                {
+                    next[p.prompt] = samplers[p.prompt].pick(row)?;
+                }
+                Ok(())
+            },
+        )?;
         Ok(next)
     }
 
@@ -137,14 +165,21 @@ impl Engine {
     /// As [`Engine::prefill`], but logits may be anything.
     pub fn logits(&mut self, prompts: &[Prompt<'_>]) -> Result<Vec<Vec<f32>>> {
         let vocab = self.weights.config.vocab;
-        let mut all: Vec<Vec<f32>> = prompts.iter().map(|p| vec![0.0; p.tokens.len() * vocab]).collect();
-        self.run(prompts, |_| true, |engine, picked| {
-            let logits = engine.host_logits(picked.len())?;
-            for (p, row) in picked.iter().zip(logits.chunks_exact(vocab)) {
-                all[p.prompt][p.token * vocab..][..vocab].copy_from_slice(row);
-            }
-            Ok(())
-        })?;
+        let mut all: Vec<Vec<f32>> = prompts
+            .iter()
+            .map(|p| vec![0.0; p.tokens.len() * vocab])
+            .collect();
+        self.run(
+            prompts,
+            |_| true,
+            |engine, picked| {
+                let logits = engine.host_logits(picked.len())?;
+                for (p, row) in picked.iter().zip(logits.chunks_exact(vocab)) {
+                    all[p.prompt][p.token * vocab..][..vocab].copy_from_slice(row);
+                }
+                Ok(())
+            },
+        )?;
         Ok(all)
     }
 
@@ -153,17 +188,27 @@ impl Engine {
     /// # Errors
     /// As [`Engine::prefill`]; a NaN or infinity is an error that says where.
     pub fn log_probs(&mut self, prompts: &[Prompt<'_>]) -> Result<Vec<Vec<f32>>> {
-        let mut all: Vec<Vec<f32>> = prompts.iter().map(|p| vec![0.0; p.tokens.len().saturating_sub(1)]).collect();
-        self.run(prompts, |last| !last, |engine, picked| {
-            let targets: Vec<u32> = picked.iter().map(|p| prompts[p.prompt].tokens[p.token + 1]).collect();
-            for (p, log_prob) in picked.iter().zip(engine.score(&targets)?) {
-                if !log_prob.is_finite() {
-                    return Err(not_finite(&prompts[p.prompt], p.token));
+        let mut all: Vec<Vec<f32>> = prompts
+            .iter()
+            .map(|p| vec![0.0; p.tokens.len().saturating_sub(1)])
+            .collect();
+        self.run(
+            prompts,
+            |last| !last,
+            |engine, picked| {
+                let targets: Vec<u32> = picked
+                    .iter()
+                    .map(|p| prompts[p.prompt].tokens[p.token + 1])
+                    .collect();
+                for (p, log_prob) in picked.iter().zip(engine.score(&targets)?) {
+                    if !log_prob.is_finite() {
+                        return Err(not_finite(&prompts[p.prompt], p.token));
+                    }
+                    all[p.prompt][p.token] = log_prob;
                 }
-                all[p.prompt][p.token] = log_prob;
-            }
-            Ok(())
-        })?;
+                Ok(())
+            },
+        )?;
         Ok(all)
     }
 
@@ -180,12 +225,16 @@ impl Engine {
             .iter()
             .enumerate()
             .flat_map(|(number, prompt)| {
-                prompt.tokens.iter().enumerate().map(move |(i, &token)| Place {
-                    slot: prompt.slot as u32,
-                    position: (prompt.start + i) as u32,
-                    token,
-                    origin: (number, i),
-                })
+                prompt
+                    .tokens
+                    .iter()
+                    .enumerate()
+                    .map(move |(i, &token)| Place {
+                        slot: prompt.slot as u32,
+                        position: (prompt.start + i) as u32,
+                        token,
+                        origin: (number, i),
+                    })
             })
             .collect();
         for step in places.chunks(self.limits.chunk) {
@@ -193,13 +242,23 @@ impl Engine {
             let picked: Vec<Picked> = step
                 .iter()
                 .enumerate()
-                .map(|(row, place)| Picked { row: row as u32, prompt: place.origin.0, token: place.origin.1 })
+                .map(|(row, place)| Picked {
+                    row: row as u32,
+                    prompt: place.origin.0,
+                    token: place.origin.1,
+                })
                 .filter(|p| wanted(p.token + 1 == prompts[p.prompt].tokens.len()))
                 .collect();
             for picked in picked.chunks(self.limits.head_rows) {
                 let rows: Vec<u32> = picked.iter().map(|p| p.row).collect();
                 self.device.upload(&mut self.scratch.rows, 0, &rows)?;
-                self.scratch.head(&self.device, &self.weights, rows.len())?;
+                let Self {
+                    device,
+                    weights,
+                    scratch,
+                    ..
+                } = self;
+                device.enter(|| scratch.head(device, weights, rows.len()))?;
                 take(self, picked)?;
             }
         }
@@ -207,15 +266,25 @@ impl Engine {
     }
 
     fn step(&mut self, places: &[Place]) -> Result<()> {
-        if self.stop.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+        if self
+            .stop
+            .as_ref()
+            .is_some_and(|flag| flag.load(Ordering::Relaxed))
+        {
             return Err(Error::Interrupted);
         }
-        let Self { device, scratch, .. } = self;
+        let Self {
+            device,
+            weights,
+            scratch,
+            limits,
+            ..
+        } = self;
         let column = |f: fn(&Place) -> u32| places.iter().map(f).collect::<Vec<u32>>();
         device.upload(&mut scratch.tokens, 0, &column(|p| p.token))?;
         device.upload(&mut scratch.slots, 0, &column(|p| p.slot))?;
         device.upload(&mut scratch.positions, 0, &column(|p| p.position))?;
-        scratch.forward(device, &self.weights, places.len(), self.limits.capacity)
+        device.enter(|| scratch.forward(device, weights, places.len(), limits.capacity))
     }
 
     fn check(&self, prompts: &[Prompt<'_>]) -> Result<()> {
@@ -229,16 +298,27 @@ impl Engine {
                 )));
             }
             if let Some(token) = prompt.tokens.iter().find(|&&t| t as usize >= vocab) {
-                return Err(Error::Config(format!("token id {token} is outside the model's vocabulary of {vocab}")));
+                return Err(Error::Config(format!(
+                    "token id {token} is outside the model's vocabulary of {vocab}"
+                )));
             }
         }
         Ok(())
     }
 
     fn argmax(&mut self, picked: &[Picked]) -> Result<Vec<u32>> {
-        let op = Argmax { rows: picked.len(), vocab: self.weights.config.vocab };
-        op.run(&self.device, &self.scratch.logits, &mut self.scratch.targets)?;
-        let tokens = self.device.download::<u32>(&self.scratch.targets, 0..picked.len())?;
+        let op = Argmax {
+            rows: picked.len(),
+            vocab: self.weights.config.vocab,
+        };
+        op.run(
+            &self.device,
+            &self.scratch.logits,
+            &mut self.scratch.targets,
+        )?;
+        let tokens = self
+            .device
+            .download::<u32>(&self.scratch.targets, 0..picked.len())?;
         if tokens.contains(&NO_TOKEN) {
             return Err(Error::Internal("the model's logits are all NaN".into()));
         }
@@ -247,14 +327,24 @@ impl Engine {
 
     fn score(&mut self, targets: &[u32]) -> Result<Vec<f32>> {
         self.device.upload(&mut self.scratch.targets, 0, targets)?;
-        let op = LogProb { rows: targets.len(), vocab: self.weights.config.vocab };
-        let Scratch { logits, targets: ids, log_probs, .. } = &mut self.scratch;
+        let op = LogProb {
+            rows: targets.len(),
+            vocab: self.weights.config.vocab,
+        };
+        let Scratch {
+            logits,
+            targets: ids,
+            log_probs,
+            ..
+        } = &mut self.scratch;
         op.run(&self.device, logits, ids, log_probs)?;
-        self.device.download(&self.scratch.log_probs, 0..targets.len())
+        self.device
+            .download(&self.scratch.log_probs, 0..targets.len())
     }
 
     fn host_logits(&self, rows: usize) -> Result<Vec<f32>> {
-        self.device.download(&self.scratch.logits, 0..rows * self.weights.config.vocab)
+        self.device
+            .download(&self.scratch.logits, 0..rows * self.weights.config.vocab)
     }
 }
 
@@ -266,7 +356,10 @@ struct Picked {
 }
 
 fn not_finite(prompt: &Prompt<'_>, token: usize) -> Error {
-    Error::Internal(format!("logits at position {} are not finite", prompt.start + token))
+    Error::Internal(format!(
+        "logits at position {} are not finite",
+        prompt.start + token
+    ))
 }
 
 fn check_context(weights: &DeviceWeights, limits: Limits) -> Result<()> {

@@ -55,11 +55,19 @@ impl Scratch {
             Activations::Int8PerToken => {
                 let widest = config.hidden.max(config.intermediate).max(config.q_rows());
                 let codes = device.alloc(BufType::U8, tokens * widest)?;
-                Some(Int8Input { codes, scales: singles(tokens)? })
+                Some(Int8Input {
+                    codes,
+                    scales: singles(tokens)?,
+                })
             }
         };
         let cached = limits.slots * limits.capacity * config.kv_rows();
-        let layer = |_| Ok(LayerCache { k: numbers(cached)?, v: numbers(cached)? });
+        let layer = |_| {
+            Ok(LayerCache {
+                k: numbers(cached)?,
+                v: numbers(cached)?,
+            })
+        };
         let frequencies = config.rope.inverse_frequencies(config.head_dim);
         let frequencies: Vec<f32> = frequencies.iter().map(|&f| f as f32).collect();
         Ok(Self {
@@ -86,7 +94,12 @@ impl Scratch {
 
     /// Bytes of keys and values.
     pub(super) fn kv_bytes(&self) -> Bytes {
-        Bytes(self.cache.iter().map(|layer| layer.k.bytes() + layer.v.bytes()).sum::<usize>() as u64)
+        Bytes(
+            self.cache
+                .iter()
+                .map(|layer| layer.k.bytes() + layer.v.bytes())
+                .sum::<usize>() as u64,
+        )
     }
 
     /// Bytes of everything else.
@@ -108,15 +121,28 @@ impl Scratch {
             &self.targets,
             &self.log_probs,
         ];
-        let codes = self.codes.as_ref().map_or(0, |c| c.codes.bytes() + c.scales.bytes());
+        let codes = self
+            .codes
+            .as_ref()
+            .map_or(0, |c| c.codes.bytes() + c.scales.bytes());
         let buffers: usize = buffers.iter().map(|buf| buf.bytes()).sum();
         Bytes((buffers + codes + self.rope.bytes()) as u64)
     }
 
     /// Runs `count` tokens, whose ids, slots and positions are on the device, through all layers.
-    pub(super) fn forward(&mut self, device: &Device, weights: &DeviceWeights, count: usize, capacity: usize) -> Result<()> {
+    pub(super) fn forward(
+        &mut self,
+        device: &Device,
+        weights: &DeviceWeights,
+        count: usize,
+        capacity: usize,
+    ) -> Result<()> {
         let config = &weights.config;
-        let gather = Gather { count, rows: config.vocab, width: config.hidden };
+        let gather = Gather {
+            count,
+            rows: config.vocab,
+            width: config.hidden,
+        };
         let crate::kernels::linear::WeightData::Plain(table) = &weights.embedding.data else {
             unreachable!("embeddings are plain");
         };
@@ -137,34 +163,107 @@ impl Scratch {
     ) -> Result<()> {
         let config = &weights.config;
         let layer = &weights.layers[index];
-        let norm = RmsNorm { rows: count, width: config.hidden, eps: config.norm_eps };
+        let norm = RmsNorm {
+            rows: count,
+            width: config.hidden,
+            eps: config.norm_eps,
+        };
         let attention = attention_op(config, count, capacity);
-        let places = Places { slots: &self.slots, positions: &self.positions };
-        let head_norms = layer.head_norms.as_ref().map(|(q, k)| HeadNorms { q, k, eps: config.norm_eps });
+        let places = Places {
+            slots: &self.slots,
+            positions: &self.positions,
+        };
+        let head_norms = layer.head_norms.as_ref().map(|(q, k)| HeadNorms {
+            q,
+            k,
+            eps: config.norm_eps,
+        });
 
-        norm.run(device, &self.hidden, &layer.attention_norm, &mut self.normed)?;
-        project(device, &self.normed, &mut self.codes, &layer.qkv, count, false, &mut self.qkv)?;
+        norm.run(
+            device,
+            &self.hidden,
+            &layer.attention_norm,
+            &mut self.normed,
+        )?;
+        project(
+            device,
+            &self.normed,
+            &mut self.codes,
+            &layer.qkv,
+            count,
+            false,
+            &mut self.qkv,
+        )?;
         let cache = &mut self.cache[index];
         RopeAppend(attention).run(device, &mut self.qkv, head_norms, &self.rope, places, cache)?;
         attention.run(device, &self.qkv, places, cache, &mut self.attended)?;
-        project(device, &self.attended, &mut self.codes, &layer.output, count, true, &mut self.hidden)?;
+        project(
+            device,
+            &self.attended,
+            &mut self.codes,
+            &layer.output,
+            count,
+            true,
+            &mut self.hidden,
+        )?;
 
         norm.run(device, &self.hidden, &layer.mlp_norm, &mut self.normed)?;
-        project(device, &self.normed, &mut self.codes, &layer.gate_up, count, false, &mut self.gate_up)?;
-        let silu = SiluMul { rows: count, width: config.intermediate };
+        project(
+            device,
+            &self.normed,
+            &mut self.codes,
+            &layer.gate_up,
+            count,
+            false,
+            &mut self.gate_up,
+        )?;
+        let silu = SiluMul {
+            rows: count,
+            width: config.intermediate,
+        };
         silu.run(device, &self.gate_up, &mut self.gated)?;
-        project(device, &self.gated, &mut self.codes, &layer.down, count, true, &mut self.hidden)
+        project(
+            device,
+            &self.gated,
+            &mut self.codes,
+            &layer.down,
+            count,
+            true,
+            &mut self.hidden,
+        )
     }
 
     /// Logits (f32, `[count, vocab]`) of the hidden states whose numbers are in `rows` on the device.
-    pub(super) fn head(&mut self, device: &Device, weights: &DeviceWeights, count: usize) -> Result<()> {
+    pub(super) fn head(
+        &mut self,
+        device: &Device,
+        weights: &DeviceWeights,
+        count: usize,
+    ) -> Result<()> {
         let config = &weights.config;
-        let gather = Gather { count, rows: self.hidden.len() / config.hidden, width: config.hidden };
+        let gather = Gather {
+            count,
+            rows: self.hidden.len() / config.hidden,
+            width: config.hidden,
+        };
         gather.run(device, &self.rows, &self.hidden, &mut self.picked)?;
-        let norm = RmsNorm { rows: count, width: config.hidden, eps: config.norm_eps };
+        let norm = RmsNorm {
+            rows: count,
+            width: config.hidden,
+            eps: config.norm_eps,
+        };
         norm.run(device, &self.picked, &weights.norm, &mut self.picked_normed)?;
-        let product = Linear { tokens: count, accumulate: false };
-        product.run(device, Input::Float(&self.picked_normed), weights.head(), None, &mut self.logits)
+        let product = Linear {
+            tokens: count,
+            accumulate: false,
+        };
+        product.run(
+            device,
+            Input::Float(&self.picked_normed),
+            weights.head(),
+            None,
+            &mut self.logits,
+        )
     }
 }
 
@@ -194,7 +293,11 @@ fn project(
     match int8 {
         None => product.run(device, Input::Float(x), weight, bias, out),
         Some(Int8Input { codes, scales }) => {
-            QuantizeAct { tokens, width: weight.k }.run(device, x, codes, scales)?;
+            QuantizeAct {
+                tokens,
+                width: weight.k,
+            }
+            .run(device, x, codes, scales)?;
             product.run(device, Input::Int8 { codes, scales }, weight, bias, out)
         }
     }
@@ -206,7 +309,11 @@ impl DeviceWeights {
     pub fn step_cost(&self, tokens: usize, seen: f64, cached: f64, logits: usize) -> Cost {
         let (config, act) = (&self.config, self.act);
         let attention = attention_op(config, tokens, 0);
-        let norm = RmsNorm { rows: tokens, width: config.hidden, eps: config.norm_eps };
+        let norm = RmsNorm {
+            rows: tokens,
+            width: config.hidden,
+            eps: config.norm_eps,
+        };
         let product = |w: &LinearWeight, accumulate| Linear { tokens, accumulate }.cost(w, act);
         let layer = |layer: &super::weights::Layer| {
             [
@@ -217,14 +324,26 @@ impl DeviceWeights {
                 product(&layer.output.weight, true),
                 norm.cost(act),
                 product(&layer.gate_up.weight, false),
-                SiluMul { rows: tokens, width: config.intermediate }.cost(act),
+                SiluMul {
+                    rows: tokens,
+                    width: config.intermediate,
+                }
+                .cost(act),
                 product(&layer.down.weight, true),
             ]
             .into_iter()
             .sum::<Cost>()
         };
-        let gather = Gather { count: tokens, rows: config.vocab, width: config.hidden };
-        let head = Linear { tokens: logits, accumulate: false }.cost(self.head(), DType::F32);
+        let gather = Gather {
+            count: tokens,
+            rows: config.vocab,
+            width: config.hidden,
+        };
+        let head = Linear {
+            tokens: logits,
+            accumulate: false,
+        }
+        .cost(self.head(), DType::F32);
         gather.cost(act, act) + self.layers.iter().map(layer).sum() + head
     }
 }

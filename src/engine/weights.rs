@@ -62,7 +62,10 @@ impl DeviceWeights {
             .layers
             .iter()
             .map(|layer| {
-                let heads = layer.head_norms.as_ref().map_or(0, |(q, k)| q.bytes() + k.bytes());
+                let heads = layer
+                    .head_norms
+                    .as_ref()
+                    .map_or(0, |(q, k)| q.bytes() + k.bytes());
                 let biases: usize = layer.projections().iter().map(|p| p.bias_bytes()).sum();
                 layer.attention_norm.bytes() + layer.mlp_norm.bytes() + heads + biases
             })
@@ -73,7 +76,13 @@ impl DeviceWeights {
 
     /// Bytes of the decoder's linear layers, scales included, biases not.
     pub fn linear_bytes(&self) -> Bytes {
-        let bytes = |layer: &Layer| layer.projections().iter().map(|p| p.weight.bytes()).sum::<usize>();
+        let bytes = |layer: &Layer| {
+            layer
+                .projections()
+                .iter()
+                .map(|p| p.weight.bytes())
+                .sum::<usize>()
+        };
         Bytes(self.layers.iter().map(bytes).sum::<usize>() as u64)
     }
 

@@ -10,7 +10,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::device::{Buf, Device, HostElem, with_dtype};
-use super::parallel::{Columns, for_column_tiles};
+use super::parallel::{Columns, for_column_tiles, least};
 use super::simd::{LANES, Simd, Work, dispatch};
 use super::{Cost, check_len};
 use crate::error::Result;
@@ -88,7 +88,11 @@ impl Attention {
         out: &mut Buf,
     ) -> Result<()> {
         check_len("attention qkv", qkv, self.tokens * self.qkv_width())?;
-        check_len("attention output", out, self.tokens * self.heads * self.head_dim)?;
+        check_len(
+            "attention output",
+            out,
+            self.tokens * self.heads * self.head_dim,
+        )?;
         check_len("attention slots", places.slots, self.tokens)?;
         check_len("attention positions", places.positions, self.tokens)?;
         match device {
@@ -106,16 +110,37 @@ impl Attention {
         }
     }
 
-    fn reference<T: Elem + HostElem>(&self, qkv: &[T], places: Hosted<'_>, k: &[T], v: &[T], out: &mut [T]) {
+    fn reference<T: Elem + HostElem>(
+        &self,
+        qkv: &[T],
+        places: Hosted<'_>,
+        k: &[T],
+        v: &[T],
+        out: &mut [T],
+    ) {
         let width = self.heads * self.head_dim;
-        out.par_chunks_mut(TOKENS * width).enumerate().for_each(|(chunk, out)| {
-            let first = chunk * TOKENS;
-            for_column_tiles(out, width, width / self.kv_heads, |columns| {
-                SCRATCH.with_borrow_mut(|scratch| {
-                    dispatch(Task { op: self, qkv, places, k, v, first, columns, scratch });
+        let longest = places.positions.iter().max().map_or(0, |&p| p as usize + 1);
+        let each = longest * self.head_dim * TOKENS.min(self.tokens);
+        out.par_chunks_mut(TOKENS * width)
+            .with_min_len(least(each * self.kv_heads))
+            .enumerate()
+            .for_each(|(chunk, out)| {
+                let first = chunk * TOKENS;
+                for_column_tiles(out, width, width / self.kv_heads, each, |columns| {
+                    SCRATCH.with_borrow_mut(|scratch| {
+                        dispatch(Task {
+                            op: self,
+                            qkv,
+                            places,
+                            k,
+                            v,
+                            first,
+                            columns,
+                            scratch,
+                        });
+                    });
                 });
             });
-        });
     }
 }
 
@@ -167,7 +192,10 @@ impl<T: Elem + HostElem> Work for Task<'_, '_, T> {
         while start < last {
             // A run of tokens that share a slot shares the blocks of its cache.
             let slot = self.places.slots[start];
-            let run = self.places.slots[start..last].iter().take_while(|&&other| other == slot).count();
+            let run = self.places.slots[start..last]
+                .iter()
+                .take_while(|&&other| other == slot)
+                .count();
             self.attend(s, start..start + run, slot as usize);
             start += run;
         }
@@ -181,7 +209,11 @@ impl<T: Elem + HostElem> Task<'_, '_, T> {
         let group = self.op.heads / self.op.kv_heads;
         let kv_head = self.columns.range().start / (group * dim);
         self.load_queries(&tokens, kv_head * group, padded);
-        let seen = tokens.clone().map(|t| self.places.positions[t] as usize + 1).max().unwrap_or(0);
+        let seen = tokens
+            .clone()
+            .map(|t| self.places.positions[t] as usize + 1)
+            .max()
+            .unwrap_or(0);
         let base = (slot * self.op.kv_heads + kv_head) * self.op.capacity * dim;
         for block in (0..seen).step_by(KEYS) {
             let keys = block..(block + KEYS).min(seen);
@@ -205,7 +237,9 @@ impl<T: Elem + HostElem> Task<'_, '_, T> {
                 let row = i * group + head;
                 let sum = self.scratch.state[row].1;
                 let o = &self.scratch.o[row * padded..][..dim];
-                out.iter_mut().zip(o).for_each(|(out, o)| *out = T::from_f32(o / sum));
+                out.iter_mut()
+                    .zip(o)
+                    .for_each(|(out, o)| *out = T::from_f32(o / sum));
             }
         }
     }
@@ -227,7 +261,9 @@ impl<T: Elem + HostElem> Task<'_, '_, T> {
             let q = &self.qkv[token * self.op.qkv_width() + head * dim..][..group * dim];
             for (h, q) in q.chunks_exact(dim).enumerate() {
                 let wide = &mut scratch.q[(i * group + h) * padded..][..dim];
-                wide.iter_mut().zip(q).for_each(|(wide, q)| *wide = q.to_f32());
+                wide.iter_mut()
+                    .zip(q)
+                    .for_each(|(wide, q)| *wide = q.to_f32());
             }
         }
     }
@@ -242,7 +278,9 @@ fn widen<T: Elem>(rows: &[T], dim: usize, padded: usize, out: &mut Vec<f32>) {
     }
     for (out, row) in out.chunks_exact_mut(padded).zip(rows.chunks_exact(dim)) {
         let (out, pad) = out.split_at_mut(dim);
-        out.iter_mut().zip(row).for_each(|(out, x)| *out = x.to_f32());
+        out.iter_mut()
+            .zip(row)
+            .for_each(|(out, x)| *out = x.to_f32());
         pad.fill(0.0);
     }
 }
@@ -250,28 +288,48 @@ fn widen<T: Elem>(rows: &[T], dim: usize, padded: usize, out: &mut Vec<f32>) {
 impl Scratch {
     /// Takes a block of keys into the four rows from `rows.start` on, of which row `i` sees the first `limits[i]`.
     #[inline(always)]
-    fn block<S: Simd>(&mut self, s: S, rows: Range<usize>, limits: [usize; TILE], padded: usize, scale: f32) {
+    fn block<S: Simd>(
+        &mut self,
+        s: S,
+        rows: Range<usize>,
+        limits: [usize; TILE],
+        padded: usize,
+        scale: f32,
+    ) {
         let steps = padded / LANES;
-        let q: [_; TILE] =
-            std::array::from_fn(|i| &self.q[(rows.start + i) * padded..][..padded].as_chunks::<LANES>().0[..steps]);
+        let q: [_; TILE] = std::array::from_fn(|i| {
+            &self.q[(rows.start + i) * padded..][..padded]
+                .as_chunks::<LANES>()
+                .0[..steps]
+        });
         let mut p = [[f32::NEG_INFINITY; KEYS]; TILE];
         let most = limits.into_iter().max().unwrap_or(0).min(KEYS);
         for key in (0..most).step_by(TILE) {
-            let k: [_; TILE] =
-                std::array::from_fn(|i| &self.k[(key + i) * padded..][..padded].as_chunks::<LANES>().0[..steps]);
+            let k: [_; TILE] = std::array::from_fn(|i| {
+                &self.k[(key + i) * padded..][..padded]
+                    .as_chunks::<LANES>()
+                    .0[..steps]
+            });
             let mut sums = [[s.splat(0.0); TILE]; TILE];
             for step in 0..steps {
-                let k = k.map(|k| s.load(&k[step]));
+                let mut wide = [s.splat(0.0); TILE];
+                for (wide, k) in wide.iter_mut().zip(k) {
+                    *wide = s.load(&k[step]);
+                }
                 for (sums, q) in sums.iter_mut().zip(q) {
                     let q = s.load(&q[step]);
-                    for (sum, k) in sums.iter_mut().zip(k) {
+                    for (sum, k) in sums.iter_mut().zip(wide) {
                         *sum = s.fma(k, q, *sum);
                     }
                 }
             }
             for ((p, sums), limit) in p.iter_mut().zip(sums).zip(limits) {
                 for (i, sum) in sums.into_iter().enumerate() {
-                    p[key + i] = if key + i < limit { s.sum(sum) * scale } else { f32::NEG_INFINITY };
+                    p[key + i] = if key + i < limit {
+                        s.sum(sum) * scale
+                    } else {
+                        f32::NEG_INFINITY
+                    };
                 }
             }
         }
@@ -282,14 +340,18 @@ impl Scratch {
     /// Turns scores into weights under the running maximum; gives what older outputs are multiplied by.
     #[inline(always)]
     fn weights<S: Simd>(&mut self, s: S, row: usize, p: &mut [[f32; KEYS]; TILE]) -> [f32; TILE] {
-        std::array::from_fn(|i| {
-            let (p, _) = p[i].as_chunks_mut::<LANES>();
-            let (old, sum) = self.state[row + i];
-            let most = p.iter().fold(s.splat(old), |most, p| s.max(s.load(p), most));
+        let mut keeps = [1.0; TILE];
+        for ((p, keep), state) in p.iter_mut().zip(&mut keeps).zip(&mut self.state[row..]) {
+            let (p, _) = p.as_chunks_mut::<LANES>();
+            let (old, sum) = *state;
+            let mut most = s.splat(old);
+            for p in &*p {
+                most = s.max(s.load(p), most);
+            }
             let max = s.largest(most);
             if max == f32::NEG_INFINITY {
-                p.iter_mut().for_each(|p| *p = [0.0; LANES]);
-                return 1.0;
+                p.fill([0.0; LANES]);
+                continue;
             }
             let mut total = s.splat(0.0);
             for p in p {
@@ -297,10 +359,10 @@ impl Scratch {
                 total = s.add(total, e);
                 s.store(e, p);
             }
-            let keep = (old - max).exp();
-            self.state[row + i] = (max, sum * keep + s.sum(total));
-            keep
-        })
+            *keep = (old - max).exp();
+            *state = (max, sum * *keep + s.sum(total));
+        }
+        keeps
     }
 
     /// `o = o * keep + p V` for four rows.
@@ -318,8 +380,10 @@ impl Scratch {
         let (v, _) = self.v.as_chunks::<LANES>();
         let (o, _) = self.o[row * padded..][..TILE * padded].as_chunks_mut::<LANES>();
         for step in 0..steps {
-            let mut sums: [S::V; TILE] =
-                std::array::from_fn(|i| s.mul(s.load(&o[i * steps + step]), s.splat(keep[i])));
+            let mut sums = [s.splat(0.0); TILE];
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = s.mul(s.load(&o[i * steps + step]), s.splat(keep[i]));
+            }
             for (key, v) in v.iter().skip(step).step_by(steps).take(keys).enumerate() {
                 let v = s.load(v);
                 for (sum, p) in sums.iter_mut().zip(p) {
@@ -338,23 +402,38 @@ mod tests {
     use super::*;
 
     /// Attention as the textbook has it, in f64.
-    fn textbook(op: &Attention, qkv: &[f32], slots: &[u32], positions: &[u32], k: &[f32], v: &[f32]) -> Vec<f64> {
+    fn textbook(
+        op: &Attention,
+        qkv: &[f32],
+        slots: &[u32],
+        positions: &[u32],
+        k: &[f32],
+        v: &[f32],
+    ) -> Vec<f64> {
         let mut out = Vec::new();
         for (t, (&slot, &position)) in slots.iter().zip(positions).enumerate() {
             for head in 0..op.heads {
                 let q = &qkv[t * op.qkv_width() + head * op.head_dim..][..op.head_dim];
                 let kv_head = head / (op.heads / op.kv_heads);
-                let at = |j: usize| ((slot as usize * op.kv_heads + kv_head) * op.capacity + j) * op.head_dim;
+                let at = |j: usize| {
+                    ((slot as usize * op.kv_heads + kv_head) * op.capacity + j) * op.head_dim
+                };
                 let scores: Vec<f64> = (0..=position as usize)
                     .map(|j| {
-                        let dot: f64 =
-                            (0..op.head_dim).map(|d| f64::from(q[d]) * f64::from(k[at(j) + d])).sum();
+                        let dot: f64 = (0..op.head_dim)
+                            .map(|d| f64::from(q[d]) * f64::from(k[at(j) + d]))
+                            .sum();
                         (dot * f64::from(op.scale)).exp()
                     })
                     .collect();
                 let total: f64 = scores.iter().sum();
                 out.extend((0..op.head_dim).map(|d| {
-                    scores.iter().enumerate().map(|(j, p)| p * f64::from(v[at(j) + d])).sum::<f64>() / total
+                    scores
+                        .iter()
+                        .enumerate()
+                        .map(|(j, p)| p * f64::from(v[at(j) + d]))
+                        .sum::<f64>()
+                        / total
                 }));
             }
         }
@@ -362,7 +441,9 @@ mod tests {
     }
 
     fn noise(n: usize, seed: u32) -> Vec<f32> {
-        (0..n as u32).map(|i| ((i * 2_654_435 + seed * 97) % 1000) as f32 / 500.0 - 1.0).collect()
+        (0..n as u32)
+            .map(|i| ((i * 2_654_435 + seed * 97) % 1000) as f32 / 500.0 - 1.0)
+            .collect()
     }
 
     #[test]
@@ -370,7 +451,10 @@ mod tests {
         for (heads, kv_heads, head_dim) in [(6, 2, 64), (4, 4, 20), (7, 1, 128)] {
             let capacity = 150;
             let slots: Vec<u32> = [vec![2; 1], vec![0; 70], vec![1; 3]].concat();
-            let positions: Vec<u32> = std::iter::once(129).chain(60..130).chain([63, 64, 65]).collect();
+            let positions: Vec<u32> = std::iter::once(129)
+                .chain(60..130)
+                .chain([63, 64, 65])
+                .collect();
             let op = Attention {
                 tokens: slots.len(),
                 heads,
@@ -380,8 +464,10 @@ mod tests {
                 scale: (head_dim as f32).powf(-0.5),
             };
             let qkv = noise(op.tokens * op.qkv_width(), 1);
-            let (mut k, mut v) =
-                (noise(3 * kv_heads * capacity * head_dim, 2), noise(3 * kv_heads * capacity * head_dim, 3));
+            let (mut k, mut v) = (
+                noise(3 * kv_heads * capacity * head_dim, 2),
+                noise(3 * kv_heads * capacity * head_dim, 3),
+            );
             for (i, (k, v)) in k.iter_mut().zip(&mut v).enumerate() {
                 if i / head_dim % capacity >= 130 {
                     (*k, *v) = (f32::NAN, f32::NAN);
@@ -389,10 +475,17 @@ mod tests {
             }
             let truth = textbook(&op, &qkv, &slots, &positions, &k, &v);
             let (slots, positions) = (Buf::from_vec(slots), Buf::from_vec(positions));
-            let places = Places { slots: &slots, positions: &positions };
-            let cache = LayerCache { k: Buf::from_vec(k), v: Buf::from_vec(v) };
+            let places = Places {
+                slots: &slots,
+                positions: &positions,
+            };
+            let cache = LayerCache {
+                k: Buf::from_vec(k),
+                v: Buf::from_vec(v),
+            };
             let mut out = Buf::from_vec(vec![0.0_f32; truth.len()]);
-            op.run(&Device::Cpu, &Buf::from_vec(qkv), places, &cache, &mut out).unwrap();
+            op.run(&Device::Cpu, &Buf::from_vec(qkv), places, &cache, &mut out)
+                .unwrap();
             for (a, b) in out.host::<f32>().unwrap().iter().zip(&truth) {
                 assert!((f64::from(*a) - b).abs() < 2e-6, "{a} {b}");
             }

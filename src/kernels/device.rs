@@ -82,10 +82,18 @@ macro_rules! host_elem {
         impl HostElem for $type {
             const KIND: BufType = $kind;
             fn slice(data: &Data) -> Option<&[Self]> {
-                if let Data::$variant(v) = data { Some(v) } else { None }
+                if let Data::$variant(v) = data {
+                    Some(v)
+                } else {
+                    None
+                }
             }
             fn slice_mut(data: &mut Data) -> Option<&mut [Self]> {
-                if let Data::$variant(v) = data { Some(v) } else { None }
+                if let Data::$variant(v) = data {
+                    Some(v)
+                } else {
+                    None
+                }
             }
             fn wrap(elements: Vec<Self>) -> Data {
                 Data::$variant(elements)
@@ -128,13 +136,19 @@ impl Buf {
     pub fn dtype(&self) -> Result<DType> {
         match self.kind {
             BufType::Float(dtype) => Ok(dtype),
-            other => Err(Error::Internal(format!("expected a floating-point buffer, found {other:?}"))),
+            other => Err(Error::Internal(format!(
+                "expected a floating-point buffer, found {other:?}"
+            ))),
         }
     }
 
     /// A host buffer that owns `elements`.
     pub fn from_vec<T: HostElem>(elements: Vec<T>) -> Self {
-        Self { kind: T::KIND, len: elements.len(), data: T::wrap(elements) }
+        Self {
+            kind: T::KIND,
+            len: elements.len(),
+            data: T::wrap(elements),
+        }
     }
 
     /// The elements of a host buffer.
@@ -173,7 +187,10 @@ impl Buf {
     }
 
     fn mismatch(&self, wanted: BufType) -> Error {
-        Error::Internal(format!("expected a host buffer of {wanted:?}, found {:?}", self.kind))
+        Error::Internal(format!(
+            "expected a host buffer of {wanted:?}, found {:?}",
+            self.kind
+        ))
     }
 }
 
@@ -238,7 +255,11 @@ impl Device {
             Self::Cpu => buf.host_mut::<T>()?[offset..][..elements.len()].copy_from_slice(elements),
             #[cfg(feature = "cuda")]
             Self::Cuda(gpu) => {
-                gpu.upload(buf.gpu_mut()?, offset * size_of::<T>(), bytemuck::cast_slice(elements))?;
+                gpu.upload(
+                    buf.gpu_mut()?,
+                    offset * size_of::<T>(),
+                    bytemuck::cast_slice(elements),
+                )?;
             }
         }
         Ok(())
@@ -262,6 +283,15 @@ impl Device {
                 )?;
                 Ok(elements)
             }
+        }
+    }
+
+    /// Runs a sequence of ops where starting each is cheap: on the CPU, a thread of the pool.
+    pub(crate) fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match self {
+            Self::Cpu => super::parallel::on_pool(work),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => work(),
         }
     }
 
@@ -293,7 +323,10 @@ impl Buf {
             return Err(self.mismatch(T::KIND));
         }
         if range.end > self.len {
-            return Err(Error::Internal(format!("elements {range:?} of a buffer of {}", self.len)));
+            return Err(Error::Internal(format!(
+                "elements {range:?} of a buffer of {}",
+                self.len
+            )));
         }
         Ok(())
     }
@@ -301,12 +334,14 @@ impl Buf {
 
 /// A zeroed vector; an error, not an abort, where the memory is not there.
 fn zeroed<T: HostElem>(len: usize) -> Result<Vec<T>> {
-    bytemuck::try_zeroed_slice_box::<T>(len).map(Vec::from).map_err(|()| {
-        Error::Config(format!(
-            "cannot allocate {} on the host: choose a smaller model, batch or context",
-            crate::units::Bytes((len * size_of::<T>()) as u64)
-        ))
-    })
+    bytemuck::try_zeroed_slice_box::<T>(len)
+        .map(Vec::from)
+        .map_err(|()| {
+            Error::Config(format!(
+                "cannot allocate {} on the host: choose a smaller model, batch or context",
+                crate::units::Bytes((len * size_of::<T>()) as u64)
+            ))
+        })
 }
 
 /// Runs a block with a type parameter bound to the Rust type of a [`DType`].

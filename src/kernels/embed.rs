@@ -20,7 +20,11 @@ impl Gather {
     /// Traffic for a table and an output of these types.
     pub fn cost(&self, table: DType, act: DType) -> Cost {
         let numbers = (self.count * self.width) as f64;
-        Cost { read: numbers * table.size() as f64, written: numbers * act.size() as f64, flops: 0.0 }
+        Cost {
+            read: numbers * table.size() as f64,
+            written: numbers * act.size() as f64,
+            flops: 0.0,
+        }
     }
 
     /// Picks `ids [count]` (u32) from `table [rows, width]` into `out [count, width]`, rounding to its type.
@@ -40,14 +44,27 @@ impl Gather {
         }
     }
 
-    fn reference<W: Elem + HostElem, T: Elem>(&self, ids: &[u32], table: &[W], out: &mut [T]) -> Result<()> {
-        for (&id, out) in ids[..self.count].iter().zip(out.chunks_exact_mut(self.width)) {
+    fn reference<W: Elem + HostElem, T: Elem>(
+        &self,
+        ids: &[u32],
+        table: &[W],
+        out: &mut [T],
+    ) -> Result<()> {
+        for (&id, out) in ids[..self.count]
+            .iter()
+            .zip(out.chunks_exact_mut(self.width))
+        {
             let id = id as usize;
             if id >= self.rows {
-                return Err(Error::Config(format!("token id {id} is outside the vocabulary of {}", self.rows)));
+                return Err(Error::Config(format!(
+                    "token id {id} is outside the vocabulary of {}",
+                    self.rows
+                )));
             }
             let row = &table[id * self.width..][..self.width];
-            out.iter_mut().zip(row).for_each(|(out, x)| *out = T::from_f32(x.to_f32()));
+            out.iter_mut()
+                .zip(row)
+                .for_each(|(out, x)| *out = T::from_f32(x.to_f32()));
         }
         Ok(())
     }

@@ -28,7 +28,10 @@ const TASK: usize = 1 << 16;
 impl Filling {
     /// Traffic of filling `count` elements of this type.
     pub fn cost(count: usize, dtype: DType) -> Cost {
-        Cost { written: (count * dtype.size()) as f64, ..Cost::default() }
+        Cost {
+            written: (count * dtype.size()) as f64,
+            ..Cost::default()
+        }
     }
 
     /// Fills elements `offset .. offset + count` of `out`; element `offset` gets number 0 of the stream.
@@ -75,7 +78,12 @@ mod tests {
     fn noise_is_flat_reproducible_and_different_per_stream() {
         let make = |stream| {
             let mut buf = Buf::from_vec(vec![0.0_f32; 200_000]);
-            Filling::Uniform { stream, amplitude: 2.0 }.run(&Device::Cpu, &mut buf, 0, 200_000).unwrap();
+            Filling::Uniform {
+                stream,
+                amplitude: 2.0,
+            }
+            .run(&Device::Cpu, &mut buf, 0, 200_000)
+            .unwrap();
             buf.host::<f32>().unwrap().to_vec()
         };
         let a = make(1);
@@ -83,7 +91,10 @@ mod tests {
         assert_ne!(a, make(2));
         let mean = a.iter().map(|&x| f64::from(x)).sum::<f64>() / a.len() as f64;
         let square = a.iter().map(|&x| f64::from(x * x)).sum::<f64>() / a.len() as f64;
-        assert!(mean.abs() < 0.01 && (square - 4.0 / 3.0).abs() < 0.01, "{mean} {square}");
+        assert!(
+            mean.abs() < 0.01 && (square - 4.0 / 3.0).abs() < 0.01,
+            "{mean} {square}"
+        );
         assert!(a.iter().all(|x| (-2.0..2.0).contains(x)));
     }
 }

@@ -28,7 +28,10 @@ use crate::error::{Error, Result};
 /// Refuses a buffer that is shorter than an op's shapes say.
 pub(crate) fn check_len(what: &str, buf: &Buf, needed: usize) -> Result<()> {
     if buf.len() < needed {
-        return Err(Error::Internal(format!("{what}: {} elements where {needed} are needed", buf.len())));
+        return Err(Error::Internal(format!(
+            "{what}: {} elements where {needed} are needed",
+            buf.len()
+        )));
     }
     Ok(())
 }

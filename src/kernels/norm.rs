@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::device::{Buf, Device, with_dtype};
+use super::parallel::least;
 use super::{Cost, check_len};
 use crate::error::Result;
 use crate::scheme::{DType, Elem};
@@ -26,7 +27,11 @@ impl RmsNorm {
     pub fn cost(&self, act: DType) -> Cost {
         let numbers = (self.rows * self.width) as f64;
         let bytes = numbers * act.size() as f64;
-        Cost { read: bytes + (self.width * act.size()) as f64, written: bytes, flops: 4.0 * numbers }
+        Cost {
+            read: bytes + (self.width * act.size()) as f64,
+            written: bytes,
+            flops: 4.0 * numbers,
+        }
     }
 
     /// Normalises `x [rows, width]` into `out`, with `weight [width]`, all of one type.
@@ -43,7 +48,8 @@ impl RmsNorm {
                 let (x, weight) = (&x.host::<T>()?[..numbers], &weight.host::<T>()?[..self.width]);
                 let out = &mut out.host_mut::<T>()?[..numbers];
                 let task = TASK_ROWS * self.width;
-                out.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(out, x)| {
+                let tasks = out.par_chunks_mut(task).zip(x.par_chunks(task));
+                tasks.with_min_len(least(task)).for_each(|(out, x)| {
                     for (out, x) in out.chunks_exact_mut(self.width).zip(x.chunks_exact(self.width)) {
                         normalise(x, weight, self.eps, out);
                     }
@@ -99,8 +105,18 @@ mod tests {
         let x: Vec<f32> = (0..37).map(|i| (i as f32 - 17.0) * 3.0).collect();
         let weight: Vec<f32> = (0..37).map(|i| 1.0 + i as f32 / 10.0).collect();
         let mut out = Buf::from_vec(vec![0.0_f32; 37]);
-        let op = RmsNorm { rows: 1, width: 37, eps: 1e-6 };
-        op.run(&Device::Cpu, &Buf::from_vec(x.clone()), &Buf::from_vec(weight.clone()), &mut out).unwrap();
+        let op = RmsNorm {
+            rows: 1,
+            width: 37,
+            eps: 1e-6,
+        };
+        op.run(
+            &Device::Cpu,
+            &Buf::from_vec(x.clone()),
+            &Buf::from_vec(weight.clone()),
+            &mut out,
+        )
+        .unwrap();
         let mean = x.iter().map(|x| f64::from(x * x)).sum::<f64>() / 37.0;
         for ((out, x), weight) in out.host::<f32>().unwrap().iter().zip(x).zip(weight) {
             let truth = f64::from(x) / (mean + 1e-6).sqrt() * f64::from(weight);

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::device::{Buf, BufType, Device, HostElem, with_dtype};
 use super::linear::{LinearWeight, WeightData};
+use super::parallel::least;
 use super::{Cost, check_len};
 use crate::error::{Error, Result};
 use crate::scheme::{Bits, DType, Elem};
@@ -41,13 +42,31 @@ impl QuantizeRows {
     ///
     /// # Errors
     /// If shapes or types do not fit.
-    pub fn run(&self, device: &Device, source: &Buf, weight: &mut LinearWeight, first: usize) -> Result<()> {
+    pub fn run(
+        &self,
+        device: &Device,
+        source: &Buf,
+        weight: &mut LinearWeight,
+        first: usize,
+    ) -> Result<()> {
         check_len("rows to quantise", source, self.rows * self.k)?;
-        let WeightData::Packed { bits, group, codes, scales } = &mut weight.data else {
-            return Err(Error::Internal("quantising into a weight that is not packed".into()));
+        let WeightData::Packed {
+            bits,
+            group,
+            codes,
+            scales,
+        } = &mut weight.data
+        else {
+            return Err(Error::Internal(
+                "quantising into a weight that is not packed".into(),
+            ));
         };
-        if (*bits, *group, weight.k) != (self.bits, self.group, self.k) || scales.dtype()? != source.dtype()? {
-            return Err(Error::Internal("quantising into a weight of another form".into()));
+        if (*bits, *group, weight.k) != (self.bits, self.group, self.k)
+            || scales.dtype()? != source.dtype()?
+        {
+            return Err(Error::Internal(
+                "quantising into a weight of another form".into(),
+            ));
         }
         let groups = self.k / self.group;
         let width = self.bits.row_bytes(self.k);
@@ -62,17 +81,23 @@ impl QuantizeRows {
                 Ok(())
             }),
             #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => super::cuda::quantize_rows(gpu, self, source, codes, scales, first),
+            Device::Cuda(gpu) => {
+                super::cuda::quantize_rows(gpu, self, source, codes, scales, first)
+            }
         }
     }
 
     fn reference<T: Elem>(&self, source: &[T], codes: &mut [u8], scales: &mut [T]) {
         let groups = self.k / self.group;
-        let outputs = codes.par_chunks_exact_mut(self.bits.row_bytes(self.k)).zip(scales.par_chunks_exact_mut(groups));
+        let outputs = codes
+            .par_chunks_exact_mut(self.bits.row_bytes(self.k))
+            .zip(scales.par_chunks_exact_mut(groups));
         source.par_chunks_exact(self.k).zip(outputs).for_each_init(
             || vec![0_i8; self.k],
             |signed, (row, (codes, scales))| {
-                let parts = row.chunks_exact(self.group).zip(signed.chunks_exact_mut(self.group));
+                let parts = row
+                    .chunks_exact(self.group)
+                    .zip(signed.chunks_exact_mut(self.group));
                 for ((x, q), scale) in parts.zip(scales) {
                     *scale = round_group(x, self.bits, q);
                 }
@@ -82,13 +107,25 @@ impl QuantizeRows {
     }
 }
 
+/// The largest magnitude; NaN if there is one, so that a broken value shows in everything made of it.
+fn largest<T: Elem>(x: &[T]) -> f32 {
+    x.iter().fold(0.0, |most, x| {
+        let x = x.to_f32().abs();
+        if x > most || x.is_nan() { x } else { most }
+    })
+}
+
 /// Codes and scale of one group.
 fn round_group<T: Elem>(x: &[T], bits: Bits, codes: &mut [i8]) -> T {
     let (low, high) = bits.range();
-    let largest = x.iter().fold(0.0_f32, |m, x| m.max(x.to_f32().abs()));
+    let largest = largest(x);
     let scale = T::from_f32(largest / ((high - low) as f32 / 2.0));
     // A group of zeros, or of numbers so small that their scale is, gets any scale but 0.
-    let scale = if scale.to_f32() == 0.0 { T::from_f32(1.0) } else { scale };
+    let scale = if scale.to_f32() == 0.0 {
+        T::from_f32(1.0)
+    } else {
+        scale
+    };
     let (low, high) = (low as f32, high as f32);
     for (q, x) in codes.iter_mut().zip(x) {
         let quotient = T::from_f32(x.to_f32() / scale.to_f32()).to_f32();
@@ -102,10 +139,25 @@ impl LinearWeight {
     ///
     /// # Errors
     /// If the memory is not there.
-    pub fn packed(device: &Device, [n, k]: [usize; 2], bits: Bits, group: usize, scales: DType) -> Result<Self> {
+    pub fn packed(
+        device: &Device,
+        [n, k]: [usize; 2],
+        bits: Bits,
+        group: usize,
+        scales: DType,
+    ) -> Result<Self> {
         let codes = device.alloc(BufType::U8, n * bits.row_bytes(k))?;
         let scales = device.alloc(BufType::Float(scales), n * (k / group))?;
-        Ok(Self { n, k, data: WeightData::Packed { bits, group, codes, scales } })
+        Ok(Self {
+            n,
+            k,
+            data: WeightData::Packed {
+                bits,
+                group,
+                codes,
+                scales,
+            },
+        })
     }
 
     /// A plain weight `[n, k]` with nothing in it yet.
@@ -113,7 +165,11 @@ impl LinearWeight {
     /// # Errors
     /// If the memory is not there.
     pub fn plain(device: &Device, [n, k]: [usize; 2], dtype: DType) -> Result<Self> {
-        Ok(Self { n, k, data: WeightData::Plain(device.alloc(BufType::Float(dtype), n * k)?) })
+        Ok(Self {
+            n,
+            k,
+            data: WeightData::Plain(device.alloc(BufType::Float(dtype), n * k)?),
+        })
     }
 }
 
@@ -161,14 +217,18 @@ impl QuantizeAct {
 
     fn reference<T: Elem + HostElem>(&self, x: &[T], codes: &mut [u8], scales: &mut [f32]) {
         let outputs = codes.par_chunks_exact_mut(self.width).zip(scales);
-        x.par_chunks_exact(self.width).zip(outputs).for_each(|(x, (codes, scale))| {
-            let largest = x.iter().fold(0.0_f32, |m, x| m.max(x.to_f32().abs()));
-            *scale = if largest > 0.0 { largest / 127.5 } else { 1.0 };
-            for (q, x) in codes.iter_mut().zip(x) {
-                let q_signed = (x.to_f32() / *scale).clamp(-128.0, 127.0).round_ties_even() as i8;
-                *q = q_signed.cast_unsigned();
-            }
-        });
+        x.par_chunks_exact(self.width)
+            .with_min_len(least(self.width))
+            .zip(outputs)
+            .for_each(|(x, (codes, scale))| {
+                let largest = largest(x);
+                *scale = if largest == 0.0 { 1.0 } else { largest / 127.5 };
+                for (q, x) in codes.iter_mut().zip(x) {
+                    let q_signed =
+                        (x.to_f32() / *scale).clamp(-128.0, 127.0).round_ties_even() as i8;
+                    *q = q_signed.cast_unsigned();
+                }
+            });
     }
 }
 
@@ -187,7 +247,10 @@ mod tests {
 
     fn quantised<T: Elem + HostElem>(x: &[T], bits: Bits, group: usize) -> (Vec<i8>, Vec<f32>) {
         let mut codes = vec![0; x.len()];
-        let scales = x.chunks(group).zip(codes.chunks_mut(group)).map(|(x, q)| round_group(x, bits, q).to_f32());
+        let scales = x
+            .chunks(group)
+            .zip(codes.chunks_mut(group))
+            .map(|(x, q)| round_group(x, bits, q).to_f32());
         let scales = scales.collect();
         (codes, scales)
     }
@@ -197,39 +260,78 @@ mod tests {
         let expected = [1, -8, 4, 1, 7, -1, 4, -5, -4, 2, 6, -8, 7, 6, -1, 2];
         let (codes, scales) = quantised(&W, Bits::Four, 4);
         assert_eq!(codes, expected);
-        for (scale, truth) in scales.iter().zip([0.093_333_334, 0.2, 0.005_333_333_3, 0.080_000_006]) {
+        for (scale, truth) in
+            scales
+                .iter()
+                .zip([0.093_333_334, 0.2, 0.005_333_333_3, 0.080_000_006])
+        {
             assert!((scale - truth).abs() < 1e-8, "{scale} {truth}");
         }
         let (codes, scales) = quantised(&W.map(<bf16 as Elem>::from_f32), Bits::Four, 4);
         assert_eq!(codes, expected);
-        assert_eq!(scales, [0.093_261_72, 0.200_195_31, 0.005_340_576, 0.080_078_125]);
+        assert_eq!(
+            scales,
+            [0.093_261_72, 0.200_195_31, 0.005_340_576, 0.080_078_125]
+        );
     }
 
     #[test]
     fn eight_bit_codes_equal_those_of_compressed_tensors() {
         let (codes, scales) = quantised(&W, Bits::Eight, 8);
-        assert_eq!(codes, [8, -59, 30, 4, 127, -17, 64, -85, -4, 2, 6, -8, 127, 106, -21, 42]);
+        assert_eq!(
+            codes,
+            [
+                8, -59, 30, 4, 127, -17, 64, -85, -4, 2, 6, -8, 127, 106, -21, 42
+            ]
+        );
         assert_eq!(scales, [0.011_764_706, 0.004_705_882_6]);
     }
 
     #[test]
     fn activation_codes_equal_those_of_compressed_tensors() {
         let x = Buf::from_vec(vec![0.5, -1.0, 0.25, 3.0, 0.01, 0.02, -0.03, 0.04_f32]);
-        let (mut codes, mut scales) = (Buf::from_vec(vec![0_u8; 8]), Buf::from_vec(vec![0.0_f32; 2]));
-        QuantizeAct { tokens: 2, width: 4 }.run(&Device::Cpu, &x, &mut codes, &mut scales).unwrap();
-        let codes: Vec<i8> = codes.host::<u8>().unwrap().iter().map(|b| b.cast_signed()).collect();
+        let (mut codes, mut scales) = (
+            Buf::from_vec(vec![0_u8; 8]),
+            Buf::from_vec(vec![0.0_f32; 2]),
+        );
+        QuantizeAct {
+            tokens: 2,
+            width: 4,
+        }
+        .run(&Device::Cpu, &x, &mut codes, &mut scales)
+        .unwrap();
+        let codes: Vec<i8> = codes
+            .host::<u8>()
+            .unwrap()
+            .iter()
+            .map(|b| b.cast_signed())
+            .collect();
         assert_eq!(codes, [21, -42, 11, 127, 32, 64, -96, 127]);
-        assert_eq!(scales.host::<f32>().unwrap(), [0.023_529_412, 0.000_313_725_5]);
+        assert_eq!(
+            scales.host::<f32>().unwrap(),
+            [0.023_529_412, 0.000_313_725_5]
+        );
     }
 
     #[test]
     fn requantising_a_dequantised_weight_gives_the_same_codes() {
-        let source: Vec<f32> = (0..64 * 128).map(|i| ((i * 7919) % 1013) as f32 / 500.0 - 1.0).collect();
+        let source: Vec<f32> = (0..64 * 128)
+            .map(|i| ((i * 7919) % 1013) as f32 / 500.0 - 1.0)
+            .collect();
         for (bits, group) in [(Bits::Four, 32), (Bits::Four, 128), (Bits::Eight, 128)] {
-            let op = QuantizeRows { rows: 64, k: 128, bits, group };
-            let mut weight = LinearWeight::packed(&Device::Cpu, [64, 128], bits, group, DType::F32).unwrap();
-            op.run(&Device::Cpu, &Buf::from_vec(source.clone()), &mut weight, 0).unwrap();
-            let WeightData::Packed { codes, scales, .. } = &weight.data else { unreachable!() };
+            let op = QuantizeRows {
+                rows: 64,
+                k: 128,
+                bits,
+                group,
+            };
+            let mut weight =
+                LinearWeight::packed(&Device::Cpu, [64, 128], bits, group, DType::F32).unwrap();
+            op.run(&Device::Cpu, &Buf::from_vec(source.clone()), &mut weight, 0)
+                .unwrap();
+            let WeightData::Packed { codes, scales, .. } = &weight.data else {
+                unreachable!()
+            };
             let packed = PackedWeight {
                 n: 64,
                 k: 128,
@@ -245,7 +347,9 @@ mod tests {
                     .dequantise_row(row)
                     .iter()
                     .enumerate()
-                    .map(|(j, w)| (w / packed.scales.get((row * 128 + j) / group)).round_ties_even() as i8)
+                    .map(|(j, w)| {
+                        (w / packed.scales.get((row * 128 + j) / group)).round_ties_even() as i8
+                    })
                     .collect();
                 assert_eq!(codes, again);
                 for (j, w) in packed.dequantise_row(row).iter().enumerate() {

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::attention::{Attention, LayerCache, Places};
 use super::device::{Buf, Device, HostElem, with_dtype};
 use super::norm::normalise_in_place;
+use super::parallel::least;
 use super::{Cost, check_len};
 use crate::error::{Error, Result};
 use crate::scheme::{DType, Elem};
@@ -30,13 +31,21 @@ impl RopeTable {
         let angle = |p: usize, f: f32| f64::from(p as f32 * f);
         let table = |g: fn(f64) -> f64| -> Result<Buf> {
             let values: Vec<f32> = (0..positions)
-                .flat_map(|p| inverse_frequencies.iter().map(move |&f| g(angle(p, f)) as f32))
+                .flat_map(|p| {
+                    inverse_frequencies
+                        .iter()
+                        .map(move |&f| g(angle(p, f)) as f32)
+                })
                 .collect();
             let mut buf = device.alloc(<f32 as HostElem>::KIND, values.len())?;
             device.upload(&mut buf, 0, &values)?;
             Ok(buf)
         };
-        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)?, positions })
+        Ok(Self {
+            cos: table(f64::cos)?,
+            sin: table(f64::sin)?,
+            positions,
+        })
     }
 
     /// Bytes on the device.
@@ -67,7 +76,11 @@ impl RopeAppend {
         let size = act.size() as f64;
         let qkv = (self.0.tokens * self.0.qkv_width()) as f64;
         let kv = (self.0.tokens * 2 * self.0.kv_heads * self.0.head_dim) as f64;
-        Cost { read: qkv * size, written: (qkv + kv) * size, flops: 3.0 * qkv }
+        Cost {
+            read: qkv * size,
+            written: (qkv + kv) * size,
+            flops: 3.0 * qkv,
+        }
     }
 
     /// Works on `qkv [tokens, qkv_width]`.
@@ -91,7 +104,9 @@ impl RopeAppend {
                 self.reference::<T>(qkv.host_mut()?, norms, table, places, cache)
             }),
             #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => super::cuda::rope_append(gpu, self, qkv, norms, table, places, cache),
+            Device::Cuda(gpu) => {
+                super::cuda::rope_append(gpu, self, qkv, norms, table, places, cache)
+            }
         }
     }
 
@@ -103,7 +118,14 @@ impl RopeAppend {
         places: Places<'_>,
         cache: &mut LayerCache,
     ) -> Result<()> {
-        let Attention { tokens, heads, kv_heads, head_dim, capacity, .. } = self.0;
+        let Attention {
+            tokens,
+            heads,
+            kv_heads,
+            head_dim,
+            capacity,
+            ..
+        } = self.0;
         let (slots, positions) = (places.slots.host::<u32>()?, places.positions.host::<u32>()?);
         let norms = match norms {
             Some(n) => Some((n.q.host::<T>()?, n.k.host::<T>()?, n.eps)),
@@ -112,23 +134,35 @@ impl RopeAppend {
         let (cos, sin) = (table.cos.host::<f32>()?, table.sin.host::<f32>()?);
         let limit = capacity.min(table.positions);
         if let Some(position) = positions[..tokens].iter().find(|&&p| p as usize >= limit) {
-            return Err(Error::Internal(format!("position {position} lies beyond the cache of {limit}")));
+            return Err(Error::Internal(format!(
+                "position {position} lies beyond the cache of {limit}"
+            )));
         }
         let width = self.0.qkv_width();
-        qkv[..tokens * width].par_chunks_mut(width).enumerate().for_each(|(t, row)| {
-            let half = positions[t] as usize * (head_dim / 2)..(positions[t] as usize + 1) * (head_dim / 2);
-            for (head, x) in row.chunks_exact_mut(head_dim).take(heads + kv_heads).enumerate() {
-                if let Some((q, k, eps)) = norms {
-                    normalise_in_place(x, if head < heads { q } else { k }, eps);
+        qkv[..tokens * width]
+            .par_chunks_mut(width)
+            .with_min_len(least(width))
+            .enumerate()
+            .for_each(|(t, row)| {
+                let half = positions[t] as usize * (head_dim / 2)
+                    ..(positions[t] as usize + 1) * (head_dim / 2);
+                for (head, x) in row
+                    .chunks_exact_mut(head_dim)
+                    .take(heads + kv_heads)
+                    .enumerate()
+                {
+                    if let Some((q, k, eps)) = norms {
+                        normalise_in_place(x, if head < heads { q } else { k }, eps);
+                    }
+                    rotate(x, &cos[half.clone()], &sin[half.clone()]);
                 }
-                rotate(x, &cos[half.clone()], &sin[half.clone()]);
-            }
-        });
+            });
         let (k, v) = (cache.k.host_mut::<T>()?, cache.v.host_mut::<T>()?);
         for (t, row) in qkv[..tokens * width].chunks_exact(width).enumerate() {
             let (new_k, new_v) = row[heads * head_dim..].split_at(kv_heads * head_dim);
             for head in 0..kv_heads {
-                let at = ((slots[t] as usize * kv_heads + head) * capacity + positions[t] as usize) * head_dim;
+                let at = ((slots[t] as usize * kv_heads + head) * capacity + positions[t] as usize)
+                    * head_dim;
                 k[at..at + head_dim].copy_from_slice(&new_k[head * head_dim..][..head_dim]);
                 v[at..at + head_dim].copy_from_slice(&new_v[head * head_dim..][..head_dim]);
             }

@@ -23,7 +23,11 @@ pub struct Argmax {
 impl Argmax {
     /// Traffic for logits of type `act`.
     pub fn cost(&self, act: DType) -> Cost {
-        Cost { read: (self.rows * self.vocab * act.size()) as f64, written: 4.0 * self.rows as f64, flops: 0.0 }
+        Cost {
+            read: (self.rows * self.vocab * act.size()) as f64,
+            written: 4.0 * self.rows as f64,
+            flops: 0.0,
+        }
     }
 
     /// `logits [rows, vocab]` into `out [rows]` (u32); [`NO_TOKEN`] where all are NaN.
@@ -73,7 +77,11 @@ impl LogProb {
     /// Traffic and arithmetic for logits of type `act`.
     pub fn cost(&self, act: DType) -> Cost {
         let logits = (self.rows * self.vocab) as f64;
-        Cost { read: logits * act.size() as f64, written: 4.0 * self.rows as f64, flops: 4.0 * logits }
+        Cost {
+            read: logits * act.size() as f64,
+            written: 4.0 * self.rows as f64,
+            flops: 4.0 * logits,
+        }
     }
 
     /// `logits [rows, vocab]` and `targets [rows]` (u32) into `out [rows]` (f32, natural logarithm). A row with a NaN
@@ -118,23 +126,36 @@ impl<T: Elem + HostElem> Work for LogSumExp<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f64 {
         let (steps, rest) = self.row.as_chunks::<LANES>();
-        let wide = |x: &[T; LANES]| s.load(&x.map(Elem::to_f32));
         let mut most = s.splat(f32::NEG_INFINITY);
         for x in steps {
-            most = s.max(wide(x), most);
+            most = s.max(s.load(&wide(x)), most);
         }
-        let max = rest.iter().fold(s.largest(most), |max, x| max.max(x.to_f32()));
+        let max = rest
+            .iter()
+            .fold(s.largest(most), |max, x| max.max(x.to_f32()));
         let mut total = 0.0;
         for steps in steps.chunks(FLUSH) {
             let mut sum = s.splat(0.0);
             for x in steps {
-                sum = s.add(sum, s.exp(s.sub(wide(x), s.splat(max))));
+                sum = s.add(sum, s.exp(s.sub(s.load(&wide(x)), s.splat(max))));
             }
             total += f64::from(s.sum(sum));
         }
-        total += rest.iter().map(|x| f64::from(x.to_f32() - max).exp()).sum::<f64>();
+        total += rest
+            .iter()
+            .map(|x| f64::from(x.to_f32() - max).exp())
+            .sum::<f64>();
         f64::from(max) + total.ln()
     }
+}
+
+#[inline(always)]
+fn wide<T: Elem>(x: &[T; LANES]) -> [f32; LANES] {
+    let mut wide = [0.0; LANES];
+    wide.iter_mut()
+        .zip(x)
+        .for_each(|(wide, x)| *wide = x.to_f32());
+    wide
 }
 
 #[cfg(test)]
@@ -144,30 +165,48 @@ mod tests {
     #[test]
     fn the_first_largest_number_wins_and_nan_never() {
         let n = f32::NAN;
-        let rows = [[n, 1.0, 3.0, 3.0], [n; 4], [f32::NEG_INFINITY, n, f32::NEG_INFINITY, n]];
+        let rows = [
+            [n, 1.0, 3.0, 3.0],
+            [n; 4],
+            [f32::NEG_INFINITY, n, f32::NEG_INFINITY, n],
+        ];
         let mut out = Buf::from_vec(vec![9_u32; 3]);
-        Argmax { rows: 3, vocab: 4 }.run(&Device::Cpu, &Buf::from_vec(rows.concat()), &mut out).unwrap();
+        Argmax { rows: 3, vocab: 4 }
+            .run(&Device::Cpu, &Buf::from_vec(rows.concat()), &mut out)
+            .unwrap();
         assert_eq!(out.host::<u32>().unwrap(), [2, NO_TOKEN, 0]);
     }
 
     #[test]
     fn log_probabilities_equal_those_in_f64() {
         let vocab = 50_003;
-        let logits: Vec<f32> = (0..2 * vocab).map(|i| ((i as f32) * 0.37).sin() * 12.0 + 100.0).collect();
+        let logits: Vec<f32> = (0..2 * vocab)
+            .map(|i| ((i as f32) * 0.37).sin() * 12.0 + 100.0)
+            .collect();
         let mut out = Buf::from_vec(vec![0.0_f32; 2]);
         let targets = Buf::from_vec(vec![7_u32, 50_002]);
         let op = LogProb { rows: 2, vocab };
-        op.run(&Device::Cpu, &Buf::from_vec(logits.clone()), &targets, &mut out).unwrap();
+        op.run(
+            &Device::Cpu,
+            &Buf::from_vec(logits.clone()),
+            &targets,
+            &mut out,
+        )
+        .unwrap();
         for (row, target) in [(0, 7), (1, 50_002)] {
             let row_logits = &logits[row * vocab..][..vocab];
-            let sum: f64 = row_logits.iter().map(|&x| (f64::from(x) - 100.0).exp()).sum();
+            let sum: f64 = row_logits
+                .iter()
+                .map(|&x| (f64::from(x) - 100.0).exp())
+                .sum();
             let truth = f64::from(row_logits[target]) - 100.0 - sum.ln();
             let got = f64::from(out.host::<f32>().unwrap()[row]);
             assert!((got - truth).abs() < 2e-6, "{got} {truth}");
         }
         let mut bad = logits;
         bad[100] = f32::NAN;
-        op.run(&Device::Cpu, &Buf::from_vec(bad), &targets, &mut out).unwrap();
+        op.run(&Device::Cpu, &Buf::from_vec(bad), &targets, &mut out)
+            .unwrap();
         assert!(out.host::<f32>().unwrap()[0].is_nan());
     }
 }

@@ -29,7 +29,12 @@ impl Level {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
-            if has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq") && has!("fma") {
+            if has!("avx512f")
+                && has!("avx512bw")
+                && has!("avx512vl")
+                && has!("avx512dq")
+                && has!("fma")
+            {
                 return Self::Avx512;
             }
             if has!("avx2") && has!("fma") && has!("f16c") {
@@ -50,6 +55,9 @@ impl Level {
 }
 
 /// Work that is compiled once for every level.
+///
+/// No closure or iterator adaptor may use the lanes: it would be a function of its own, compiled without the level's
+/// instructions, and each lane operation in it a call. Plain loops only.
 pub(crate) trait Work {
     /// What comes out.
     type Out;
@@ -158,7 +166,10 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn load_nibbles(self, x: &[u8; LANES]) -> (Self::V, Self::V) {
-        (lanes(|i| f32::from(x[i] & 15) - 8.0), lanes(|i| f32::from(x[i] >> 4) - 8.0))
+        (
+            lanes(|i| f32::from(x[i] & 15) - 8.0),
+            lanes(|i| f32::from(x[i] >> 4) - 8.0),
+        )
     }
     #[inline(always)]
     fn store(self, v: Self::V, out: &mut [f32; LANES]) {
@@ -256,7 +267,14 @@ mod x86 {
 
     /// Coefficients of `e^r` for `|r| <= ln(2) / 2`: the Taylor polynomial with its last two terms adjusted (Cephes
     /// `expf`, S. Moshier).
-    const EXP: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+    const EXP: [f32; 6] = [
+        1.987_569_1e-4,
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        0.5,
+    ];
     /// ln 2 in two parts, the first short enough that `n * LN2.0` is exact.
     const LN2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
     /// Beyond these `exp` gives 0 and infinity; between them the power of two stays a normal number.
@@ -301,7 +319,10 @@ mod x86 {
                 );
                 let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()));
                 let high = _mm512_srli_epi32::<4>(wide);
-                (_mm512_permutexvar_ps(wide, table), _mm512_permutexvar_ps(high, table))
+                (
+                    _mm512_permutexvar_ps(wide, table),
+                    _mm512_permutexvar_ps(high, table),
+                )
             }
         }
         #[inline(always)]
@@ -335,15 +356,24 @@ mod x86 {
         #[inline(always)]
         fn exp(self, x: __m512) -> __m512 {
             unsafe {
-                let n = _mm512_roundscale_ps::<0>(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
+                let n = _mm512_roundscale_ps::<0>(_mm512_mul_ps(
+                    x,
+                    _mm512_set1_ps(std::f32::consts::LOG2_E),
+                ));
                 let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2.0), x);
                 let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2.1), r);
                 let mut p = _mm512_set1_ps(EXP[0]);
                 for c in &EXP[1..] {
                     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*c));
                 }
-                let p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1.0));
-                let power = _mm512_slli_epi32::<23>(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)));
+                let p = _mm512_add_ps(
+                    _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r),
+                    _mm512_set1_ps(1.0),
+                );
+                let power = _mm512_slli_epi32::<23>(_mm512_add_epi32(
+                    _mm512_cvtps_epi32(n),
+                    _mm512_set1_epi32(127),
+                ));
                 let y = _mm512_mul_ps(p, _mm512_castsi512_ps(power));
                 let low = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_set1_ps(EXP_RANGE.0));
                 let high = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, _mm512_set1_ps(EXP_RANGE.1));
@@ -355,7 +385,12 @@ mod x86 {
         }
         #[inline(always)]
         fn sum(self, v: __m512) -> f32 {
-            unsafe { sum8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
+            unsafe {
+                sum8(_mm256_add_ps(
+                    _mm512_castps512_ps256(v),
+                    _mm512_extractf32x8_ps::<1>(v),
+                ))
+            }
         }
         #[inline(always)]
         fn largest(self, v: __m512) -> f32 {
@@ -369,7 +404,10 @@ mod x86 {
         fn dot_i8_i16(self, acc: __m512i, a: &[u8; 32], b: &[i16; 32]) -> __m512i {
             unsafe {
                 let a = _mm512_cvtepi8_epi16(_mm256_loadu_si256(a.as_ptr().cast()));
-                _mm512_add_epi32(acc, _mm512_madd_epi16(a, _mm512_loadu_si512(b.as_ptr().cast())))
+                _mm512_add_epi32(
+                    acc,
+                    _mm512_madd_epi16(a, _mm512_loadu_si512(b.as_ptr().cast())),
+                )
             }
         }
         #[inline(always)]
@@ -407,44 +445,44 @@ mod x86 {
         }
         #[inline(always)]
         fn load(self, x: &[f32; LANES]) -> Self::V {
-            unsafe { (_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x[8..].as_ptr())) }
+            unsafe {
+                (
+                    _mm256_loadu_ps(x.as_ptr()),
+                    _mm256_loadu_ps(x[8..].as_ptr()),
+                )
+            }
         }
         #[inline(always)]
         fn load_bf16(self, x: &[bf16; LANES]) -> Self::V {
             unsafe {
-                let widen = |x: &[bf16]| {
-                    let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-                };
-                (widen(&x[..8]), widen(&x[8..]))
+                let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+                let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(x[8..].as_ptr().cast()));
+                let (low, high) = (_mm256_slli_epi32::<16>(low), _mm256_slli_epi32::<16>(high));
+                (_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
             }
         }
         #[inline(always)]
         fn load_f16(self, x: &[f16; LANES]) -> Self::V {
             unsafe {
-                let widen = |x: &[f16]| _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast()));
-                (widen(&x[..8]), widen(&x[8..]))
+                let low = _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast()));
+                (
+                    low,
+                    _mm256_cvtph_ps(_mm_loadu_si128(x[8..].as_ptr().cast())),
+                )
             }
         }
         #[inline(always)]
         fn load_i8(self, x: &[u8; LANES]) -> Self::V {
-            unsafe {
-                let bytes = _mm_loadu_si128(x.as_ptr().cast());
-                let widen = |b| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b));
-                (widen(bytes), widen(_mm_srli_si128::<8>(bytes)))
-            }
+            unsafe { signed8(_mm_loadu_si128(x.as_ptr().cast())) }
         }
         #[inline(always)]
         fn load_nibbles(self, x: &[u8; LANES]) -> (Self::V, Self::V) {
             unsafe {
                 let bytes = _mm_loadu_si128(x.as_ptr().cast());
-                let mask = _mm_set1_epi8(15);
-                let widen = |b| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b));
-                let signed = |b| {
-                    let b = _mm_sub_epi8(_mm_and_si128(b, mask), _mm_set1_epi8(8));
-                    (widen(b), widen(_mm_srli_si128::<8>(b)))
-                };
-                (signed(bytes), signed(_mm_srli_epi16::<4>(bytes)))
+                let (mask, eight) = (_mm_set1_epi8(15), _mm_set1_epi8(8));
+                let low = _mm_sub_epi8(_mm_and_si128(bytes, mask), eight);
+                let high = _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16::<4>(bytes), mask), eight);
+                (signed8(low), signed8(high))
             }
         }
         #[inline(always)]
@@ -502,11 +540,11 @@ mod x86 {
         #[inline(always)]
         fn dot_i8_i16(self, acc: Self::I, a: &[u8; 32], b: &[i16; 32]) -> Self::I {
             unsafe {
-                let part = |acc, a: &[u8], b: &[i16]| {
-                    let a = _mm256_cvtepi8_epi16(_mm_loadu_si128(a.as_ptr().cast()));
-                    _mm256_add_epi32(acc, _mm256_madd_epi16(a, _mm256_loadu_si256(b.as_ptr().cast())))
-                };
-                (part(acc.0, &a[..LANES], &b[..LANES]), part(acc.1, &a[LANES..], &b[LANES..]))
+                let low = _mm256_cvtepi8_epi16(_mm_loadu_si128(a.as_ptr().cast()));
+                let high = _mm256_cvtepi8_epi16(_mm_loadu_si128(a[LANES..].as_ptr().cast()));
+                let low = _mm256_madd_epi16(low, _mm256_loadu_si256(b.as_ptr().cast()));
+                let high = _mm256_madd_epi16(high, _mm256_loadu_si256(b[LANES..].as_ptr().cast()));
+                (_mm256_add_epi32(acc.0, low), _mm256_add_epi32(acc.1, high))
             }
         }
         #[inline(always)]
@@ -517,19 +555,39 @@ mod x86 {
         }
     }
 
+    /// Sixteen signed bytes as two vectors of f32.
+    #[inline(always)]
+    unsafe fn signed8(b: __m128i) -> (__m256, __m256) {
+        // SAFETY: called only from methods of a token that implies AVX2.
+        unsafe {
+            let low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b));
+            (
+                low,
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128::<8>(b))),
+            )
+        }
+    }
+
     #[inline(always)]
     unsafe fn exp8(x: __m256) -> __m256 {
         // SAFETY: called only from methods of a token that implies AVX2 and FMA.
         unsafe {
-            let n = _mm256_round_ps::<0>(_mm256_mul_ps(x, _mm256_set1_ps(std::f32::consts::LOG2_E)));
+            let n =
+                _mm256_round_ps::<0>(_mm256_mul_ps(x, _mm256_set1_ps(std::f32::consts::LOG2_E)));
             let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(LN2.0), x);
             let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(LN2.1), r);
             let mut p = _mm256_set1_ps(EXP[0]);
             for c in &EXP[1..] {
                 p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(*c));
             }
-            let p = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), _mm256_set1_ps(1.0));
-            let power = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)));
+            let p = _mm256_add_ps(
+                _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r),
+                _mm256_set1_ps(1.0),
+            );
+            let power = _mm256_slli_epi32::<23>(_mm256_add_epi32(
+                _mm256_cvtps_epi32(n),
+                _mm256_set1_epi32(127),
+            ));
             let y = _mm256_mul_ps(p, _mm256_castsi256_ps(power));
             let low = _mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_set1_ps(EXP_RANGE.0));
             let high = _mm256_cmp_ps::<_CMP_GT_OQ>(x, _mm256_set1_ps(EXP_RANGE.1));
@@ -567,11 +625,27 @@ mod tests {
             let bytes = self.bytes.first_chunk().unwrap();
             let v = s.load(self.x);
             let (low, high) = s.load_nibbles(bytes);
-            for part in [s.load_f16(&halves), s.load_bf16(&brains), s.load_i8(bytes), low, high, s.exp(v)] {
+            for part in [
+                s.load_f16(&halves),
+                s.load_bf16(&brains),
+                s.load_i8(bytes),
+                low,
+                high,
+                s.exp(v),
+            ] {
                 keep(part);
             }
-            keep(s.fma(v, v, s.max(s.sub(v, s.splat(1.0)), s.div(v, s.add(v, s.mul(v, v))))));
-            (lanes, s.sum(v), s.largest(v), s.sum_i(s.dot_i8_i16(s.zero_i(), self.bytes, self.wide)))
+            keep(s.fma(
+                v,
+                v,
+                s.max(s.sub(v, s.splat(1.0)), s.div(v, s.add(v, s.mul(v, v)))),
+            ));
+            (
+                lanes,
+                s.sum(v),
+                s.largest(v),
+                s.sum_i(s.dot_i8_i16(s.zero_i(), self.bytes, self.wide)),
+            )
         }
     }
 
@@ -585,8 +659,17 @@ mod tests {
     #[test]
     fn the_best_level_agrees_with_plain_rust() {
         let (x, bytes, wide) = probe();
-        let best = dispatch(Probe { x: &x, bytes: &bytes, wide: &wide });
-        let plain = Probe { x: &x, bytes: &bytes, wide: &wide }.run(Portable);
+        let best = dispatch(Probe {
+            x: &x,
+            bytes: &bytes,
+            wide: &wide,
+        });
+        let plain = Probe {
+            x: &x,
+            bytes: &bytes,
+            wide: &wide,
+        }
+        .run(Portable);
         for (a, b) in best.0.iter().zip(&plain.0) {
             assert!((a - b).abs() <= 3e-7 * b.abs(), "{a} {b}");
         }
@@ -609,10 +692,15 @@ mod tests {
 
     #[test]
     fn exp_is_good_to_two_units_in_the_last_place() {
-        let x: Vec<f32> = (0..160_000).map(|i| -87.0 + i as f32 * (175.0 / 160_000.0)).collect();
+        let x: Vec<f32> = (0..160_000)
+            .map(|i| -87.0 + i as f32 * (175.0 / 160_000.0))
+            .collect();
         for (x, y) in x.iter().zip(dispatch(Exp(&x))) {
             let truth = f64::from(*x).exp();
-            assert!((f64::from(y) - truth).abs() <= truth * 2.4e-7, "exp({x}) = {y}, not {truth}");
+            assert!(
+                (f64::from(y) - truth).abs() <= truth * 2.4e-7,
+                "exp({x}) = {y}, not {truth}"
+            );
         }
         let mut edges = [0.0; LANES];
         edges[..4].copy_from_slice(&[f32::NEG_INFINITY, f32::INFINITY, f32::NAN, -1000.0]);

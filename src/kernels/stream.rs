@@ -22,7 +22,10 @@ pub struct ReadAll {
 impl ReadAll {
     /// Traffic.
     pub fn cost(&self) -> Cost {
-        Cost { read: 4.0 * self.count as f64, ..Cost::default() }
+        Cost {
+            read: 4.0 * self.count as f64,
+            ..Cost::default()
+        }
     }
 
     /// Reads `x [count]`; something that depends on every element lands in `out` (u32, one per 2^20 elements).
@@ -36,11 +39,16 @@ impl ReadAll {
             Device::Cpu => {
                 let x = &x.host::<f32>()?[..self.count];
                 let out = out.host_mut::<u32>()?.par_iter_mut();
-                out.zip(x.par_chunks(TASK)).for_each(|(out, x)| *out = dispatch(Sum { x }).to_bits());
+                out.zip(x.par_chunks(TASK))
+                    .for_each(|(out, x)| *out = dispatch(Sum { x }).to_bits());
                 Ok(())
             }
             #[cfg(feature = "cuda")]
-            Device::Cuda(_) => Argmax { rows: self.count / TASK, vocab: TASK }.run(device, x, out),
+            Device::Cuda(_) => Argmax {
+                rows: self.count / TASK,
+                vocab: TASK,
+            }
+            .run(device, x, out),
         }
     }
 }
@@ -60,7 +68,8 @@ impl Work for Sum<'_> {
                 *sum = s.add(*sum, s.load(x));
             }
         }
-        sums.into_iter().map(|sum| s.sum(sum)).sum::<f32>() + rest.iter().sum::<f32>()
+        let sum = s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3]));
+        s.sum(sum) + rest.iter().sum::<f32>()
     }
 }
 
@@ -74,7 +83,11 @@ pub struct CopyAll {
 impl CopyAll {
     /// Traffic, both directions.
     pub fn cost(&self) -> Cost {
-        Cost { read: 4.0 * self.count as f64, written: 4.0 * self.count as f64, flops: 0.0 }
+        Cost {
+            read: 4.0 * self.count as f64,
+            written: 4.0 * self.count as f64,
+            flops: 0.0,
+        }
     }
 
     /// Copies `x [count]` to `out`.
@@ -84,12 +97,16 @@ impl CopyAll {
     pub fn run(&self, device: &Device, x: &Buf, out: &mut Buf) -> Result<()> {
         check_len("stream", x, self.count)?;
         if out.len() != self.count {
-            return Err(Error::Internal("a copy needs a buffer of its own size".into()));
+            return Err(Error::Internal(
+                "a copy needs a buffer of its own size".into(),
+            ));
         }
         match device {
             Device::Cpu => {
                 let (x, out) = (&x.host::<f32>()?[..self.count], out.host_mut::<f32>()?);
-                out.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(|(out, x)| out.copy_from_slice(x));
+                out.par_chunks_mut(TASK)
+                    .zip(x.par_chunks(TASK))
+                    .for_each(|(out, x)| out.copy_from_slice(x));
                 Ok(())
             }
             #[cfg(feature = "cuda")]

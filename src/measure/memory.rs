@@ -27,7 +27,9 @@ impl HostMemory {
     /// system has no such file.
     pub fn available() -> Option<Bytes> {
         let text = fs::read_to_string("/proc/meminfo").ok()?;
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("MemAvailable:"))?;
         let kibibytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
         Some(Bytes(kibibytes * 1024))
     }

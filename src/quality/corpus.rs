@@ -41,7 +41,11 @@ pub struct Text {
 impl Text {
     /// A text that is at hand.
     pub fn new(name: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { name: name.into(), content: content.into(), format: TextFormat::Plain }
+        Self {
+            name: name.into(),
+            content: content.into(),
+            format: TextFormat::Plain,
+        }
     }
 
     /// Reads a UTF-8 file.
@@ -62,9 +66,19 @@ impl Text {
             TextFormat::Auto => TextFormat::Plain,
             chosen => chosen,
         };
-        let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let content = if format == TextFormat::Rows { join_rows(&raw) } else { raw };
-        Ok(Self { name, content, format })
+        let name = path
+            .file_name()
+            .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let content = if format == TextFormat::Rows {
+            join_rows(&raw)
+        } else {
+            raw
+        };
+        Ok(Self {
+            name,
+            content,
+            format,
+        })
     }
 
     /// The test split of WikiText-2 raw from the hub, its rows joined as [`TextFormat::Rows`] has them.
@@ -80,7 +94,11 @@ impl Text {
         )?;
         let rows = super::parquet::column(&path, "text")?;
         let raw = rows.join("\n\n");
-        Ok(Self { name: "wikitext-2-raw-v1/test".into(), content: raw, format: TextFormat::Rows })
+        Ok(Self {
+            name: "wikitext-2-raw-v1/test".into(),
+            content: raw,
+            format: TextFormat::Rows,
+        })
     }
 
     /// The test split of WikiText-2 raw from the hub.
@@ -89,7 +107,10 @@ impl Text {
     /// Always: this build has no hub.
     #[cfg(not(feature = "hub"))]
     pub fn wikitext2() -> Result<Self> {
-        Err(Error::Usage("--text wikitext2 needs a build with the feature `hub`: give the file wiki.test.raw".into()))
+        Err(Error::Usage(
+            "--text wikitext2 needs a build with the feature `hub`: give the file wiki.test.raw"
+                .into(),
+        ))
     }
 
     /// A hash of the content, with the algorithm in front.
@@ -101,7 +122,9 @@ impl Text {
 /// Every line begins with a space, and some are headings like ` = Title = `.
 fn is_raw_wikitext(text: &str) -> bool {
     let heading = |line: &str| line.starts_with(" = ") && line.trim_end().ends_with(" =");
-    text.lines().all(|line| line.starts_with(' ') || line.is_empty()) && text.lines().any(heading)
+    text.lines()
+        .all(|line| line.starts_with(' ') || line.is_empty())
+        && text.lines().any(heading)
 }
 
 fn join_rows(raw: &str) -> String {
@@ -109,7 +132,9 @@ fn join_rows(raw: &str) -> String {
     if rows.last().is_some_and(|row| row.is_empty()) {
         rows.pop();
     }
-    rows.iter_mut().filter(|row| row.trim().is_empty()).for_each(|row| *row = "");
+    rows.iter_mut()
+        .filter(|row| row.trim().is_empty())
+        .for_each(|row| *row = "");
     rows.join("\n\n")
 }
 
@@ -124,7 +149,10 @@ mod tests {
         assert!(is_raw_wikitext(RAW));
         assert!(!is_raw_wikitext("Plain text.\n = Heading = \n"));
         assert!(!is_raw_wikitext(" every line indented\n but no heading\n"));
-        assert_eq!(join_rows(RAW), "\n\n = Robert = \n\n\n\n\n He was , he said , an actor . \n");
+        assert_eq!(
+            join_rows(RAW),
+            "\n\n = Robert = \n\n\n\n\n He was , he said , an actor . \n"
+        );
     }
 
     #[test]
@@ -132,9 +160,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("empty.txt");
         std::fs::write(&path, " \n\n").unwrap();
-        assert_eq!(Text::read(&path, TextFormat::Auto).unwrap_err().exit_code(), 65);
+        assert_eq!(
+            Text::read(&path, TextFormat::Auto).unwrap_err().exit_code(),
+            65
+        );
         std::fs::write(&path, [b'a', 0xff]).unwrap();
-        assert!(Text::read(&path, TextFormat::Auto).unwrap_err().to_string().contains("byte 1"));
+        assert!(
+            Text::read(&path, TextFormat::Auto)
+                .unwrap_err()
+                .to_string()
+                .contains("byte 1")
+        );
         assert!(Text::read(&dir.path().join("none"), TextFormat::Auto).is_err());
     }
 }

@@ -17,7 +17,10 @@ pub(super) fn column(path: &Path, name: &str) -> Result<Vec<String>> {
     let bad = |e| Error::data(path, e);
     let reader = SerializedFileReader::new(file).map_err(bad)?;
     let schema = reader.metadata().file_metadata().schema_descr_ptr();
-    let index = schema.columns().iter().position(|column| column.name() == name);
+    let index = schema
+        .columns()
+        .iter()
+        .position(|column| column.name() == name);
     let index = index.ok_or_else(|| Error::data(path, format!("has no column '{name}'")))?;
     let rows = reader.get_row_iter(None).map_err(bad)?;
     rows.map(|row| {

@@ -19,7 +19,7 @@ pub struct Protocol {
 }
 
 /// The name of this protocol.
-pub const NAME: &str = "gptq";
+const NAME: &str = "gptq";
 
 /// One scored segment.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,9 +53,13 @@ impl Protocol {
     /// If the text is shorter than one segment or the context cannot hold two tokens.
     pub fn cut<'a>(&self, ids: &'a [u32]) -> Result<Vec<&'a [u32]>> {
         if self.context < 2 {
-            return Err(Error::Usage("--context must be at least 2: a segment predicts all its tokens but one".into()));
+            return Err(Error::Usage(
+                "--context must be at least 2: a segment predicts all its tokens but one".into(),
+            ));
         }
-        let whole = ids.chunks_exact(self.context).take(self.segments.unwrap_or(usize::MAX));
+        let whole = ids
+            .chunks_exact(self.context)
+            .take(self.segments.unwrap_or(usize::MAX));
         let segments: Vec<&[u32]> = whole.collect();
         if segments.is_empty() {
             return Err(Error::Config(format!(
@@ -84,17 +88,31 @@ pub fn perplexity(
     let mut bytes = 0;
     progress(0, cut.len())?;
     for batch in cut.chunks(engine.limits().slots) {
-        let prompts: Vec<Prompt<'_>> =
-            batch.iter().enumerate().map(|(slot, tokens)| Prompt { slot, start: 0, tokens }).collect();
+        let prompts: Vec<Prompt<'_>> = batch
+            .iter()
+            .enumerate()
+            .map(|(slot, tokens)| Prompt {
+                slot,
+                start: 0,
+                tokens,
+            })
+            .collect();
         for log_probs in engine.log_probs(&prompts)? {
             let nll = -log_probs.iter().map(|&p| f64::from(p)).sum::<f64>();
             let first = segments.len() * protocol.context;
-            segments.push(Segment { nll, tokens: log_probs.len() as u64 });
+            segments.push(Segment {
+                nll,
+                tokens: log_probs.len() as u64,
+            });
             bytes += text.ends[first + protocol.context - 1] - text.ends[first];
         }
         progress(segments.len(), cut.len())?;
     }
-    Ok(Scored { segments, tokens_total: text.ids.len() as u64, bytes_scored: bytes as u64 })
+    Ok(Scored {
+        segments,
+        tokens_total: text.ids.len() as u64,
+        bytes_scored: bytes as u64,
+    })
 }
 
 #[cfg(test)]
@@ -105,7 +123,10 @@ mod tests {
     fn segments_do_not_overlap_and_the_tail_is_dropped() {
         let ids: Vec<u32> = (0..11).collect();
         let protocol = |context, segments| Protocol { context, segments };
-        assert_eq!(protocol(4, None).cut(&ids).unwrap(), [&[0, 1, 2, 3][..], &[4, 5, 6, 7]]);
+        assert_eq!(
+            protocol(4, None).cut(&ids).unwrap(),
+            [&[0, 1, 2, 3][..], &[4, 5, 6, 7]]
+        );
         assert_eq!(protocol(4, Some(1)).cut(&ids).unwrap().len(), 1);
         assert_eq!(protocol(12, None).cut(&ids).unwrap_err().exit_code(), 64);
         assert_eq!(protocol(1, None).cut(&ids).unwrap_err().exit_code(), 2);

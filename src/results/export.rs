@@ -1,22 +1,68 @@
-//! A study for other programs: flat CSV, and Markdown for a page or a pull request.
+//! A study for other programs: JSON and flat CSV, and Markdown for a page or a pull request.
 
 use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::study::{Amount, Interval, Memory, Speed, Stats, Study, Variant};
 use super::table::{self, Column};
+use super::{report, store};
 use crate::error::{Error, Result};
 
-/// One variant in one cell. The names are the header, units included.
+/// The name of the study in its run directory.
+pub const STUDY: &str = "study.json";
+
+/// Writes `study.json`, `study.csv` and `report.html` into a run directory, each whole or not at all, and returns their
+/// paths.
+///
+/// # Errors
+/// If one of them cannot be written.
+pub fn write(study: &Study, dir: &Path) -> Result<[PathBuf; 3]> {
+    let files = [
+        (STUDY, json(study)?.into_bytes()),
+        ("study.csv", csv(study)?),
+        ("report.html", report::html(study)?.into_bytes()),
+    ];
+    for (name, content) in &files {
+        store::write_whole(&dir.join(name), content)?;
+    }
+    Ok(files.map(|(name, _)| dir.join(name)))
+}
+
+/// Reads a `study.json`, or the one in a run directory.
+///
+/// # Errors
+/// If there is none, or it is not a study of a version that this program knows.
+pub fn read(path: &Path) -> Result<Study> {
+    let path = if path.is_dir() {
+        path.join(STUDY)
+    } else {
+        path.to_owned()
+    };
+    let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot read", e))?;
+    serde_json::from_str(&text).map_err(|e| Error::data(&path, e))
+}
+
+/// The text of `study.json`.
+///
+/// # Errors
+/// Never in practice: a study is plain data.
+pub fn json(study: &Study) -> Result<String> {
+    serde_json::to_string_pretty(study)
+        .map(|text| text + "\n")
+        .map_err(|error| Error::Internal(format!("{STUDY}: {error}")))
+}
+
+/// What a row says about the variant. The names are the header, units included.
 #[derive(Debug, Serialize)]
-struct Row<'a> {
+struct VariantColumns<'a> {
+    device: Option<&'a str>,
     model: &'a str,
     variant: &'a str,
     engine: &'a str,
     base: bool,
-    failed: bool,
-    reason: Option<&'a str>,
     bits: usize,
     group_size: Option<usize>,
     symmetric: Option<bool>,
@@ -33,13 +79,23 @@ struct Row<'a> {
     perplexity_delta_ci95_low: Option<f64>,
     perplexity_delta_ci95_high: Option<f64>,
     perplexity_ratio: Option<f64>,
+    recovery_percent: Option<f64>,
     bits_per_byte: Option<f64>,
     protocol: Option<&'a str>,
     context_tokens: Option<usize>,
     text: Option<&'a str>,
+    segments: Option<usize>,
     tokens_scored: Option<u64>,
+    nll_sum: Option<f64>,
     mean_kl_nats: Option<f64>,
     top1_agreement: Option<f64>,
+}
+
+/// What a row says about the cell; all but the first two are empty for a variant without cells.
+#[derive(Debug, Serialize)]
+struct SpeedColumns<'a> {
+    failed: bool,
+    reason: Option<&'a str>,
     batch: Option<usize>,
     prompt_tokens: Option<usize>,
     generated_tokens: Option<usize>,
@@ -52,13 +108,18 @@ struct Row<'a> {
     decode_ci95_low: Option<f64>,
     decode_ci95_high: Option<f64>,
     speedup_vs_base: Option<f64>,
+    ttft_mean_ms: Option<f64>,
     ttft_p50_ms: Option<f64>,
     ttft_p90_ms: Option<f64>,
+    ttft_p95_ms: Option<f64>,
+    ttft_p99_ms: Option<f64>,
     itl_mean_ms: Option<f64>,
     itl_p50_ms: Option<f64>,
     itl_p90_ms: Option<f64>,
+    itl_p95_ms: Option<f64>,
     itl_p99_ms: Option<f64>,
     tpot_p50_ms: Option<f64>,
+    e2e_mean_ms: Option<f64>,
     e2e_p50_ms: Option<f64>,
     memory_weights_bytes: Option<u64>,
     memory_kv_bytes: Option<u64>,
@@ -85,36 +146,26 @@ pub fn csv(study: &Study) -> Result<Vec<u8>> {
         };
         for speed in cells {
             writer
-                .serialize(row(variant, speed))
+                .serialize((
+                    variant_columns(study, variant),
+                    speed_columns(variant, speed),
+                ))
                 .map_err(|e| broken(&e))?;
         }
     }
     writer.into_inner().map_err(|e| broken(&e))
 }
 
-fn row<'a>(variant: &'a Variant, speed: Option<&'a Speed>) -> Row<'a> {
+fn variant_columns<'a>(study: &'a Study, variant: &'a Variant) -> VariantColumns<'a> {
     let perplexity = variant.perplexity.as_ref();
     let delta = perplexity.and_then(|p| p.delta_vs_base);
     let divergence = perplexity.and_then(|p| p.divergence);
-    let stats = |figure: fn(&Speed) -> Option<Stats>| speed.and_then(figure);
-    let (ttft, itl) = (stats(|s| s.ttft_ms), stats(|s| s.itl_ms));
-    let interval = |figure: fn(&Speed) -> Option<Interval>| speed.and_then(figure);
-    let prefill = interval(|s| s.prefill_tokens_per_second_ci95);
-    let decode = interval(|s| s.decode_tokens_per_second_ci95);
-    let memory = |line: fn(Memory) -> Amount| {
-        let amount = speed.and_then(|s| s.memory).map(line)?;
-        amount.best().map(|bytes| bytes.0)
-    };
-    let energy = speed.and_then(Speed::energy_use);
-    Row {
+    VariantColumns {
+        device: study.environment.device.name.as_deref(),
         model: &variant.model,
         variant: &variant.name,
         engine: &variant.engine,
         base: variant.base,
-        failed: variant.failed || speed.is_some_and(|s| s.failed),
-        reason: speed
-            .and_then(|s| s.reason.as_deref())
-            .or(variant.reason.as_deref()),
         bits: variant.scheme.bits,
         group_size: variant.scheme.group_size,
         symmetric: variant.scheme.symmetric,
@@ -131,13 +182,39 @@ fn row<'a>(variant: &'a Variant, speed: Option<&'a Speed>) -> Row<'a> {
         perplexity_delta_ci95_low: delta.and_then(|d| d.ci95_low),
         perplexity_delta_ci95_high: delta.and_then(|d| d.ci95_high),
         perplexity_ratio: delta.map(|d| d.ratio),
+        recovery_percent: perplexity.and_then(|p| p.recovery_percent),
         bits_per_byte: perplexity.and_then(|p| p.bits_per_byte),
         protocol: perplexity.map(|p| p.protocol.as_str()),
         context_tokens: perplexity.map(|p| p.context),
         text: perplexity.map(|p| p.text.name.as_str()),
+        segments: perplexity.map(|p| p.segments),
         tokens_scored: perplexity.map(|p| p.tokens_scored),
+        nll_sum: perplexity.map(|p| p.nll_sum),
         mean_kl_nats: divergence.map(|d| d.mean_kl),
         top1_agreement: divergence.map(|d| d.top1_agreement),
+    }
+}
+
+fn speed_columns<'a>(variant: &'a Variant, speed: Option<&'a Speed>) -> SpeedColumns<'a> {
+    let stats = |figure: fn(&Speed) -> Option<Stats>| speed.and_then(figure);
+    let (ttft, itl, e2e) = (
+        stats(|s| s.ttft_ms),
+        stats(|s| s.itl_ms),
+        stats(|s| s.e2e_ms),
+    );
+    let interval = |figure: fn(&Speed) -> Option<Interval>| speed.and_then(figure);
+    let prefill = interval(|s| s.prefill_tokens_per_second_ci95);
+    let decode = interval(|s| s.decode_tokens_per_second_ci95);
+    let memory = |line: fn(Memory) -> Amount| {
+        let amount = speed.and_then(|s| s.memory).map(line)?;
+        amount.best().map(|bytes| bytes.0)
+    };
+    let energy = speed.and_then(Speed::energy_use);
+    SpeedColumns {
+        failed: variant.failed || speed.is_some_and(|s| s.failed),
+        reason: speed
+            .and_then(|s| s.reason.as_deref())
+            .or(variant.reason.as_deref()),
         batch: speed.map(|s| s.batch),
         prompt_tokens: speed.map(|s| s.prompt_tokens),
         generated_tokens: speed.map(|s| s.generated_tokens),
@@ -150,14 +227,19 @@ fn row<'a>(variant: &'a Variant, speed: Option<&'a Speed>) -> Row<'a> {
         decode_ci95_low: decode.map(|ends| ends.low),
         decode_ci95_high: decode.map(|ends| ends.high),
         speedup_vs_base: speed.and_then(|s| s.speedup_vs_base),
+        ttft_mean_ms: ttft.map(|s| s.mean),
         ttft_p50_ms: ttft.map(|s| s.p50),
         ttft_p90_ms: ttft.and_then(|s| s.p90),
+        ttft_p95_ms: ttft.and_then(|s| s.p95),
+        ttft_p99_ms: ttft.and_then(|s| s.p99),
         itl_mean_ms: itl.map(|s| s.mean),
         itl_p50_ms: itl.map(|s| s.p50),
         itl_p90_ms: itl.and_then(|s| s.p90),
+        itl_p95_ms: itl.and_then(|s| s.p95),
         itl_p99_ms: itl.and_then(|s| s.p99),
         tpot_p50_ms: stats(|s| s.tpot_ms).map(|s| s.p50),
-        e2e_p50_ms: stats(|s| s.e2e_ms).map(|s| s.p50),
+        e2e_mean_ms: e2e.map(|s| s.mean),
+        e2e_p50_ms: e2e.map(|s| s.p50),
         memory_weights_bytes: memory(|m| m.weights),
         memory_kv_bytes: memory(|m| m.kv),
         memory_activations_bytes: memory(|m| m.activations),
@@ -175,8 +257,11 @@ pub fn markdown(study: &Study) -> String {
     let mut out = format!("**{}**\n\n", escaped(&table::quality_title(study)));
     out.push_str(&markdown_table(&table::quality_columns(study)));
     for cell in study.cells() {
-        let _ = write!(out, "\n{}\n\n", table::cell_title(cell));
-        out.push_str(&markdown_table(&table::speed_columns(study, cell)));
+        let columns = table::speed_columns(study, cell);
+        if !columns.is_empty() {
+            let _ = write!(out, "\n{}\n\n", table::cell_title(cell));
+            out.push_str(&markdown_table(&columns));
+        }
     }
     if let Some(device) = &study.environment.device.name {
         let _ = write!(out, "\nMeasured on {}.\n", escaped(device));
@@ -214,6 +299,22 @@ fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::results::fixture;
+
+    #[test]
+    fn a_run_directory_gets_its_three_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let study = fixture::study();
+        let paths = write(&study, dir.path()).unwrap();
+        assert!(paths.iter().all(|path| path.is_file()));
+        assert_eq!(read(dir.path()).unwrap(), study);
+        fs::write(
+            &paths[0],
+            json(&study).unwrap().replace("study/1", "study/9"),
+        )
+        .unwrap();
+        let error = read(&paths[0]).unwrap_err();
+        assert!(error.to_string().contains("study.json"), "{error}");
+    }
 
     #[test]
     fn csv_has_a_row_per_variant_and_cell() {

@@ -1,6 +1,6 @@
 //! How figures read: one way for the terminal, Markdown and the report.
 
-use super::study::QualityAxis;
+use super::study::{Interval, QualityAxis};
 use crate::units::three_digits;
 
 /// Stands where there is no figure.
@@ -58,10 +58,24 @@ pub(super) fn factor(ratio: f64) -> String {
     )
 }
 
+/// A rate with half of its interval as a share of it.
+pub(super) fn with_half_width(rate: f64, interval: Option<Interval>) -> String {
+    let shown = three_digits(rate);
+    match interval.map(|ends| 50.0 * (ends.high - ends.low) / rate) {
+        Some(percent) if percent < 0.95 => format!("{shown} ±{percent:.1} %"),
+        Some(percent) => format!("{shown} ±{percent:.0} %"),
+        None => shown,
+    }
+}
+
 /// Three significant digits, and powers of ten beyond a million.
 pub(super) fn plain(x: f64) -> String {
     match x.abs() {
-        a if a > 0.0 && a < 5e-4 => format!("{x:.1e}"),
+        a if a > 0.0 && a < 9.995e-5 => format!("{x:.2e}"),
+        a if a > 0.0 && a < 0.09995 => {
+            let digits = (2.0 - a.log10().floor()) as usize;
+            format!("{x:.digits$}")
+        }
         a if a < 1e7 => three_digits(x),
         _ => format!("{x:.2e}"),
     }
@@ -98,6 +112,25 @@ pub(super) fn shortened(text: &str, most: usize) -> String {
     format!("{}…", kept.trim_end())
 }
 
+/// A text in lines of at most this many characters, broken at blanks, all but the first indented; a word too long
+/// for a line is cut.
+pub(super) fn wrapped(text: &str, width: usize) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + length <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            Some(_) => lines.push(format!("  {word}")),
+            None => lines.push(word.to_owned()),
+        }
+    }
+    let cut: Vec<String> = lines.iter().map(|line| shortened(line, width)).collect();
+    cut.join("\n")
+}
+
 fn decimals(axis: QualityAxis, value: f64) -> usize {
     match (axis, value.abs()) {
         (QualityAxis::BitsPerByte, _) => 4,
@@ -128,9 +161,17 @@ mod tests {
             ["+0.11 %", "+25.0 %", "×40.0"]
         );
         assert_eq!([1.834, 12.34].map(factor), ["1.83×", "12.3×"]);
+        let ends = |low, high| Some(Interval { low, high });
+        assert_eq!(with_half_width(2271.0, ends(2148.0, 2412.0)), "2271 ±6 %");
+        assert_eq!(with_half_width(50.0, ends(49.8, 50.2)), "50.0 ±0.4 %");
+        assert_eq!(with_half_width(50.0, None), "50.0");
         assert_eq!(rate(1_234_567.8), "1\u{202f}234\u{202f}568");
         assert_eq!(rate(12.34), "12.3");
-        assert_eq!(plain(1.2e-5), "1.2e-5");
+        assert_eq!(
+            [1.2e-5, 0.00121, 0.0724, 0.123].map(plain),
+            ["1.20e-5", "0.00121", "0.0724", "0.123"]
+        );
+        assert_eq!(wrapped("one two three", 8), "one two\n  three");
         assert_eq!(shortened("w4a16:g64:awq", 8), "w4a16:g…");
         assert_eq!(or_none(None::<f64>, plain), NONE);
     }

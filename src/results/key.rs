@@ -16,11 +16,13 @@ struct Identity<'a, T> {
 }
 
 impl Key {
-    pub(super) fn of_quality(subject: &Subject, task: &QualityTask) -> Self {
+    /// The address of a perplexity, known before it is measured.
+    pub fn of_quality(subject: &Subject, task: &QualityTask) -> Self {
         Self::of("quality", subject, wire::QualityTask::from(task.clone()))
     }
 
-    pub(super) fn of_speed(subject: &Subject, cell: Cell) -> Self {
+    /// The address of a cell, known before it is measured.
+    pub fn of_speed(subject: &Subject, cell: Cell) -> Self {
         Self::of("speed", subject, wire::Cell::from(cell))
     }
 

@@ -10,8 +10,9 @@ const SEAL: &str = r#","checksum":""#;
 /// Hex digits of BLAKE3 that a line carries: 64 bits.
 const DIGITS: usize = 16;
 
-/// The line of a record, without the newline.
-pub(super) fn encode(record: Record) -> String {
+/// The line of a record, without the newline; the error says why the record could not be read back. JSON has no word for
+/// a number that is not finite, so a measurement that gave one must be recorded as a failure.
+pub(super) fn encode(record: Record) -> Result<String, String> {
     let mut line =
         serde_json::to_string(&wire::Record::from(record)).expect("plain data becomes JSON");
     let sum = checksum(&line);
@@ -19,7 +20,8 @@ pub(super) fn encode(record: Record) -> String {
     line.push_str(SEAL);
     line.push_str(&sum);
     line.push_str("\"}");
-    line
+    decode(&line)?;
+    Ok(line)
 }
 
 /// The record of a line; the error says what is wrong with it. A line without a checksum is taken as it is, since other
@@ -48,13 +50,14 @@ fn checksum(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::record::Body;
     use super::*;
     use crate::results::fixture;
 
     #[test]
     fn a_record_survives_its_line() {
         for record in fixture::records() {
-            let line = encode(record.clone());
+            let line = encode(record.clone()).unwrap();
             assert!(!line.contains('\n'));
             assert_eq!(decode(&line).unwrap(), record);
             let value: serde_json::Value = serde_json::from_str(&line).unwrap();
@@ -65,11 +68,21 @@ mod tests {
 
     #[test]
     fn a_changed_digit_is_noticed() {
-        let line = encode(fixture::records().swap_remove(0));
+        let line = encode(fixture::records().swap_remove(0)).unwrap();
         let changed = line.replacen("\"tokens_total\":", "\"tokens_total\":1", 1);
         assert_ne!(line, changed);
         assert!(decode(&changed).unwrap_err().contains("checksum"));
         let newer = line.replace("record/1", "record/2");
         assert!(decode(&newer).is_err());
+    }
+
+    #[test]
+    fn what_could_not_be_read_back_is_not_written() {
+        let mut record = fixture::records().swap_remove(0);
+        let Body::Quality { outcome, .. } = &mut record.body else {
+            panic!("the first record is of quality");
+        };
+        outcome.as_mut().unwrap().segments[3].nll = f64::NAN;
+        assert!(encode(record).is_err());
     }
 }

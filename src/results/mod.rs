@@ -8,6 +8,7 @@
 //! Nothing here measures, reads a clock or knows a device; a run directory copied to another machine reports the same.
 
 mod assemble;
+mod charts;
 pub mod environment;
 pub mod export;
 mod format;
@@ -16,10 +17,12 @@ mod line;
 pub mod pareto;
 mod quality;
 pub mod record;
+pub mod report;
 pub mod store;
 pub mod study;
 pub mod table;
 mod timing;
+mod verdict;
 mod view;
 mod wire;
 
@@ -60,7 +63,7 @@ mod tests {
     fn every_record_and_study_satisfies_its_schema() {
         let validator = jsonschema::validator_for(&record_schema()).unwrap();
         for record in fixture::records() {
-            let value: Value = serde_json::from_str(&line::encode(record)).unwrap();
+            let value: Value = serde_json::from_str(&line::encode(record).unwrap()).unwrap();
             validator
                 .validate(&value)
                 .unwrap_or_else(|error| panic!("{error}\n{value}"));
@@ -79,7 +82,8 @@ mod tests {
     fn a_schema_refuses_what_is_not_of_its_kind() {
         let validator = jsonschema::validator_for(&record_schema()).unwrap();
         let mut value: Value =
-            serde_json::from_str(&line::encode(fixture::records().swap_remove(0))).unwrap();
+            serde_json::from_str(&line::encode(fixture::records().swap_remove(0)).unwrap())
+                .unwrap();
         value["schema"] = "candlepower.record/2".into();
         assert!(!validator.is_valid(&value));
         assert_eq!(schemas().as_object().unwrap().len(), 2);

@@ -11,7 +11,7 @@ use crate::units::{Bytes, Joules, Seconds, Watts};
 /// One point: what was measured, and what came of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
-    /// The address of the point, from what identifies it; see [`Record::new`].
+    /// The address of the point: [`Key::of_quality`] or [`Key::of_speed`].
     pub key: Key,
     /// What was measured.
     pub subject: Subject,

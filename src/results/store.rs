@@ -19,8 +19,26 @@ pub struct Store {
     dir: PathBuf,
     /// Holds the lock until it is closed.
     file: File,
+    latest: Latest,
+}
+
+/// The latest record of every point, in the order in which the points first appeared.
+#[derive(Debug, Default)]
+struct Latest {
     records: Vec<Record>,
     places: HashMap<Key, usize>,
+}
+
+impl Latest {
+    fn put(&mut self, record: Record) {
+        match self.places.get(&record.key) {
+            Some(&place) => self.records[place] = record,
+            None => {
+                self.places.insert(record.key.clone(), self.records.len());
+                self.records.push(record);
+            }
+        }
+    }
 }
 
 impl Store {
@@ -47,17 +65,9 @@ impl Store {
                 .and_then(|()| file.sync_all())
                 .map_err(|e| Error::io(&path, "cannot cut off a torn line", e))?;
         }
-        let mut store = Self {
-            dir,
-            file,
-            records: Vec::new(),
-            places: HashMap::new(),
-        };
-        for record in parse(whole, &path)? {
-            store.remember(record);
-        }
-        sync_dir(&store.dir)?;
-        Ok(store)
+        let latest = parse(whole, &path)?;
+        sync_dir(&dir)?;
+        Ok(Self { dir, file, latest })
     }
 
     /// The run directory.
@@ -68,32 +78,34 @@ impl Store {
     /// Appends one record and returns once it is on the disk. A record whose key is already there takes its place.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// If the record holds a number that is not finite, or the file cannot be written.
     pub fn append(&mut self, record: Record) -> Result<()> {
-        let mut line = line::encode(record.clone());
+        let mut line = line::encode(record.clone())
+            .map_err(|what| Error::Internal(format!("record {}: {what}", record.key)))?;
         line.push('\n');
         // One write per line: a crash can tear the last line, never mix two.
         self.file
             .write_all(line.as_bytes())
             .and_then(|()| self.file.sync_data())
             .map_err(|e| Error::io(self.dir.join(RECORDS), "cannot append", e))?;
-        self.remember(record);
+        self.latest.put(record);
         Ok(())
     }
 
     /// Whether the point is on record, measured or failed.
     pub fn contains(&self, key: &Key) -> bool {
-        self.places.contains_key(key)
+        self.latest.places.contains_key(key)
     }
 
     /// The record of a point: a resumed run asks it whether the point failed and is to be tried again.
     pub fn get(&self, key: &Key) -> Option<&Record> {
-        self.places.get(key).map(|&place| &self.records[place])
+        let place = *self.latest.places.get(key)?;
+        self.latest.records.get(place)
     }
 
     /// The latest record of every point, in the order in which the points first appeared.
     pub fn records(&self) -> &[Record] {
-        &self.records
+        &self.latest.records
     }
 
     /// Writes a file of the run directory (`study.json`, `report.html`) whole or not at all.
@@ -104,16 +116,6 @@ impl Store {
         let path = self.dir.join(name);
         write_whole(&path, content)?;
         Ok(path)
-    }
-
-    fn remember(&mut self, record: Record) {
-        match self.places.get(&record.key) {
-            Some(&place) => self.records[place] = record,
-            None => {
-                self.places.insert(record.key.clone(), self.records.len());
-                self.records.push(record);
-            }
-        }
     }
 }
 
@@ -130,18 +132,7 @@ pub fn read(path: impl AsRef<Path>) -> Result<Vec<Record>> {
     };
     let mut file = File::open(&path).map_err(|e| Error::io(&path, "cannot open", e))?;
     let text = read_all(&mut file, &path)?;
-    let mut latest: Vec<Record> = Vec::new();
-    let mut places = HashMap::new();
-    for record in parse(whole_lines(&text), &path)? {
-        match places.get(&record.key) {
-            Some(&place) => latest[place] = record,
-            None => {
-                places.insert(record.key.clone(), latest.len());
-                latest.push(record);
-            }
-        }
-    }
-    Ok(latest)
+    Ok(parse(whole_lines(&text), &path)?.records)
 }
 
 /// Writes a file beside its final place and moves it there, so that no reader ever sees half of it.
@@ -201,18 +192,18 @@ fn whole_lines(bytes: &[u8]) -> &[u8] {
     &bytes[..end]
 }
 
-fn parse(bytes: &[u8], path: &Path) -> Result<Vec<Record>> {
-    let named = |number: usize| format!("{}:{}", path.display(), number + 1);
-    bytes
-        .split(|&b| b == b'\n')
-        .enumerate()
-        .filter(|(_, bytes)| !bytes.is_empty())
-        .map(|(number, bytes)| {
-            let text = std::str::from_utf8(bytes)
-                .map_err(|error| Error::data(named(number), format!("not UTF-8: {error}")))?;
-            line::decode(text).map_err(|what| Error::data(named(number), what))
-        })
-        .collect()
+fn parse(bytes: &[u8], path: &Path) -> Result<Latest> {
+    let mut latest = Latest::default();
+    for (number, bytes) in bytes.split(|&b| b == b'\n').enumerate() {
+        if bytes.is_empty() {
+            continue;
+        }
+        let place = || format!("{}:{}", path.display(), number + 1);
+        let text = std::str::from_utf8(bytes)
+            .map_err(|error| Error::data(place(), format!("not UTF-8: {error}")))?;
+        latest.put(line::decode(text).map_err(|what| Error::data(place(), what))?);
+    }
+    Ok(latest)
 }
 
 /// Makes a new or renamed directory entry survive a power cut. Only Unix can open a directory as a file.

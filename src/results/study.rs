@@ -239,7 +239,7 @@ pub struct Speed {
     pub speedup_vs_base: Option<f64>,
     /// Where the device memory went.
     pub memory: Option<Memory>,
-    /// What the trials drew.
+    /// What its work draws.
     pub energy: Option<Energy>,
     /// Whether no variant beats it in both quality and decode speed in this cell.
     pub on_pareto_front: bool,
@@ -301,7 +301,7 @@ pub struct Memory {
     pub kv: Amount,
     /// Scratch for activations at its high-water mark.
     pub activations: Amount,
-    /// Everything this process holds on the device.
+    /// In use on a GPU, by whatever program; on the CPU, what this process has resident, the program itself included.
     pub total: Amount,
 }
 
@@ -314,7 +314,7 @@ pub struct Amount {
     pub measured_bytes: Option<u64>,
 }
 
-/// What the trials drew.
+/// What a cell's work draws.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "status", rename_all = "snake_case")]
 pub enum Energy {
@@ -327,7 +327,7 @@ pub enum Energy {
     Measured(EnergyUse),
 }
 
-/// Energy over all counted trials of a cell, gross unless it says net.
+/// Energy over two windows after the trials of a cell, one of prefill and one of decode; gross unless it says net.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EnergyUse {
     /// Drawn while prompts were processed.

@@ -1,7 +1,8 @@
 //! A study in a terminal, in two parts: what the variants are and how good, then, cell by cell, how fast.
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use comfy_table::{Cell as TableCell, CellAlignment, ContentArrangement, Table};
+use comfy_table::{
+    Cell as TableCell, CellAlignment, ContentArrangement, LineStyle, Table, TableStyle,
+};
 
 use super::format::{self, NONE, or_none};
 use super::record::Cell;
@@ -11,7 +12,11 @@ use crate::units::{Bytes, three_digits};
 /// Marks a variant that nothing beats in both quality and speed.
 const MARK: &str = "●";
 
-/// The blanks that `comfy-table` puts around a cell.
+/// One rule under the head, nothing else: figures are read down their column.
+const STYLE: TableStyle =
+    TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
+
+/// The blanks before a cell: its own padding and the place of the line that [`STYLE`] does not draw.
 const PADDING: usize = 2;
 
 /// The shortest that a name is cut to.
@@ -30,16 +35,7 @@ pub(super) struct Column {
 
 /// The whole study, at most `width` columns wide where that is possible at all.
 pub fn study(study: &Study, width: usize) -> String {
-    let mut parts = vec![quality(study, width)];
-    parts.extend(
-        study
-            .cells()
-            .into_iter()
-            .map(|cell| speed_in(study, cell, width)),
-    );
-    parts.retain(|part| !part.is_empty());
-    parts.extend(notes(study, width));
-    parts.join("\n")
+    whole(study, quality(study, width), width)
 }
 
 /// The quality part alone: what `ppl` prints. Empty if there is no variant.
@@ -48,23 +44,58 @@ pub fn quality(study: &Study, width: usize) -> String {
     if study.variants.is_empty() {
         return String::new();
     }
-    format!("{}\n{}\n", quality_title(study), laid_out(columns, width))
+    let title = format::wrapped(&quality_title(study), width);
+    format!("{title}\n{}\n", laid_out(columns, width))
 }
 
 /// The speed part alone: what `bench` prints.
 pub fn speed(study: &Study, width: usize) -> String {
-    let mut parts: Vec<String> = study
-        .cells()
-        .into_iter()
-        .map(|cell| speed_in(study, cell, width))
-        .collect();
-    parts.extend(notes(study, width));
+    whole(study, String::new(), width)
+}
+
+/// Where it was measured, a part before the cells, the cells, and the notes; empty if there is no variant.
+fn whole(study: &Study, before: String, width: usize) -> String {
+    if study.variants.is_empty() {
+        return String::new();
+    }
+    let line = |text: String| format::wrapped(&text, width) + "\n";
+    let mut parts: Vec<String> = place(study).map(line).into_iter().collect();
+    parts.push(before);
+    let cells = study.cells();
+    parts.extend(cells.into_iter().map(|cell| speed_in(study, cell, width)));
+    parts.push(notes(study).into_iter().map(line).collect());
+    parts.retain(|part| !part.is_empty());
     parts.join("\n")
 }
 
+/// The device and the type of the activations, in one line; `None` if the device has no name.
+fn place(study: &Study) -> Option<String> {
+    let environment = &study.environment;
+    let name = environment.device.name.as_ref()?;
+    let threads = (environment.device.kind.as_deref() == Some("cpu"))
+        .then_some(environment.threads)
+        .flatten()
+        .map_or_else(String::new, |n| format!(" · CPU, {n} threads"));
+    let mut types: Vec<&str> = Vec::new();
+    for variant in &study.variants {
+        if !types.contains(&variant.activation_dtype.as_str()) {
+            types.push(&variant.activation_dtype);
+        }
+    }
+    Some(format!(
+        "{name}{threads} · activations in {}",
+        types.join(", ")
+    ))
+}
+
+/// Empty if nothing was measured in this cell.
 fn speed_in(study: &Study, cell: Cell, width: usize) -> String {
     let columns = speed_columns(study, cell);
-    format!("{}\n{}\n", cell_title(cell), laid_out(columns, width))
+    if columns.is_empty() {
+        return String::new();
+    }
+    let title = format::wrapped(&cell_title(cell), width);
+    format!("{title}\n{}\n", laid_out(columns, width))
 }
 
 /// What the quality part is about, in one line.
@@ -73,7 +104,7 @@ pub(super) fn quality_title(study: &Study) -> String {
     let names = study.model_names();
     match measured {
         Some(p) => format!(
-            "{names} · {} · protocol {}, {} tokens of context, {} tokens scored",
+            "{names} · text: {} · protocol {} · context {} · {} tokens scored",
             p.text.name, p.protocol, p.context, p.tokens_scored
         ),
         None => names,
@@ -149,11 +180,17 @@ fn interval(perplexity: &Perplexity) -> String {
     }
 }
 
-/// How fast the variants are in one cell. Columns without a figure are left out.
+/// How fast the variants are in one cell. Columns without a figure are left out, and all of them if nothing was measured.
 pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
     let axis = study.quality_axis;
-    let rows: Vec<(&Variant, Option<&Speed>)> =
-        study.variants.iter().map(|v| (v, v.at(cell))).collect();
+    let rows: Vec<(&Variant, Option<&Speed>)> = study
+        .variants
+        .iter()
+        .map(|v| (v, v.at(cell).filter(|speed| !speed.failed)))
+        .collect();
+    if rows.iter().all(|(_, speed)| speed.is_none()) {
+        return Vec::new();
+    }
     let of = |head: &str, weight, figure: &dyn Fn(&Speed) -> Option<String>| {
         column(
             head,
@@ -177,8 +214,10 @@ pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
         of("prefill\ntok/s", 7, &|s| {
             s.prefill_tokens_per_second.map(three_digits)
         }),
-        of("decode\ntok/s", 12, &|s| {
-            s.decode_tokens_per_second.map(three_digits)
+        of("decode\ntok/s ± CI", 12, &|s| {
+            let rate = s.decode_tokens_per_second?;
+            let interval = s.decode_tokens_per_second_ci95;
+            Some(format::with_half_width(rate, interval))
         }),
         of("vs base", 11, &|s| s.speedup_vs_base.map(format::factor)),
         of("ITL p50\nms", 10, &|s| Some(format::plain(s.itl_ms?.p50))),
@@ -235,7 +274,7 @@ fn laid_out(mut columns: Vec<Column>, width: usize) -> String {
     fit(&mut columns, width);
     let mut table = Table::new();
     table
-        .load_style(UTF8_HORIZONTAL_ONLY)
+        .load_style(STYLE)
         .set_content_arrangement(ContentArrangement::Disabled)
         .force_no_tty()
         .set_header(columns.iter().map(|column| column.head.clone()));
@@ -248,6 +287,7 @@ fn laid_out(mut columns: Vec<Column>, width: usize) -> String {
     }
     let names = columns.iter().position(|column| column.head == "variant");
     for (place, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((1, 0));
         if Some(place) != names {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -283,13 +323,17 @@ fn shorten_names(columns: &mut [Column], most: usize) {
 }
 
 /// What the marks mean, and why figures are missing.
-fn notes(study: &Study, width: usize) -> Vec<String> {
+fn notes(study: &Study) -> Vec<String> {
     let mut lines = Vec::new();
     if study.variants.iter().any(|variant| variant.on_pareto_front) {
         let axis = study.quality_axis.name();
         lines.push(format!(
-            "{MARK} on the Pareto front of {axis} and decode tok/s"
+            "{MARK} on the Pareto front of {axis} and decode tok/s, by the figures as they stand"
         ));
+    }
+    let mut speeds = study.variants.iter().flat_map(|variant| &variant.speed);
+    if speeds.any(|speed| speed.decode_tokens_per_second_ci95.is_some()) {
+        lines.push("± CI: half of the 95 % interval over the trials of this run".to_owned());
     }
     for variant in &study.variants {
         let label = study.label(variant);
@@ -307,11 +351,7 @@ fn notes(study: &Study, width: usize) -> Vec<String> {
             }
         }
     }
-    // Reasons come from far below and may be long; the whole text is in study.json.
     lines
-        .iter()
-        .map(|line| format::shortened(line, width.max(20)))
-        .collect()
 }
 
 #[cfg(test)]

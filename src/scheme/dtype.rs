@@ -106,7 +106,11 @@ impl Elem for f16 {
         // bias by a multiplication (which also normalises subnormals), then put infinities and NaN back.
         let bits = u32::from(self.to_bits());
         let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
-        let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+        let special = if bits & 0x7c00 == 0x7c00 {
+            0x7f80_0000
+        } else {
+            0
+        };
         f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
     }
     #[inline(always)]
@@ -124,12 +128,19 @@ mod tests {
         for bits in 0..=u16::MAX {
             let (half, brain) = (f16::from_bits(bits), bf16::from_bits(bits));
             let (a, b) = (Elem::to_f32(half), half.to_f32());
-            assert!(a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan(), "{bits:#x}: {a} {b}");
+            assert!(
+                a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan(),
+                "{bits:#x}: {a} {b}"
+            );
             assert!(Elem::to_f32(brain).to_bits() == brain.to_f32().to_bits() || brain.is_nan());
         }
         for i in 0..1_000_000_u32 {
             let x = f32::from_bits(i.wrapping_mul(4_294_967));
-            assert_eq!(<bf16 as Elem>::from_f32(x).to_bits(), bf16::from_f32(x).to_bits(), "{x}");
+            assert_eq!(
+                <bf16 as Elem>::from_f32(x).to_bits(),
+                bf16::from_f32(x).to_bits(),
+                "{x}"
+            );
         }
     }
 }

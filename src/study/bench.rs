@@ -67,7 +67,10 @@ impl Bench<'_> {
             number += 1;
             self.trial(runner, cell, number)
         };
-        let warmup_trials = self.plan.warm_up.run(clock, self.interrupt, |_| one(runner).map(|_| ()))?;
+        let warmup_trials = self
+            .plan
+            .warm_up
+            .run(clock, self.interrupt, |_| one(runner).map(|_| ()))?;
         let begin = clock.now();
         let trials = trial::run(&self.plan.rule, clock, self.interrupt, |i| {
             let result = one(runner);
@@ -80,7 +83,13 @@ impl Bench<'_> {
         let memory = self.memory(runner, predicted);
         let energy = self.energy(runner, cell)?;
         let stop_reason = Some(trials.stopped.name().to_owned());
-        Ok(Speed { trials: trials.values, warmup_trials, stop_reason, memory, energy })
+        Ok(Speed {
+            trials: trials.values,
+            warmup_trials,
+            stop_reason,
+            memory,
+            energy,
+        })
     }
 
     fn prompts(&self, cell: &Cell, trial: u64, count: usize) -> Vec<Vec<u32>> {
@@ -94,7 +103,11 @@ impl Bench<'_> {
         if matches!(runner, Runner::Candle(_)) && cell.depth > 0 {
             // candle's models start every sequence anew: the depth is part of the prompt, and of the time.
             let depth = self.prompts(cell, DEPTH_TRIAL, cell.depth);
-            prompts = depth.into_iter().zip(prompts).map(|(d, p)| [d, p].concat()).collect();
+            prompts = depth
+                .into_iter()
+                .zip(prompts)
+                .map(|(d, p)| [d, p].concat())
+                .collect();
         }
         let clock = &*self.clock;
         let start = clock.now();
@@ -109,7 +122,13 @@ impl Bench<'_> {
             last = now;
         }
         let ttft = first - start;
-        Ok(Trial { ttft, prefill: ttft, decode: last - first, e2e: last - start, itl })
+        Ok(Trial {
+            ttft,
+            prefill: ttft,
+            decode: last - first,
+            e2e: last - start,
+            itl,
+        })
     }
 
     fn memory(&self, runner: &Runner, predicted: Option<crate::engine::Footprint>) -> Memory {
@@ -124,17 +143,25 @@ impl Bench<'_> {
             None => HostMemory::now().resident,
         };
         Memory {
-            weights: Amount { measured: Some(runner.weight_bytes()), ..amount(|f| f.weights) },
+            weights: Amount {
+                measured: Some(runner.weight_bytes()),
+                ..amount(|f| f.weights)
+            },
             kv: amount(|f| f.kv),
             activations: amount(|f| f.activations),
-            total: Amount { measured: total, ..amount(crate::engine::Footprint::total) },
+            total: Amount {
+                measured: total,
+                ..amount(crate::engine::Footprint::total)
+            },
         }
     }
 
     /// Prefill alone, then decode alone, each repeated for long enough that the counter can tell.
     fn energy(&self, runner: &mut Runner, cell: &Cell) -> Result<Energy> {
         if let PowerSource::None(why) = self.power {
-            return Ok(Energy::Unavailable { reason: why.reason.clone() });
+            return Ok(Energy::Unavailable {
+                reason: why.reason.clone(),
+            });
         }
         let sampler = Sampler::start(self.power, DEFAULT_PERIOD, Arc::clone(&self.clock));
         let prompts = self.prompts(cell, 0, cell.prompt);
@@ -153,7 +180,11 @@ impl Bench<'_> {
         let (in_prefill, in_decode) = (energy_in(&tape, prefill), energy_in(&tape, decode));
         let (joules_prefill, joules_decode) = match (in_prefill.gross(), in_decode.gross()) {
             (Ok((a, _)), Ok((b, _))) => (a, b),
-            (Err(why), _) | (_, Err(why)) => return Ok(Energy::Unavailable { reason: why.reason.clone() }),
+            (Err(why), _) | (_, Err(why)) => {
+                return Ok(Energy::Unavailable {
+                    reason: why.reason.clone(),
+                });
+            }
         };
         let conditions = tape.conditions(Window::new(prefill.begin, decode.end));
         Ok(Energy::Measured(EnergyUse {
@@ -167,8 +198,14 @@ impl Bench<'_> {
             idle_power: None,
             sm_clock_mhz: conditions.sm_clock_mhz,
             memory_clock_mhz: conditions.memory_clock_mhz,
-            temperature_c: conditions.temperature_celsius.map(|(first, last)| f64::from(first.max(last))),
-            throttle_reasons: conditions.throttled.iter().map(|(name, _)| (*name).to_owned()).collect(),
+            temperature_c: conditions
+                .temperature_celsius
+                .map(|(first, last)| f64::from(first.max(last))),
+            throttle_reasons: conditions
+                .throttled
+                .iter()
+                .map(|(name, _)| (*name).to_owned())
+                .collect(),
         }))
     }
 

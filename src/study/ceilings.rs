@@ -45,7 +45,11 @@ pub fn ceilings(device: &Device, clock: &dyn Clock) -> Result<Vec<Ceiling>> {
     let count = stream / 4;
     let f32s = BufType::Float(DType::F32);
     let mut from = device.alloc(f32s, count)?;
-    Filling::Uniform { stream: 1, amplitude: 1.0 }.run(device, &mut from, 0, count)?;
+    Filling::Uniform {
+        stream: 1,
+        amplitude: 1.0,
+    }
+    .run(device, &mut from, 0, count)?;
     let mut flags = device.alloc(BufType::U32, count >> 20)?;
     let size = format!("{} MiB of f32", stream >> 20);
     let mut found = Vec::new();
@@ -82,13 +86,29 @@ fn matmul(device: &Device, clock: &dyn Clock, dtype: DType, n: usize) -> Result<
     let noise = |stream| -> Result<Buf> {
         let mut buf = device.alloc(BufType::Float(dtype), n * n)?;
         // Random data: zeros draw less power and run faster than anything real.
-        Filling::Uniform { stream, amplitude: 1.0 }.run(device, &mut buf, 0, n * n)?;
+        Filling::Uniform {
+            stream,
+            amplitude: 1.0,
+        }
+        .run(device, &mut buf, 0, n * n)?;
         Ok(buf)
     };
-    let (x, weight) = (noise(2)?, LinearWeight { n, k: n, data: WeightData::Plain(noise(3)?) });
+    let (x, weight) = (
+        noise(2)?,
+        LinearWeight {
+            n,
+            k: n,
+            data: WeightData::Plain(noise(3)?),
+        },
+    );
     let mut out = device.alloc(BufType::Float(dtype), n * n)?;
-    let product = Linear { tokens: n, accumulate: false };
-    let times = repeat(device, clock, || product.run(device, Input::Float(&x), &weight, None, &mut out))?;
+    let product = Linear {
+        tokens: n,
+        accumulate: false,
+    };
+    let times = repeat(device, clock, || {
+        product.run(device, Input::Float(&x), &weight, None, &mut out)
+    })?;
     let flops = product.cost(&weight, dtype).flops;
     let (best, median) = best_and_median(&times);
     Ok(Ceiling {
@@ -111,7 +131,11 @@ fn traffic(name: &str, times: &[Seconds], cost: Cost, how: &str) -> Ceiling {
     }
 }
 
-fn repeat(device: &Device, clock: &dyn Clock, mut work: impl FnMut() -> Result<()>) -> Result<Vec<Seconds>> {
+fn repeat(
+    device: &Device,
+    clock: &dyn Clock,
+    mut work: impl FnMut() -> Result<()>,
+) -> Result<Vec<Seconds>> {
     let mut times = Vec::with_capacity(REPEATS);
     for _ in 0..=REPEATS {
         device.synchronize()?;

@@ -21,11 +21,21 @@ pub(super) fn selector(device: &Device) -> Option<GpuSelector> {
 pub fn environment(device: &Device) -> Environment {
     let facts = measure::Environment::gather(selector(device).as_ref());
     let gpu = facts.gpu.as_ref().ok();
-    let mut extra: std::collections::BTreeMap<String, String> =
-        facts.variables.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-    extra.insert("simd".into(), crate::kernels::SimdLevel::detect().name().into());
+    let mut extra: std::collections::BTreeMap<String, String> = facts
+        .variables
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), value.clone()))
+        .collect();
+    extra.insert(
+        "simd".into(),
+        crate::kernels::SimdLevel::detect().name().into(),
+    );
     let system = &facts.system;
-    let os = [system.name.as_deref(), system.kernel.as_deref(), Some(system.architecture)];
+    let os = [
+        system.name.as_deref(),
+        system.kernel.as_deref(),
+        Some(system.architecture),
+    ];
     Environment {
         tool_version: facts.tool.version.to_owned(),
         git_commit: facts.tool.commit.map(str::to_owned),
@@ -67,7 +77,9 @@ pub fn gpu_facts(device: &Device) -> std::result::Result<Vec<(String, String)>, 
     let gpu = measure::NvmlGpu::open(&selector).map_err(|why| why.reason)?;
     let facts = gpu.facts();
     let mut rows: Vec<(String, String)> = Vec::new();
-    let mut row = |name: &str, value: Option<String>| rows.extend(value.map(|value| (name.to_owned(), value)));
+    let mut row = |name: &str, value: Option<String>| {
+        rows.extend(value.map(|value| (name.to_owned(), value)))
+    };
     row("driver", facts.driver.clone());
     row("CUDA driver", facts.cuda_driver.clone());
     row("power limit", facts.power_limit.map(|w| w.to_string()));
@@ -101,14 +113,23 @@ pub(super) fn model(model: &Model) -> Result<record::Model> {
     hasher.update(format!("{:?}", model.config).as_bytes());
     for tensor in model.config.tensors() {
         hasher.update(tensor.name.as_bytes());
-        let rows = if tensor.shape.len() == 1 { 1 } else { tensor.shape[0] };
+        let rows = if tensor.shape.len() == 1 {
+            1
+        } else {
+            tensor.shape[0]
+        };
         let mut row = vec![0.0_f32; *tensor.shape.last().unwrap_or(&0)];
         for i in [0, rows - 1] {
-            model.weights.read_rows(&tensor.name, i..i + 1, HostSliceMut::F32(&mut row))?;
+            model
+                .weights
+                .read_rows(&tensor.name, i..i + 1, HostSliceMut::F32(&mut row))?;
             hasher.update(bytemuck::cast_slice(&row));
         }
     }
-    let tokenizer = model.tokenizer.as_ref().map_or_else(|| "none".to_owned(), |t| t.digest());
+    let tokenizer = model
+        .tokenizer
+        .as_ref()
+        .map_or_else(|| "none".to_owned(), |t| t.digest());
     Ok(record::Model {
         name: model.name.clone(),
         revision: model.origin.revision.clone(),
@@ -131,6 +152,8 @@ pub(super) fn scheme(variant: &Variant, source: Option<DType>) -> Scheme {
             Activations::Int8PerToken => "int8-per-token".to_owned(),
         },
         method: scheme.method.name().to_owned(),
-        scale_dtype: source.filter(|_| packed).map(|dtype| dtype.name().to_owned()),
+        scale_dtype: source
+            .filter(|_| packed)
+            .map(|dtype| dtype.name().to_owned()),
     }
 }

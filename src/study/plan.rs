@@ -115,7 +115,10 @@ impl Plan {
             return usage("no --variants are given");
         }
         for (i, variant) in self.variants.iter().enumerate() {
-            if self.variants[..i].iter().any(|other| other.name == variant.name) {
+            if self.variants[..i]
+                .iter()
+                .any(|other| other.name == variant.name)
+            {
                 return usage(&format!("--variants names '{variant}' twice"));
             }
         }

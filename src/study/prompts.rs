@@ -7,7 +7,9 @@ use rand_chacha::ChaCha8Rng;
 pub fn random_tokens(seed: u64, trial: u64, row: u64, count: usize, vocab: usize) -> Vec<u32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(trial << 20 | row);
-    (0..count).map(|_| rng.random_range(0..vocab as u32)).collect()
+    (0..count)
+        .map(|_| rng.random_range(0..vocab as u32))
+        .collect()
 }
 
 #[cfg(test)]

@@ -28,15 +28,23 @@ fn read_text(plan: &QualityPlan, model: &Model) -> Result<Text> {
     match &plan.text {
         Some(path) if path.as_os_str() == WIKITEXT && !path.exists() => Text::wikitext2(),
         Some(path) => Text::read(path, plan.format),
-        None if model.origin.kind == OriginKind::Embedded => Ok(Text::new("tiny held-out", tiny_text())),
-        None => Err(Error::Usage(format!("no text to score with {}: give --text FILE", model.name))),
+        None if model.origin.kind == OriginKind::Embedded => {
+            Ok(Text::new("tiny held-out", tiny_text()))
+        }
+        None => Err(Error::Usage(format!(
+            "no text to score with {}: give --text FILE",
+            model.name
+        ))),
     }
 }
 
 pub(super) fn prepare(plan: &QualityPlan, model: &Model) -> Result<ScoredText> {
     let text = read_text(plan, model)?;
     let tokenizer = model.tokenizer.as_ref().ok_or_else(|| {
-        Error::Config(format!("{} has no tokenizer, so no text can be scored: give --tokenizer FILE", model.name))
+        Error::Config(format!(
+            "{} has no tokenizer, so no text can be scored: give --tokenizer FILE",
+            model.name
+        ))
     })?;
     if plan.protocol.context > model.config.max_positions {
         return Err(Error::Config(format!(
@@ -48,13 +56,23 @@ pub(super) fn prepare(plan: &QualityPlan, model: &Model) -> Result<ScoredText> {
     let segments = plan.protocol.cut(&tokens.ids)?.len();
     // The digest is of what is scored, so that another number of segments is another point.
     let end = tokens.ends[segments * plan.protocol.context - 1];
-    let scored = Text { content: text.content[..end].to_owned(), ..text };
+    let scored = Text {
+        content: text.content[..end].to_owned(),
+        ..text
+    };
     let task = QualityTask {
         protocol: plan.protocol.name().to_owned(),
         context: plan.protocol.context,
-        text: record::Text { name: scored.name.clone(), digest: scored.digest() },
+        text: record::Text {
+            name: scored.name.clone(),
+            digest: scored.digest(),
+        },
     };
-    Ok(ScoredText { tokens, task, format: scored.format })
+    Ok(ScoredText {
+        tokens,
+        task,
+        format: scored.format,
+    })
 }
 
 /// Scores a text on an engine that holds whatever fits [`TOKENS_AT_ONCE`].
@@ -71,7 +89,14 @@ pub(super) fn run(
     let engine = runner.own(Limits::new(slots, context, chunk))?;
     let scored = perplexity(engine, &text.tokens, &plan.protocol, progress)?;
     Ok(Perplexity {
-        segments: scored.segments.iter().map(|s| record::Segment { nll: s.nll, tokens: s.tokens }).collect(),
+        segments: scored
+            .segments
+            .iter()
+            .map(|s| record::Segment {
+                nll: s.nll,
+                tokens: s.tokens,
+            })
+            .collect(),
         tokens_total: scored.tokens_total,
         bytes_scored: Some(scored.bytes_scored),
         divergence: None,

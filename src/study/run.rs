@@ -68,7 +68,11 @@ pub fn run(
     watcher: &mut dyn Watcher,
 ) -> Result<Outcome> {
     plan.check()?;
-    let models = plan.models.iter().map(Model::open).collect::<Result<Vec<_>>>()?;
+    let models = plan
+        .models
+        .iter()
+        .map(Model::open)
+        .collect::<Result<Vec<_>>>()?;
     let jobs = jobs(plan, device, environment, &models)?;
     for job in &jobs {
         if let Some(text) = &job.text {
@@ -80,7 +84,11 @@ pub fn run(
         None => PowerSource::none("energy is measured on NVIDIA GPUs only; this run used the CPU"),
     };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let total = jobs.iter().map(|job| job.points(plan).len()).sum::<usize>().max(1);
+    let total = jobs
+        .iter()
+        .map(|job| job.points(plan).len())
+        .sum::<usize>()
+        .max(1);
     let mut session = Session {
         plan,
         device,
@@ -91,7 +99,11 @@ pub fn run(
         clock,
         done: 0,
         total,
-        outcome: Outcome { records: Vec::new(), failed: 0, interrupted: false },
+        outcome: Outcome {
+            records: Vec::new(),
+            failed: 0,
+            interrupted: false,
+        },
     };
     for job in &jobs {
         match session.job(job) {
@@ -123,28 +135,46 @@ enum Point {
 
 impl Job<'_> {
     fn points(&self, plan: &Plan) -> Vec<Point> {
-        let quality = self.text.iter().map(|text| Point::Quality(text.task.clone()));
-        quality.chain(plan.cells.iter().map(|&cell| Point::Speed(cell))).collect()
+        let quality = self
+            .text
+            .iter()
+            .map(|text| Point::Quality(text.task.clone()));
+        quality
+            .chain(plan.cells.iter().map(|&cell| Point::Speed(cell)))
+            .collect()
     }
 
     fn failed(&self, point: &Point, loaded: Option<Loaded>, reason: String) -> Record {
         let failure = Failure { reason };
         let body = match point.clone() {
-            Point::Quality(task) => Body::Quality { task, outcome: Err(failure) },
-            Point::Speed(cell) => Body::Speed { cell, outcome: Err(failure) },
+            Point::Quality(task) => Body::Quality {
+                task,
+                outcome: Err(failure),
+            },
+            Point::Speed(cell) => Body::Speed {
+                cell,
+                outcome: Err(failure),
+            },
         };
         Record::new(self.subject.clone(), loaded, body)
     }
 }
 
-fn jobs<'a>(plan: &'a Plan, device: &Device, environment: &Environment, models: &'a [Model]) -> Result<Vec<Job<'a>>> {
+fn jobs<'a>(
+    plan: &'a Plan,
+    device: &Device,
+    environment: &Environment,
+    models: &'a [Model],
+) -> Result<Vec<Job<'a>>> {
     let device_name = environment.device.name.clone().unwrap_or_default();
     let mut jobs = Vec::new();
     for model in models {
         let act = activation_dtype(plan.act, device, model);
         let identity = facts::model(model)?;
         let text = match &plan.quality {
-            Some(quality) if plan.engine == EngineKind::Candlepower => Some(Arc::new(quality::prepare(quality, model)?)),
+            Some(quality) if plan.engine == EngineKind::Candlepower => {
+                Some(Arc::new(quality::prepare(quality, model)?))
+            }
             _ => None,
         };
         for variant in &plan.variants {
@@ -159,14 +189,26 @@ fn jobs<'a>(plan: &'a Plan, device: &Device, environment: &Environment, models: 
                 device: device_name.clone(),
                 tool_version: environment.tool_version.clone(),
             };
-            jobs.push(Job { model, variant, act, subject, text: text.clone() });
+            jobs.push(Job {
+                model,
+                variant,
+                act,
+                subject,
+                text: text.clone(),
+            });
         }
     }
     Ok(jobs)
 }
 
 /// Refuses what cannot fit before any weight is read: the model's context, the device's memory.
-fn check_fit(plan: &Plan, device: &Device, model: &Model, variant: &Variant, act: DType) -> Result<()> {
+fn check_fit(
+    plan: &Plan,
+    device: &Device,
+    model: &Model,
+    variant: &Variant,
+    act: DType,
+) -> Result<()> {
     let config = &model.config;
     let free = match device.memory() {
         Some((free, _)) => Some(Bytes(free)),
@@ -187,12 +229,23 @@ fn check_fit(plan: &Plan, device: &Device, model: &Model, variant: &Variant, act
         let limits = limits(plan, device, cell);
         let need = Footprint::predict(config, variant, act, source, limits)?;
         if let Some(free) = free.filter(|&free| need.total() > free) {
-            let most = limits.most_slots(free, |l| Footprint::predict(config, variant, act, source, l).ok());
-            let advice = if most == 0 { "no batch fits".to_owned() } else { format!("--batch {most} is the largest that fits") };
+            let most = limits.most_slots(free, |l| {
+                Footprint::predict(config, variant, act, source, l).ok()
+            });
+            let advice = if most == 0 {
+                "no batch fits".to_owned()
+            } else {
+                format!("--batch {most} is the largest that fits")
+            };
             return Err(Error::Config(format!(
                 "{} in {variant}, batch {}, {needed} positions needs {} ({} weights, {} cache, {} activations), but {free} \
                  are free: {advice}",
-                model.name, cell.batch, need.total(), need.weights, need.kv, need.activations
+                model.name,
+                cell.batch,
+                need.total(),
+                need.weights,
+                need.kv,
+                need.activations
             )));
         }
     }
@@ -216,18 +269,35 @@ impl Session<'_> {
     /// Measures whatever of a job is not on record.
     fn job(&mut self, job: &Job<'_>) -> Result<()> {
         let points = job.points(self.plan);
-        let known: Vec<Option<Record>> = points.iter().map(|point| self.on_record(job, point)).collect();
+        let known: Vec<Option<Record>> = points
+            .iter()
+            .map(|point| self.on_record(job, point))
+            .collect();
         if known.iter().all(Option::is_some) {
-            known.into_iter().flatten().for_each(|record| self.note(record, true));
+            known
+                .into_iter()
+                .flatten()
+                .for_each(|record| self.note(record, true));
             return Ok(());
         }
         let (mut runner, loaded) = match self.load(job) {
             Ok(pair) => pair,
             Err(Error::Interrupted) => return Err(Error::Interrupted),
-            Err(error @ (Error::Usage(_) | Error::Config(_) | Error::Data { .. } | Error::Io { .. })) => return Err(error),
-            Err(error) => return points.iter().try_for_each(|point| self.keep(job.failed(point, None, error.to_string()))),
+            Err(
+                error
+                @ (Error::Usage(_) | Error::Config(_) | Error::Data { .. } | Error::Io { .. }),
+            ) => return Err(error),
+            Err(error) => {
+                return points
+                    .iter()
+                    .try_for_each(|point| self.keep(job.failed(point, None, error.to_string())));
+            }
         };
-        let broken = loaded.verification.checks.iter().find(|check| !check.passed);
+        let broken = loaded
+            .verification
+            .checks
+            .iter()
+            .find(|check| !check.passed);
         let broken = broken.map(|check| format!("not timed: {} ({})", check.name, check.detail));
         for (point, known) in points.iter().zip(known) {
             self.interrupt.check()?;
@@ -251,7 +321,10 @@ impl Session<'_> {
     /// The record of a point that need not be measured again: failed ones are tried once more.
     fn on_record(&self, job: &Job<'_>, point: &Point) -> Option<Record> {
         let key = job.failed(point, None, String::new()).key;
-        let record = self.store.get(&key).filter(|record| record.failure().is_none())?;
+        let record = self
+            .store
+            .get(&key)
+            .filter(|record| record.failure().is_none())?;
         (!self.plan.force).then(|| record.clone())
     }
 
@@ -260,25 +333,50 @@ impl Session<'_> {
         let overall = self.overall(0.0);
         let (watcher, interrupt) = (&mut *self.watcher, self.interrupt);
         let mut progress = |done: u64, total: u64| {
-            watcher.progress(name, &Stage::Load, done as f64 / total.max(1) as f64, overall);
+            watcher.progress(
+                name,
+                &Stage::Load,
+                done as f64 / total.max(1) as f64,
+                overall,
+            );
             interrupt.check()
         };
         let meter = PeakMeter::start();
         let start = self.clock.now();
         let kind = self.plan.engine;
         let flag = self.interrupt.flag();
-        let mut runner = Runner::load(kind, job.model, job.variant, job.act, self.device, &flag, &mut progress)?;
+        let mut runner = Runner::load(
+            kind,
+            job.model,
+            job.variant,
+            job.act,
+            self.device,
+            &flag,
+            &mut progress,
+        )?;
         let time = self.clock.now() - start;
         let peak_host = meter.peak().map(|peak| peak.bytes);
         self.watcher.progress(name, &Stage::Verify, 0.0, overall);
         let context = job.model.config.max_positions;
         let verification = verify(&mut runner, job.model.config.vocab, context)?;
-        let groups = runner.weights().map(DeviceWeights::groups).unwrap_or_default();
+        let groups = runner
+            .weights()
+            .map(DeviceWeights::groups)
+            .unwrap_or_default();
         let loaded = Loaded {
             weight_bytes: runner.weight_bytes(),
-            linear_bytes: runner.weights().map_or(Bytes(0), DeviceWeights::linear_bytes),
-            groups_used: groups.into_iter().map(|(group, layers)| (group.to_string(), layers)).collect(),
-            load: Load { time, read: Bytes(job.model.origin.file_bytes), peak_host },
+            linear_bytes: runner
+                .weights()
+                .map_or(Bytes(0), DeviceWeights::linear_bytes),
+            groups_used: groups
+                .into_iter()
+                .map(|(group, layers)| (group.to_string(), layers))
+                .collect(),
+            load: Load {
+                time,
+                read: Bytes(job.model.origin.file_bytes),
+                peak_host,
+            },
             verification,
         };
         Ok((runner, loaded))
@@ -296,7 +394,10 @@ impl Session<'_> {
                     watcher.progress(name, &Stage::Quality, share, (done + share) / total);
                     interrupt.check()
                 })?;
-                Ok(Body::Quality { task: task.clone(), outcome: Ok(outcome) })
+                Ok(Body::Quality {
+                    task: task.clone(),
+                    outcome: Ok(outcome),
+                })
             }
             (Point::Quality(_), ..) => Err(Error::Internal("a text to score was lost".into())),
             (Point::Speed(cell), ..) => {
@@ -310,14 +411,24 @@ impl Session<'_> {
                 };
                 let predicted = runner.weights().and_then(|weights| {
                     let limits = limits(self.plan, self.device, cell);
-                    Footprint::predict(&weights.config, job.variant, job.act, weights.source, limits).ok()
+                    Footprint::predict(
+                        &weights.config,
+                        job.variant,
+                        job.act,
+                        weights.source,
+                        limits,
+                    )
+                    .ok()
                 });
                 let stage = Stage::Speed(*cell);
                 watcher.progress(name, &stage, 0.0, done / total);
                 let speed = bench.cell(runner, cell, predicted, |share| {
                     watcher.progress(name, &stage, share, (done + share) / total);
                 })?;
-                Ok(Body::Speed { cell: *cell, outcome: Ok(speed) })
+                Ok(Body::Speed {
+                    cell: *cell,
+                    outcome: Ok(speed),
+                })
             }
         }
     }

@@ -45,17 +45,19 @@ impl Runner {
                 let engine = Engine::new(device.clone(), weights, Limits::new(1, 2, 2))?;
                 Ok(Self::Own(Some(Box::new(engine)), stop.clone()))
             }
-            (EngineKind::Candle, WeightScheme::Plain(dtype)) => {
-                Ok(Self::Candle(Box::new(CandleEngine::load(model, dtype, act, device)?)))
-            }
+            (EngineKind::Candle, WeightScheme::Plain(dtype)) => Ok(Self::Candle(Box::new(
+                CandleEngine::load(model, dtype, act, device)?,
+            ))),
             (EngineKind::Candle, _) => Err(Error::Usage(format!(
                 "--engine candle runs plain weights only (bf16, f16, f32), not '{variant}'"
             ))),
             (EngineKind::CandleGguf, _) => match (model.origin.kind, model.origin.paths.first()) {
-                (OriginKind::Gguf, Some(path)) => {
-                    Ok(Self::Candle(Box::new(CandleEngine::load_gguf(path, model.config.family, device)?)))
-                }
-                _ => Err(Error::Usage("--engine candle-gguf runs GGUF files only".into())),
+                (OriginKind::Gguf, Some(path)) => Ok(Self::Candle(Box::new(
+                    CandleEngine::load_gguf(path, model.config.family, device)?,
+                ))),
+                _ => Err(Error::Usage(
+                    "--engine candle-gguf runs GGUF files only".into(),
+                )),
             },
         }
     }
@@ -63,17 +65,22 @@ impl Runner {
     /// Our engine within `limits`, rebuilt where the present one has others.
     pub(super) fn own(&mut self, limits: Limits) -> Result<&mut Engine> {
         let Self::Own(slot, stop) = self else {
-            return Err(Error::Usage("candle's engine has no logits to score: use --engine candlepower".into()));
+            return Err(Error::Usage(
+                "candle's engine has no logits to score: use --engine candlepower".into(),
+            ));
         };
         if slot.as_ref().is_none_or(|engine| engine.limits() != limits) {
-            let engine = slot.take().ok_or_else(|| Error::Internal("the engine was lost".into()))?;
+            let engine = slot
+                .take()
+                .ok_or_else(|| Error::Internal("the engine was lost".into()))?;
             let device = engine.device().clone();
             // The old scratch goes before the new one comes.
             let mut engine = Engine::new(device, engine.into_weights(), limits)?;
             engine.stop_when(stop.clone());
             *slot = Some(Box::new(engine));
         }
-        slot.as_deref_mut().ok_or_else(|| Error::Internal("the engine was lost".into()))
+        slot.as_deref_mut()
+            .ok_or_else(|| Error::Internal("the engine was lost".into()))
     }
 
     /// What is allocated, where that is known.
@@ -93,7 +100,9 @@ impl Runner {
 
     pub(super) fn weight_bytes(&self) -> Bytes {
         match self {
-            Self::Own(engine, _) => engine.as_ref().map_or(Bytes(0), |engine| engine.weights().bytes()),
+            Self::Own(engine, _) => engine
+                .as_ref()
+                .map_or(Bytes(0), |engine| engine.weights().bytes()),
             Self::Candle(engine) => Bytes(engine.weight_bytes()),
         }
     }
@@ -110,11 +119,17 @@ impl Runner {
     pub(super) fn prefill(&mut self, prompts: &[Vec<u32>], start: usize) -> Result<Vec<u32>> {
         match self {
             Self::Own(engine, _) => {
-                let engine = engine.as_deref_mut().ok_or_else(|| Error::Internal("the engine was lost".into()))?;
+                let engine = engine
+                    .as_deref_mut()
+                    .ok_or_else(|| Error::Internal("the engine was lost".into()))?;
                 let prompts: Vec<Prompt<'_>> = prompts
                     .iter()
                     .enumerate()
-                    .map(|(slot, tokens)| Prompt { slot, start, tokens })
+                    .map(|(slot, tokens)| Prompt {
+                        slot,
+                        start,
+                        tokens,
+                    })
                     .collect();
                 engine.prefill(&prompts)
             }
@@ -129,7 +144,9 @@ impl Runner {
     pub(super) fn decode(&mut self, tokens: &[u32], position: usize) -> Result<Vec<u32>> {
         match self {
             Self::Own(engine, _) => {
-                let engine = engine.as_deref_mut().ok_or_else(|| Error::Internal("the engine was lost".into()))?;
+                let engine = engine
+                    .as_deref_mut()
+                    .ok_or_else(|| Error::Internal("the engine was lost".into()))?;
                 engine.decode(tokens, &vec![position; tokens.len()])
             }
             Self::Candle(engine) => engine.decode(tokens),

@@ -63,17 +63,28 @@ pub struct TextScore {
 ///
 /// # Errors
 /// If the text is missing or too short, or the model fails.
-pub fn score_text(wish: &Scoring<'_>, interrupt: &Interrupt, watcher: &mut dyn Watcher) -> Result<TextScore> {
+pub fn score_text(
+    wish: &Scoring<'_>,
+    interrupt: &Interrupt,
+    watcher: &mut dyn Watcher,
+) -> Result<TextScore> {
     let text = quality::prepare(wish.plan, wish.model)?;
     watcher.text(&wish.model.name, text.format, text.tokens.ids.len());
     let act = activation_dtype(wish.act, wish.device, wish.model);
     let name = &wish.variant.name;
     let kind = EngineKind::Candlepower;
-    let mut runner =
-        Runner::load(kind, wish.model, wish.variant, act, wish.device, &interrupt.flag(), &mut |done, total| {
+    let mut runner = Runner::load(
+        kind,
+        wish.model,
+        wish.variant,
+        act,
+        wish.device,
+        &interrupt.flag(),
+        &mut |done, total| {
             watcher.progress(name, &Stage::Load, done as f64 / total.max(1) as f64, 0.0);
             interrupt.check()
-        })?;
+        },
+    )?;
     let chunk = wish.chunk.unwrap_or(wish.plan.protocol.context);
     let found = quality::run(&mut runner, wish.plan, &text, chunk, |done, total| {
         let share = done as f64 / total.max(1) as f64;
@@ -83,7 +94,11 @@ pub fn score_text(wish: &Scoring<'_>, interrupt: &Interrupt, watcher: &mut dyn W
     let nll_sum: f64 = found.segments.iter().map(|s| s.nll).sum();
     let tokens_scored: u64 = found.segments.iter().map(|s| s.tokens).sum();
     let mean = nll_sum / tokens_scored as f64;
-    let means: Vec<f64> = found.segments.iter().map(|s| s.nll / s.tokens as f64).collect();
+    let means: Vec<f64> = found
+        .segments
+        .iter()
+        .map(|s| s.nll / s.tokens as f64)
+        .collect();
     let bytes = found.bytes_scored.unwrap_or_default() as f64;
     Ok(TextScore {
         act,
@@ -116,8 +131,18 @@ pub fn logits(
 ) -> Result<Vec<f32>> {
     let act = activation_dtype(act, device, model);
     let weights = DeviceWeights::load(model, variant, act, device, &mut |_, _| Ok(()))?;
-    let mut engine = Engine::new(device.clone(), weights, Limits::new(1, ids.len(), ids.len()))?;
-    Ok(engine.logits(&[Prompt { slot: 0, start: 0, tokens: ids }])?.concat())
+    let mut engine = Engine::new(
+        device.clone(),
+        weights,
+        Limits::new(1, ids.len(), ids.len()),
+    )?;
+    Ok(engine
+        .logits(&[Prompt {
+            slot: 0,
+            start: 0,
+            tokens: ids,
+        }])?
+        .concat())
 }
 
 /// What text is wanted, from what.
@@ -162,29 +187,58 @@ pub struct Generated {
 /// # Errors
 /// If the model has no tokenizer, a prompt is empty or too long, or the model fails.
 pub fn generate(wish: &Generation<'_>, interrupt: &Interrupt) -> Result<Vec<Generated>> {
-    let no_tokenizer = || Error::Config(format!("{} has no tokenizer: give --tokenizer FILE", wish.model.name));
+    let no_tokenizer = || {
+        Error::Config(format!(
+            "{} has no tokenizer: give --tokenizer FILE",
+            wish.model.name
+        ))
+    };
     let tokenizer = wish.model.tokenizer.as_ref().ok_or_else(no_tokenizer)?;
-    let prompt_ids = wish.prompts.iter().map(|p| tokenizer.encode(p, true)).collect::<Result<Vec<_>>>()?;
+    let prompt_ids = wish
+        .prompts
+        .iter()
+        .map(|p| tokenizer.encode(p, true))
+        .collect::<Result<Vec<_>>>()?;
     if prompt_ids.iter().any(Vec::is_empty) {
         return Err(Error::Usage("--prompt is empty".into()));
     }
     let act = activation_dtype(wish.act, wish.device, wish.model);
     let flag = interrupt.flag();
-    let mut runner =
-        Runner::load(wish.engine, wish.model, wish.variant, act, wish.device, &flag, &mut |_, _| interrupt.check())?;
+    let mut runner = Runner::load(
+        wish.engine,
+        wish.model,
+        wish.variant,
+        act,
+        wish.device,
+        &flag,
+        &mut |_, _| interrupt.check(),
+    )?;
     let ids = if matches!(runner, Runner::Candle(_)) {
         if wish.sampling.is_some() {
-            return Err(Error::Usage("candle's engines are greedy: leave --temperature out".into()));
+            return Err(Error::Usage(
+                "candle's engines are greedy: leave --temperature out".into(),
+            ));
         }
-        prompt_ids.iter().map(|ids| by_candle(&mut runner, ids, wish, tokenizer)).collect::<Result<Vec<_>>>()?
+        prompt_ids
+            .iter()
+            .map(|ids| by_candle(&mut runner, ids, wish, tokenizer))
+            .collect::<Result<Vec<_>>>()?
     } else {
         by_own(&mut runner, &prompt_ids, wish, tokenizer)?
     };
     let rows = wish.prompts.iter().zip(prompt_ids).zip(ids);
     rows.map(|((prompt, prompt_ids), ids)| {
-        let end = ids.iter().rposition(|id| !is_end(*id, wish, tokenizer)).map_or(0, |last| last + 1);
+        let end = ids
+            .iter()
+            .rposition(|id| !is_end(*id, wish, tokenizer))
+            .map_or(0, |last| last + 1);
         let text = tokenizer.decode(&ids[..end])?;
-        Ok(Generated { prompt: prompt.clone(), prompt_ids, ids, text })
+        Ok(Generated {
+            prompt: prompt.clone(),
+            prompt_ids,
+            ids,
+            text,
+        })
     })
     .collect()
 }
@@ -193,7 +247,12 @@ fn is_end(id: u32, wish: &Generation<'_>, tokenizer: &Tokenizer) -> bool {
     !wish.ignore_eos && tokenizer.eos().contains(&id)
 }
 
-fn by_candle(runner: &mut Runner, prompt: &[u32], wish: &Generation<'_>, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+fn by_candle(
+    runner: &mut Runner,
+    prompt: &[u32],
+    wish: &Generation<'_>,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<u32>> {
     let mut ids = runner.prefill(&[prompt.to_vec()], 0)?;
     while ids.len() < wish.tokens && !is_end(ids[ids.len() - 1], wish, tokenizer) {
         let next = runner.decode(&ids[ids.len() - 1..], prompt.len() + ids.len() - 1)?;
@@ -210,21 +269,36 @@ fn by_own(
     tokenizer: &Tokenizer,
 ) -> Result<Vec<Vec<u32>>> {
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let limits = Limits::new(prompts.len(), longest + wish.tokens, wish.chunk.unwrap_or(longest.max(prompts.len())));
+    let limits = Limits::new(
+        prompts.len(),
+        longest + wish.tokens,
+        wish.chunk.unwrap_or(longest.max(prompts.len())),
+    );
     let engine = runner.own(limits)?;
     let mut rows = prompts.to_vec();
-    let mut samplers: Vec<Sampler> =
-        wish.sampling.map_or_else(Vec::new, |s| (0..rows.len() as u64).map(|i| Sampler::new(s, i)).collect());
+    let mut samplers: Vec<Sampler> = wish.sampling.map_or_else(Vec::new, |s| {
+        (0..rows.len() as u64).map(|i| Sampler::new(s, i)).collect()
+    });
     let mut open: Vec<usize> = (0..rows.len()).collect();
     let mut held = vec![0; rows.len()];
     while !open.is_empty() {
-        let step: Vec<Prompt<'_>> =
-            open.iter().map(|&slot| Prompt { slot, start: held[slot], tokens: &rows[slot][held[slot]..] }).collect();
+        let step: Vec<Prompt<'_>> = open
+            .iter()
+            .map(|&slot| Prompt {
+                slot,
+                start: held[slot],
+                tokens: &rows[slot][held[slot]..],
+            })
+            .collect();
         let next = if samplers.is_empty() {
             engine.prefill(&step)?
         } else {
-            let mut of_open: Vec<&mut Sampler> =
-                samplers.iter_mut().enumerate().filter(|(i, _)| open.contains(i)).map(|(_, s)| s).collect();
+            let mut of_open: Vec<&mut Sampler> = samplers
+                .iter_mut()
+                .enumerate()
+                .filter(|(i, _)| open.contains(i))
+                .map(|(_, s)| s)
+                .collect();
             engine.prefill_sampled(&step, &mut of_open)?
         };
         for (&slot, token) in open.iter().zip(next) {
@@ -237,5 +311,9 @@ fn by_own(
         };
         open.retain(|&slot| !done(slot));
     }
-    Ok(rows.into_iter().zip(prompts).map(|(row, prompt)| row[prompt.len()..].to_vec()).collect())
+    Ok(rows
+        .into_iter()
+        .zip(prompts)
+        .map(|(row, prompt)| row[prompt.len()..].to_vec())
+        .collect())
 }

@@ -7,8 +7,9 @@
 use std::cell::RefCell;
 
 use half::{bf16, f16};
+use rayon::prelude::*;
 
-use super::super::device::{HostElem, with_dtype};
+use super::super::device::{Buf, HostElem, with_dtype};
 use super::super::parallel::{Columns, for_column_tiles};
 use super::super::simd::{LANES, Simd, Work, dispatch};
 use super::{Input, Linear, LinearPlan, LinearWeight, WeightData};
@@ -23,7 +24,7 @@ const CHAINS: usize = 8;
 const TASK_ROWS: usize = 32;
 
 impl Linear {
-    /// The CPU face; slices have exactly the op's shapes.
+    /// The CPU face; `out` has exactly the op's shape.
     pub(super) fn reference<T: Elem + HostElem>(
         &self,
         input: Input<'_>,
@@ -31,7 +32,44 @@ impl Linear {
         bias: Option<&[T]>,
         out: &mut [T],
     ) -> Result<()> {
-        let epilogue = Epilogue { bias, accumulate: self.accumulate };
+        if T::DTYPE == DType::F32 {
+            let bias = bias.map(bytemuck::cast_slice);
+            let epilogue = Epilogue {
+                bias,
+                accumulate: self.accumulate,
+            };
+            return self.products(input, weight, epilogue, bytemuck::cast_slice_mut(out));
+        }
+        // The kernels exist for f32 outputs only, a third of the code; narrower ones take a second pass.
+        let mut sums = vec![0.0; out.len()];
+        self.products(
+            input,
+            weight,
+            Epilogue {
+                bias: None,
+                accumulate: false,
+            },
+            &mut sums,
+        )?;
+        out.par_chunks_mut(weight.n)
+            .zip(sums.par_chunks(weight.n))
+            .for_each(|(out, sums)| {
+                for (column, (out, sum)) in out.iter_mut().zip(sums).enumerate() {
+                    let bias = bias.map_or(0.0, |bias| bias[column].to_f32());
+                    let residual = if self.accumulate { out.to_f32() } else { 0.0 };
+                    *out = T::from_f32(sum + bias + residual);
+                }
+            });
+        Ok(())
+    }
+
+    fn products(
+        &self,
+        input: Input<'_>,
+        weight: &LinearWeight,
+        epilogue: Epilogue<'_>,
+        out: &mut [f32],
+    ) -> Result<()> {
         let k = weight.k;
         let x = match input {
             Input::Float(x) => with_dtype!(x.dtype()?, X => {
@@ -43,83 +81,148 @@ impl Linear {
             }
         };
         let plan = self.plan(weight.n, k, rayon::current_num_threads());
-        let job = Job { x: &x, tokens: self.tokens, plan, n: weight.n, epilogue };
+        let job = Job {
+            x: &x,
+            tokens: self.tokens,
+            plan,
+            n: weight.n,
+            epilogue,
+        };
         match &weight.data {
             WeightData::Plain(w) => with_dtype!(w.dtype()?, W => {
                 job.run(Plain { w: w.host::<W>()?, k }, out);
-                Ok(())
             }),
-            WeightData::Packed { bits: Bits::Eight, group, codes, scales } if *group == k => {
-                with_dtype!(scales.dtype()?, S => {
-                    job.run(Int8 { codes: codes.host()?, scales: scales.host::<S>()?, k }, out);
-                    Ok(())
-                })
+            WeightData::Packed {
+                bits: Bits::Eight,
+                group,
+                codes,
+                scales,
+            } if *group == k => {
+                job.run(
+                    Int8 {
+                        codes: codes.host()?,
+                        scales: ScaleSlice::of(scales)?,
+                        k,
+                    },
+                    out,
+                );
             }
-            WeightData::Packed { bits: Bits::Four, group, codes, scales } => {
-                with_dtype!(scales.dtype()?, S => {
-                    let scales = scales.host::<S>()?;
-                    job.run(Int4 { codes: codes.host()?, scales, k, group: *group }, out);
-                    Ok(())
-                })
+            WeightData::Packed {
+                bits: Bits::Four,
+                group,
+                codes,
+                scales,
+            } => {
+                let scales = ScaleSlice::of(scales)?;
+                job.run(
+                    Int4 {
+                        codes: codes.host()?,
+                        scales,
+                        k,
+                        groups: k / group,
+                    },
+                    out,
+                );
             }
-            WeightData::Packed { bits, group, .. } => Err(Error::Internal(format!(
-                "no CPU kernel for {}-bit weights in groups of {group}",
-                bits.count()
-            ))),
+            WeightData::Packed { bits, group, .. } => {
+                return Err(Error::Internal(format!(
+                    "no CPU kernel for {}-bit weights in groups of {group}",
+                    bits.count()
+                )));
+            }
         }
+        Ok(())
     }
 
     /// int8 inputs and weights: exact integer sums, scaled at the end.
-    fn integers<T: Elem>(
+    fn integers(
         &self,
         x: &[u8],
         x_scales: &[f32],
         weight: &LinearWeight,
-        epilogue: Epilogue<'_, T>,
-        out: &mut [T],
+        epilogue: Epilogue<'_>,
+        out: &mut [f32],
     ) -> Result<()> {
-        let WeightData::Packed { bits: Bits::Eight, group, codes, scales } = &weight.data else {
+        let WeightData::Packed {
+            bits: Bits::Eight,
+            group,
+            codes,
+            scales,
+        } = &weight.data
+        else {
             return Err(Error::Internal("int8 inputs need int8 weights".into()));
         };
         if *group != weight.k {
-            return Err(Error::Internal("int8 inputs need one weight scale per row".into()));
+            return Err(Error::Internal(
+                "int8 inputs need one weight scale per row".into(),
+            ));
         }
         let (k, padded) = (weight.k, weight.k.next_multiple_of(BLOCK));
         let mut wide = vec![0_i16; self.tokens * padded];
         for (wide, x) in wide.chunks_exact_mut(padded).zip(x.chunks_exact(k)) {
-            wide.iter_mut().zip(x).for_each(|(w, &x)| *w = i16::from(x.cast_signed()));
+            wide.iter_mut()
+                .zip(x)
+                .for_each(|(w, &x)| *w = i16::from(x.cast_signed()));
         }
-        let codes = codes.host::<u8>()?;
-        with_dtype!(scales.dtype()?, S => {
-            let scales = scales.host::<S>()?;
-            for_column_tiles(out, weight.n, TASK_ROWS, |columns| {
-                dispatch(IntegerTask {
-                    x: &wide, x_scales, tokens: self.tokens, codes, scales, k, epilogue, columns,
-                });
+        let (codes, scales) = (codes.host::<u8>()?, ScaleSlice::of(scales)?);
+        let each = TASK_ROWS * k * self.tokens;
+        for_column_tiles(out, weight.n, TASK_ROWS, each, |columns| {
+            let x = &wide;
+            dispatch(IntegerTask {
+                x,
+                x_scales,
+                tokens: self.tokens,
+                codes,
+                scales,
+                k,
+                epilogue,
+                columns,
             });
         });
         Ok(())
     }
 }
 
-/// What happens to a sum before it is rounded and stored.
+/// What happens to a sum before it is stored.
 #[derive(Clone, Copy)]
-struct Epilogue<'a, T> {
-    bias: Option<&'a [T]>,
+struct Epilogue<'a> {
+    bias: Option<&'a [f32]>,
     accumulate: bool,
 }
 
-impl<T: Elem> Epilogue<'_, T> {
+impl Epilogue<'_> {
     #[inline(always)]
-    fn store(&self, sum: f32, column: usize, out: &mut T) {
-        let mut sum = sum;
-        if let Some(bias) = self.bias {
-            sum += bias[column].to_f32();
+    fn store(&self, sum: f32, column: usize, out: &mut f32) {
+        let bias = self.bias.map_or(0.0, |bias| bias[column]);
+        let residual = if self.accumulate { *out } else { 0.0 };
+        *out = sum + bias + residual;
+    }
+}
+
+/// Scales in whatever type they are kept.
+#[derive(Clone, Copy)]
+enum ScaleSlice<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    BF16(&'a [bf16]),
+}
+
+impl<'a> ScaleSlice<'a> {
+    fn of(scales: &'a Buf) -> Result<Self> {
+        Ok(match scales.dtype()? {
+            DType::F32 => Self::F32(scales.host()?),
+            DType::F16 => Self::F16(scales.host()?),
+            DType::BF16 => Self::BF16(scales.host()?),
+        })
+    }
+
+    #[inline(always)]
+    fn get(self, i: usize) -> f32 {
+        match self {
+            Self::F32(s) => s[i],
+            Self::F16(s) => Elem::to_f32(s[i]),
+            Self::BF16(s) => Elem::to_f32(s[i]),
         }
-        if self.accumulate {
-            sum += out.to_f32();
-        }
-        *out = T::from_f32(sum);
     }
 }
 
@@ -138,25 +241,44 @@ fn widen<T: Elem + HostElem>(x: &[T], tokens: usize, k: usize) -> std::borrow::C
 
 /// Rows of weights that are widened as they are read.
 trait Rows: Copy + Sync {
+    /// One row, ready to be read.
+    type Row: Copy;
+    /// Whether codes are multiplied by the scale of their group as they are read.
+    const GROUPED: bool = false;
     /// Columns.
     fn k(&self) -> usize;
-    /// Weights `32 block ..` of `row`.
-    fn load<S: Simd>(&self, s: S, row: usize, block: usize) -> (S::V, S::V);
+    /// Whole blocks that share a scale.
+    fn blocks_per_group(&self) -> usize {
+        usize::MAX
+    }
+    /// A row.
+    fn row(&self, row: usize) -> Self::Row;
+    /// Weights `32 block ..` of a row, before the scale of their group.
+    fn load<S: Simd>(s: S, row: Self::Row, block: usize) -> (S::V, S::V);
+    /// The scale of a group of a row.
+    fn group_scale(_row: Self::Row, _group: usize) -> f32 {
+        1.0
+    }
     /// One weight, for what is left of a row after its last whole block.
-    fn one(&self, row: usize, column: usize) -> f32;
+    fn one(row: Self::Row, column: usize) -> f32;
     /// What the finished sum of `row` is multiplied by.
     fn scale(&self, _row: usize) -> f32 {
         1.0
     }
 }
 
-/// The 32 elements of block `block` of a row that starts at `start`, as two vectors' worth.
+/// Both halves of a block.
 #[inline(always)]
-fn halves<E>(row: &[E], start: usize) -> (&[E; LANES], &[E; LANES]) {
-    let block: &[E; BLOCK] = row[start..start + BLOCK].try_into().expect("a whole block");
+fn halves<E>(block: &[E; BLOCK]) -> (&[E; LANES], &[E; LANES]) {
     let (low, high) = block.split_at(LANES);
-    (low.try_into().expect("half a block"), high.try_into().expect("half a block"))
+    (
+        low.try_into().expect("half a block"),
+        high.try_into().expect("half a block"),
+    )
 }
+
+/// A row of elements: its whole blocks, and what follows them.
+type Blocks<'a, E> = (&'a [[E; BLOCK]], &'a [E]);
 
 #[derive(Clone, Copy)]
 struct Plain<'a, W> {
@@ -164,97 +286,144 @@ struct Plain<'a, W> {
     k: usize,
 }
 
-impl<W: Elem + HostElem> Rows for Plain<'_, W> {
+impl<'a, W: Elem + HostElem> Rows for Plain<'a, W> {
+    type Row = Blocks<'a, W>;
     fn k(&self) -> usize {
         self.k
     }
     #[inline(always)]
-    fn load<S: Simd>(&self, s: S, row: usize, block: usize) -> (S::V, S::V) {
-        let (low, high) = halves(self.w, row * self.k + block * BLOCK);
-        let load = |x: &[W; LANES]| match W::DTYPE {
-            DType::F32 => s.load(bytemuck::cast_ref::<[W; LANES], [f32; LANES]>(x)),
-            DType::F16 => s.load_f16(bytemuck::cast_ref::<[W; LANES], [f16; LANES]>(x)),
-            DType::BF16 => s.load_bf16(bytemuck::cast_ref::<[W; LANES], [bf16; LANES]>(x)),
-        };
-        (load(low), load(high))
+    fn row(&self, row: usize) -> Self::Row {
+        self.w[row * self.k..][..self.k].as_chunks()
     }
-    fn one(&self, row: usize, column: usize) -> f32 {
-        self.w[row * self.k + column].to_f32()
+    #[inline(always)]
+    fn load<S: Simd>(s: S, row: Self::Row, block: usize) -> (S::V, S::V) {
+        let (low, high) = halves(&row.0[block]);
+        (widened(s, low), widened(s, high))
+    }
+    fn one(row: Self::Row, column: usize) -> f32 {
+        row.1[column % BLOCK].to_f32()
+    }
+}
+
+/// Sixteen plain weights as f32.
+#[inline(always)]
+fn widened<S: Simd, W: Elem + HostElem>(s: S, x: &[W; LANES]) -> S::V {
+    match W::DTYPE {
+        DType::F32 => s.load(bytemuck::cast_ref::<[W; LANES], [f32; LANES]>(x)),
+        DType::F16 => s.load_f16(bytemuck::cast_ref::<[W; LANES], [f16; LANES]>(x)),
+        DType::BF16 => s.load_bf16(bytemuck::cast_ref::<[W; LANES], [bf16; LANES]>(x)),
     }
 }
 
 #[derive(Clone, Copy)]
-struct Int8<'a, S> {
+struct Int8<'a> {
     codes: &'a [u8],
-    scales: &'a [S],
+    scales: ScaleSlice<'a>,
     k: usize,
 }
 
-impl<E: Elem> Rows for Int8<'_, E> {
+impl<'a> Rows for Int8<'a> {
+    type Row = Blocks<'a, u8>;
     fn k(&self) -> usize {
         self.k
     }
     #[inline(always)]
-    fn load<S: Simd>(&self, s: S, row: usize, block: usize) -> (S::V, S::V) {
-        let (low, high) = halves(self.codes, row * self.k + block * BLOCK);
+    fn row(&self, row: usize) -> Self::Row {
+        self.codes[row * self.k..][..self.k].as_chunks()
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, row: Self::Row, block: usize) -> (S::V, S::V) {
+        let (low, high) = halves(&row.0[block]);
         (s.load_i8(low), s.load_i8(high))
     }
-    fn one(&self, row: usize, column: usize) -> f32 {
-        f32::from(self.codes[row * self.k + column].cast_signed())
+    fn one(row: Self::Row, column: usize) -> f32 {
+        f32::from(row.1[column % BLOCK].cast_signed())
     }
     #[inline(always)]
     fn scale(&self, row: usize) -> f32 {
-        self.scales[row].to_f32()
+        self.scales.get(row)
     }
 }
 
 #[derive(Clone, Copy)]
-struct Int4<'a, S> {
+struct Int4<'a> {
     codes: &'a [u8],
-    scales: &'a [S],
+    scales: ScaleSlice<'a>,
     k: usize,
-    group: usize,
+    /// Groups of a row.
+    groups: usize,
 }
 
-impl<E: Elem> Rows for Int4<'_, E> {
+/// A row of nibbles: sixteen bytes a block, and where its scales are.
+#[derive(Clone, Copy)]
+struct NibbleRow<'a> {
+    blocks: &'a [[u8; LANES]],
+    scales: ScaleSlice<'a>,
+    first_scale: usize,
+}
+
+impl<'a> Rows for Int4<'a> {
+    type Row = NibbleRow<'a>;
+    const GROUPED: bool = true;
     fn k(&self) -> usize {
         self.k
     }
-    #[inline(always)]
-    fn load<S: Simd>(&self, s: S, row: usize, block: usize) -> (S::V, S::V) {
-        let start = row * (self.k / 2) + block * LANES;
-        let bytes = self.codes[start..start + LANES].try_into().expect("a whole block");
-        let (low, high) = s.load_nibbles(bytes);
-        let scale = self.scales[row * (self.k / self.group) + block * BLOCK / self.group];
-        let scale = s.splat(scale.to_f32());
-        (s.mul(low, scale), s.mul(high, scale))
+    fn blocks_per_group(&self) -> usize {
+        self.k / self.groups / BLOCK
     }
-    fn one(&self, _row: usize, _column: usize) -> f32 {
+    #[inline(always)]
+    fn row(&self, row: usize) -> Self::Row {
+        let blocks = self.codes[row * self.k / 2..][..self.k / 2].as_chunks().0;
+        NibbleRow {
+            blocks,
+            scales: self.scales,
+            first_scale: row * self.groups,
+        }
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, row: Self::Row, block: usize) -> (S::V, S::V) {
+        s.load_nibbles(&row.blocks[block])
+    }
+    #[inline(always)]
+    fn group_scale(row: Self::Row, group: usize) -> f32 {
+        row.scales.get(row.first_scale + group)
+    }
+    fn one(_row: Self::Row, _column: usize) -> f32 {
         unreachable!("four-bit rows are whole blocks")
     }
 }
 
 /// A product whose input is ready.
 #[derive(Clone, Copy)]
-struct Job<'a, T> {
+struct Job<'a> {
     /// `[tokens, k padded to 32]`.
     x: &'a [f32],
     tokens: usize,
     plan: LinearPlan,
     n: usize,
-    epilogue: Epilogue<'a, T>,
+    epilogue: Epilogue<'a>,
 }
 
-impl<T: Elem> Job<'_, T> {
-    fn run<R: Rows>(self, rows: R, out: &mut [T]) {
+impl Job<'_> {
+    fn run<R: Rows>(self, rows: R, out: &mut [f32]) {
         let tile = match self.plan {
             LinearPlan::Vector => TASK_ROWS,
             LinearPlan::Panels { rows } => rows,
         };
-        for_column_tiles(out, self.n, tile, |columns| match self.plan {
-            LinearPlan::Vector => dispatch(VectorTask { job: self, rows, columns }),
+        let each = tile * rows.k() * self.tokens;
+        for_column_tiles(out, self.n, tile, each, |columns| match self.plan {
+            LinearPlan::Vector => dispatch(VectorTask {
+                job: self,
+                rows,
+                columns,
+            }),
             LinearPlan::Panels { .. } => PANEL.with_borrow_mut(|panel| {
-                dispatch(PanelTask { job: self, rows, columns, panel });
+                dispatch(PanelTask {
+                    job: self,
+                    rows,
+                    columns,
+                    panel,
+                });
             }),
         });
     }
@@ -266,89 +435,113 @@ thread_local! {
 }
 
 /// One token times some rows.
-struct VectorTask<'a, T, R> {
-    job: Job<'a, T>,
+struct VectorTask<'a, R> {
+    job: Job<'a>,
     rows: R,
-    columns: Columns<'a, T>,
+    columns: Columns<'a, f32>,
 }
 
-impl<T: Elem, R: Rows> Work for VectorTask<'_, T, R> {
+impl<R: Rows> Work for VectorTask<'_, R> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let range = self.columns.range();
         let mut row = range.start;
         while row + CHAINS <= range.end {
-            let sums = dots::<S, R, CHAINS>(s, self.rows, row, self.job.x);
+            let sums = dots::<S, R, CHAINS>(s, &self.rows, row, self.job.x);
             self.store(row, &sums);
             row += CHAINS;
         }
         while row < range.end {
-            let sums = dots::<S, R, 1>(s, self.rows, row, self.job.x);
+            let sums = dots::<S, R, 1>(s, &self.rows, row, self.job.x);
             self.store(row, &sums);
             row += 1;
         }
     }
 }
 
-impl<T: Elem, R: Rows> VectorTask<'_, T, R> {
+impl<R: Rows> VectorTask<'_, R> {
     #[inline(always)]
     fn store(&mut self, row: usize, sums: &[f32]) {
         let first = self.columns.range().start;
         let out = self.columns.row(0);
         for (i, sum) in (row..).zip(sums) {
-            self.job.epilogue.store(sum * self.rows.scale(i), i, &mut out[i - first]);
+            self.job
+                .epilogue
+                .store(sum * self.rows.scale(i), i, &mut out[i - first]);
         }
     }
 }
 
-/// The products of `N` rows from `row` on with one `x` (padded).
+/// The products of `N` rows from `first` on with one `x` (padded).
 #[inline(always)]
-fn dots<S: Simd, R: Rows, const N: usize>(s: S, rows: R, row: usize, x: &[f32]) -> [f32; N] {
+fn dots<S: Simd, R: Rows, const N: usize>(s: S, rows: &R, first: usize, x: &[f32]) -> [f32; N] {
     let k = rows.k();
+    let (x, _) = x.as_chunks::<BLOCK>();
+    let whole = &x[..k / BLOCK];
+    let mut row = [rows.row(first); N];
+    for (i, row) in row.iter_mut().enumerate() {
+        *row = rows.row(first + i);
+    }
     let mut sums = [s.splat(0.0); N];
-    for (block, x) in x.as_chunks::<BLOCK>().0.iter().take(k / BLOCK).enumerate() {
-        let (low, high) = halves(x, 0);
-        let (low, high) = (s.load(low), s.load(high));
-        for (i, sum) in sums.iter_mut().enumerate() {
-            let (w_low, w_high) = rows.load(s, row + i, block);
-            *sum = s.fma(w_low, low, *sum);
-            *sum = s.fma(w_high, high, *sum);
+    let mut block = 0;
+    for (group, xs) in whole.chunks(rows.blocks_per_group()).enumerate() {
+        let mut scales = [s.splat(1.0); N];
+        if R::GROUPED {
+            for i in 0..N {
+                scales[i] = s.splat(R::group_scale(row[i], group));
+            }
+        }
+        for x in xs {
+            let (low, high) = halves(x);
+            let (low, high) = (s.load(low), s.load(high));
+            for i in 0..N {
+                let (mut w_low, mut w_high) = R::load(s, row[i], block);
+                if R::GROUPED {
+                    (w_low, w_high) = (s.mul(w_low, scales[i]), s.mul(w_high, scales[i]));
+                }
+                sums[i] = s.fma(w_low, low, sums[i]);
+                sums[i] = s.fma(w_high, high, sums[i]);
+            }
+            block += 1;
         }
     }
     if !k.is_multiple_of(BLOCK) {
-        let start = k / BLOCK * BLOCK;
-        let (low, high) = halves(x, start);
+        let (low, high) = halves(&x[block]);
         let (low, high) = (s.load(low), s.load(high));
-        for (i, sum) in sums.iter_mut().enumerate() {
-            let rest = rest(rows, row + i, start);
-            let (w_low, w_high) = halves(&rest, 0);
-            *sum = s.fma(s.load(w_low), low, *sum);
-            *sum = s.fma(s.load(w_high), high, *sum);
+        for i in 0..N {
+            let rest = rest::<R>(row[i], k);
+            let (w_low, w_high) = halves(&rest);
+            sums[i] = s.fma(s.load(w_low), low, sums[i]);
+            sums[i] = s.fma(s.load(w_high), high, sums[i]);
         }
     }
-    sums.map(|sum| s.sum(sum))
+    let mut out = [0.0; N];
+    for i in 0..N {
+        out[i] = s.sum(sums[i]);
+    }
+    out
 }
 
 /// What follows the last whole block of a row, padded with zeros.
 #[inline(never)]
-fn rest<R: Rows>(rows: R, row: usize, start: usize) -> [f32; BLOCK] {
+fn rest<R: Rows>(row: R::Row, k: usize) -> [f32; BLOCK] {
     let mut rest = [0.0; BLOCK];
-    for (w, column) in rest.iter_mut().zip(start..rows.k()) {
-        *w = rows.one(row, column);
+    for (w, column) in rest.iter_mut().zip(k / BLOCK * BLOCK..k) {
+        *w = R::one(row, column);
     }
     rest
 }
 
 /// Many tokens times a panel of rows.
-struct PanelTask<'a, 'p, T, R> {
-    job: Job<'a, T>,
+struct PanelTask<'a, 'p, R> {
+    job: Job<'a>,
     rows: R,
-    columns: Columns<'a, T>,
+    columns: Columns<'a, f32>,
     panel: &'p mut Vec<f32>,
 }
 
-impl<T: Elem, R: Rows> Work for PanelTask<'_, '_, T, R> {
+impl<R: Rows> Work for PanelTask<'_, '_, R> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
@@ -370,30 +563,46 @@ impl<T: Elem, R: Rows> Work for PanelTask<'_, '_, T, R> {
     }
 }
 
-impl<T: Elem, R: Rows> PanelTask<'_, '_, T, R> {
+impl<R: Rows> PanelTask<'_, '_, R> {
     /// Widens this task's rows into the panel; missing rows of the last tile are zeros.
     #[inline(always)]
     fn fill<S: Simd>(&mut self, s: S, padded: usize) {
         let range = self.columns.range();
         let k = self.rows.k();
         self.panel.clear();
-        self.panel.resize(range.len().next_multiple_of(TILE) * padded, 0.0);
+        self.panel
+            .resize(range.len().next_multiple_of(TILE) * padded, 0.0);
         for (row, wide) in range.zip(self.panel.chunks_exact_mut(padded)) {
-            let (blocks, _) = wide.as_chunks_mut::<LANES>();
-            for block in 0..k / BLOCK {
-                let (low, high) = self.rows.load(s, row, block);
-                s.store(low, &mut blocks[2 * block]);
-                s.store(high, &mut blocks[2 * block + 1]);
+            let row = self.rows.row(row);
+            let (whole, _) = wide[..k / BLOCK * BLOCK].as_chunks_mut::<BLOCK>();
+            let mut block = 0;
+            for (group, wide) in whole.chunks_mut(self.rows.blocks_per_group()).enumerate() {
+                let scale = s.splat(R::group_scale(row, group));
+                for wide in wide {
+                    let (mut low, mut high) = R::load(s, row, block);
+                    if R::GROUPED {
+                        (low, high) = (s.mul(low, scale), s.mul(high, scale));
+                    }
+                    let (out_low, out_high) = wide.split_at_mut(LANES);
+                    s.store(low, out_low.try_into().expect("half a block"));
+                    s.store(high, out_high.try_into().expect("half a block"));
+                    block += 1;
+                }
             }
             if !k.is_multiple_of(BLOCK) {
-                let start = k / BLOCK * BLOCK;
-                wide[start..].copy_from_slice(&rest(self.rows, row, start));
+                wide[k / BLOCK * BLOCK..].copy_from_slice(&rest::<R>(row, k));
             }
         }
     }
 
     #[inline(always)]
-    fn tokens<S: Simd, const M: usize>(&mut self, s: S, panel: &[f32], token: usize, padded: usize) {
+    fn tokens<S: Simd, const M: usize>(
+        &mut self,
+        s: S,
+        panel: &[f32],
+        token: usize,
+        padded: usize,
+    ) {
         let range = self.columns.range();
         let x: [&[f32]; M] = std::array::from_fn(|i| &self.job.x[(token + i) * padded..][..padded]);
         for (tile, w) in panel.chunks_exact(TILE * padded).enumerate() {
@@ -404,7 +613,9 @@ impl<T: Elem, R: Rows> PanelTask<'_, '_, T, R> {
                 let out = self.columns.row(token + i);
                 for (column, sum) in columns.clone().zip(sums) {
                     let row = range.start + column;
-                    self.job.epilogue.store(sum * self.rows.scale(row), row, &mut out[column]);
+                    self.job
+                        .epilogue
+                        .store(sum * self.rows.scale(row), row, &mut out[column]);
                 }
             }
         }
@@ -413,37 +624,50 @@ impl<T: Elem, R: Rows> PanelTask<'_, '_, T, R> {
 
 /// `M` tokens times four rows, all of the same padded length.
 #[inline(always)]
-fn tile_of_dots<S: Simd, const M: usize>(s: S, x: [&[f32]; M], w: [&[f32]; TILE]) -> [[f32; TILE]; M] {
+fn tile_of_dots<S: Simd, const M: usize>(
+    s: S,
+    x: [&[f32]; M],
+    w: [&[f32]; TILE],
+) -> [[f32; TILE]; M] {
     let steps = w[0].len() / LANES;
     let x = x.map(|x| &x.as_chunks::<LANES>().0[..steps]);
     let w = w.map(|w| &w.as_chunks::<LANES>().0[..steps]);
     let mut sums = [[s.splat(0.0); TILE]; M];
     for step in 0..steps {
-        let w = w.map(|w| s.load(&w[step]));
+        let mut wide = [s.splat(0.0); TILE];
+        for (wide, w) in wide.iter_mut().zip(w) {
+            *wide = s.load(&w[step]);
+        }
         for (sums, x) in sums.iter_mut().zip(x) {
             let x = s.load(&x[step]);
-            for (sum, w) in sums.iter_mut().zip(w) {
+            for (sum, w) in sums.iter_mut().zip(wide) {
                 *sum = s.fma(w, x, *sum);
             }
         }
     }
-    sums.map(|sums| sums.map(|sum| s.sum(sum)))
+    let mut out = [[0.0; TILE]; M];
+    for (out, sums) in out.iter_mut().zip(sums) {
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = s.sum(sum);
+        }
+    }
+    out
 }
 
 /// Tokens of int8 codes times some rows of int8 codes.
-struct IntegerTask<'a, T, S> {
+struct IntegerTask<'a> {
     /// `[tokens, k padded to 32]`.
     x: &'a [i16],
     x_scales: &'a [f32],
     tokens: usize,
     codes: &'a [u8],
-    scales: &'a [S],
+    scales: ScaleSlice<'a>,
     k: usize,
-    epilogue: Epilogue<'a, T>,
-    columns: Columns<'a, T>,
+    epilogue: Epilogue<'a>,
+    columns: Columns<'a, f32>,
 }
 
-impl<T: Elem, E: Elem> Work for IntegerTask<'_, T, E> {
+impl Work for IntegerTask<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
@@ -468,7 +692,7 @@ impl<T: Elem, E: Elem> Work for IntegerTask<'_, T, E> {
     }
 }
 
-impl<T: Elem, E: Elem> IntegerTask<'_, T, E> {
+impl IntegerTask<'_> {
     #[inline(always)]
     fn tokens<S: Simd, const M: usize>(
         &mut self,
@@ -481,7 +705,9 @@ impl<T: Elem, E: Elem> IntegerTask<'_, T, E> {
         let steps = padded / BLOCK;
         let w = w.map(|w| &w.as_chunks::<BLOCK>().0[..steps]);
         let x: [_; M] = std::array::from_fn(|i| {
-            &self.x[(token + i) * padded..][..padded].as_chunks::<BLOCK>().0[..steps]
+            &self.x[(token + i) * padded..][..padded]
+                .as_chunks::<BLOCK>()
+                .0[..steps]
         });
         let mut sums = [[s.zero_i(); TILE]; M];
         for step in 0..steps {
@@ -496,7 +722,7 @@ impl<T: Elem, E: Elem> IntegerTask<'_, T, E> {
             let x_scale = self.x_scales[token + i];
             let out = self.columns.row(token + i);
             for (row, sum) in rows.clone().zip(sums) {
-                let sum = s.sum_i(sum) as f32 * x_scale * self.scales[row].to_f32();
+                let sum = s.sum_i(sum) as f32 * x_scale * self.scales.get(row);
                 self.epilogue.store(sum, row, &mut out[row - start]);
             }
         }

@@ -1,8 +1,6 @@
 //! `out = x Wᵀ (+ bias) (+ out)`: nearly all bytes and all arithmetic of a language model.
 
 mod cpu;
-#[cfg(feature = "cuda")]
-mod launch;
 
 use super::device::{Buf, Device, with_dtype};
 use super::{Cost, check_len};
@@ -99,7 +97,9 @@ impl Linear {
         let (m, n, k) = (self.tokens as f64, weight.n as f64, weight.k as f64);
         let out = m * n * act.size() as f64;
         Cost {
-            read: weight.bytes() as f64 + m * k * act.size() as f64 + if self.accumulate { out } else { 0.0 },
+            read: weight.bytes() as f64
+                + m * k * act.size() as f64
+                + if self.accumulate { out } else { 0.0 },
             written: out,
             flops: 2.0 * m * n * k,
         }
@@ -114,7 +114,9 @@ impl Linear {
         // Four panels a thread even out threads that start late.
         let fair = n.div_ceil(4 * threads.max(1));
         let rows = fits.min(fair).clamp(cpu::TILE, 64);
-        LinearPlan::Panels { rows: rows / cpu::TILE * cpu::TILE }
+        LinearPlan::Panels {
+            rows: rows / cpu::TILE * cpu::TILE,
+        }
     }
 
     /// Computes `out [tokens, n] = input Wᵀ`, plus `bias [n]`, plus `out` itself if it accumulates. Sums are f32 (or
@@ -151,7 +153,7 @@ impl Linear {
                 })
             }
             #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => self.launch(gpu, input, weight, bias, out),
+            Device::Cuda(gpu) => super::cuda::linear(gpu, self, input, weight, bias, out),
         }
     }
 }

@@ -1,14 +1,32 @@
-// quantize_weight: round to nearest, symmetric, in the layouts of common/weight.cuh.
+// Symmetric rounding to nearest (RTN) of weights, and of a product's input token by token.
 //
-//   w [n, k] · scales [n, k / group] of w's type · codes i8 [n, k], or for four bits u8 [n, k / 2]
+// quantize_int8_<type>   w [groups, group] to scales [groups] of w's type and codes i8 [groups, group]
+// quantize_int4_<type>   the same with codes u8 [groups, group / 2] in the layout of common/weight.cuh; group a multiple
+//                        of 32
 //   scale = max |w| of the group / 127.5 (7.5 for four bits), rounded to w's type; 1 if that is zero
 //   q = clamp(round_half_even(w / scale rounded to w's type), -128, 127) ((-8, 7) for four bits)
+//   The groups of a matrix [n, k] lie one after another. One warp per group.
+//
+// quantize_act_<type>    x [T, width] to scales f32 [T] and codes i8 [T, width]
+//   scale = max |x| / 127.5 (1 for a row of zeros), q = clamp(round_half_even(x / scale), -128, 127)
+//   One block per token.
 //
 // The half range is 127.5, not 127: the code of the largest magnitude is then off by half a step whichever its sign.
-// A group with a NaN or an infinity gets a scale that is not finite.
-// Kernels: quantize_int8_<type>, quantize_int4_<type>. One warp per group.
-#include "common/quantize.cuh"
+// Source of the formulas: compressed-tensors, quantization/utils/helpers.py. A group or row with a NaN or an infinity
+// gets a scale that is not finite, so that it stays visible in the product.
+#include "common/elem.cuh"
 #include "common/reduce.cuh"
+
+// The scale of values up to `largest` in magnitude, in the precision of T; 1 where it would be zero.
+template <class T> __device__ float scale_for(float largest, float half_range) {
+    const float scale = round_to<T>(largest / half_range);
+    return scale == 0.0f ? 1.0f : scale;
+}
+
+// The integer nearest to `x` (half to even) within [low, high].
+__device__ inline int nearest_code(float x, int low, int high) {
+    return max(low, min(high, __float2int_rn(x)));
+}
 
 // The scale of the `group` weights at `w`; the whole warp takes part.
 template <class T> __device__ float group_scale(const T* w, unsigned group, float half_range) {
@@ -53,7 +71,22 @@ __device__ void quantize_int4(const T* w, unsigned char* codes, T* scales, size_
     if (lane_id() == 0) scales[g] = from_f32<T>(scale);
 }
 
-#define KERNEL(T)                                                                                                      \
+template <class T>
+__device__ void quantize_act(const T* __restrict__ x, signed char* __restrict__ codes, float* __restrict__ scales,
+                             unsigned width) {
+    const size_t row = static_cast<size_t>(blockIdx.x) * width;
+    float largest = 0.0f;
+    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
+        largest = MaxOrNan()(largest, fabsf(to_f32(x[row + i])));
+    }
+    const float scale = scale_for<f32>(block_reduce(largest, MaxOrNan()), 127.5f);
+    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
+        codes[row + i] = static_cast<signed char>(nearest_code(to_f32(x[row + i]) / scale, -128, 127));
+    }
+    if (threadIdx.x == 0) scales[blockIdx.x] = scale;
+}
+
+#define KERNELS(T)                                                                                                     \
     extern "C" __global__ void quantize_int8_##T(const T* w, signed char* codes, T* scales, size_t groups,             \
                                                  unsigned group) {                                                     \
         quantize_int8(w, codes, scales, groups, group);                                                                \
@@ -61,5 +94,8 @@ __device__ void quantize_int4(const T* w, unsigned char* codes, T* scales, size_
     extern "C" __global__ void quantize_int4_##T(const T* w, unsigned char* codes, T* scales, size_t groups,           \
                                                  unsigned group) {                                                     \
         quantize_int4(w, codes, scales, groups, group);                                                                \
+    }                                                                                                                  \
+    extern "C" __global__ void quantize_act_##T(const T* x, signed char* codes, float* scales, unsigned width) {       \
+        quantize_act(x, codes, scales, width);                                                                         \
     }
-FOR_EACH_ELEM(KERNEL)
+FOR_EACH_ELEM(KERNELS)

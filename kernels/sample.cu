@@ -1,0 +1,73 @@
+// What is read off logits: the most likely token, and the log-probability of a given one. One block per row.
+//
+// argmax_<type>     x [rows, width] to u32 [rows]: the index of the largest element; of equal ones the lowest. NaN counts
+//                   only where there is nothing else, and then the answer is 0xffffffff.
+// log_prob_<type>   logits [rows, width] and targets u32 [rows] to f32 [rows]: the logarithm of the softmax at the target,
+//                     (x[target] - max x) - log(sum_i exp(x_i - max x))
+//                   Exponentials are f32; their sum, its logarithm and the difference are f64, because a sum over a
+//                   vocabulary of 10^5 in f32 would lose up to four digits that a perplexity is meant to resolve. A NaN
+//                   anywhere makes the result NaN, and so does a target outside the row.
+#include "common/elem.cuh"
+#include "common/reduce.cuh"
+
+constexpr unsigned NONE = 0xffffffffu;
+
+struct Best {
+    float value;
+    unsigned index; // NONE before any number was seen
+
+    // Whether this one goes before `other`. NONE is the largest index, and any number goes before it.
+    __device__ bool beats(const Best& other) const {
+        if (other.index == NONE || index == NONE) return index < other.index;
+        return value > other.value || (value == other.value && index < other.index);
+    }
+};
+
+__device__ inline Best better(const Best& a, const Best& b) { return b.beats(a) ? b : a; }
+
+template <class T>
+__device__ void argmax(const T* __restrict__ x, unsigned* __restrict__ out, unsigned width) {
+    __shared__ Best partial[WARP];
+    const size_t r = blockIdx.x;
+    Best best = {0.0f, NONE};
+    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
+        const float value = to_f32(x[r * width + i]);
+        if (!isnan(value)) best = better(best, {value, i});
+    }
+    for (unsigned distance = WARP / 2; distance > 0; distance /= 2) {
+        best = better(best, {__shfl_xor_sync(ALL_LANES, best.value, distance),
+                             __shfl_xor_sync(ALL_LANES, best.index, distance)});
+    }
+    if (lane_id() == 0) partial[warp_id()] = best;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (unsigned i = 1; i < blockDim.x / WARP; i++) best = better(best, partial[i]);
+        out[r] = best.index;
+    }
+}
+
+template <class T>
+__device__ void log_prob(const T* __restrict__ logits, const unsigned* __restrict__ targets, float* __restrict__ out,
+                         unsigned width) {
+    const T* x = logits + static_cast<size_t>(blockIdx.x) * width;
+    float largest = -INFINITY;
+    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) largest = MaxOrNan()(largest, to_f32(x[i]));
+    largest = block_reduce(largest, MaxOrNan());
+
+    double sum = 0.0;
+    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) sum += expf(to_f32(x[i]) - largest);
+    sum = block_reduce(sum, Sum());
+
+    if (threadIdx.x == 0) {
+        const unsigned target = targets[blockIdx.x];
+        const float value = target < width ? to_f32(x[target]) : nanf("");
+        out[blockIdx.x] = static_cast<float>(static_cast<double>(value) - largest - log(sum));
+    }
+}
+
+#define KERNELS(T)                                                                                                     \
+    extern "C" __global__ void argmax_##T(const T* x, unsigned* out, unsigned width) { argmax(x, out, width); }        \
+    extern "C" __global__ void log_prob_##T(const T* logits, const unsigned* targets, float* out, unsigned width) {    \
+        log_prob(logits, targets, out, width);                                                                         \
+    }
+FOR_EACH_ELEM(KERNELS)

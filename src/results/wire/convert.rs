@@ -1,0 +1,257 @@
+//! Between the wire and the domain, both ways. Conversions take every struct apart, so that a field forgotten on one side
+//! does not compile.
+
+use super::super::record as domain;
+use super::{
+    Amount, Body, Cell, Check, Divergence, Energy, EnergyUse, Load, Loaded, Memory, Model, Outcome,
+    Perplexity, QualityTask, Record, Scheme, Segment, Speed, Subject, Text, Trial, Verification,
+    Version,
+};
+use crate::units::{Bytes, Joules, Seconds, Watts};
+
+/// Both directions of a conversion between structs whose fields correspond one to one: `wire_name = domain_name`, with
+/// the unit type that the domain wraps around the number where it does, or `_` where the field has a conversion of its
+/// own.
+macro_rules! mirror {
+    ($name:ident { $($wire:ident = $field:ident $(: $kind:tt)?),+ $(,)? }) => {
+        impl From<domain::$name> for $name {
+            fn from(value: domain::$name) -> Self {
+                let domain::$name { $($field),+ } = value;
+                Self { $($wire: mirror!(@out $field $($kind)?)),+ }
+            }
+        }
+
+        impl From<$name> for domain::$name {
+            fn from(value: $name) -> Self {
+                let $name { $($wire),+ } = value;
+                Self { $($field: mirror!(@in $wire $($kind)?)),+ }
+            }
+        }
+    };
+    (@out $value:ident) => { $value };
+    (@in $value:ident) => { $value };
+    (@out $value:ident _) => { $value.into() };
+    (@in $value:ident _) => { $value.into() };
+    (@out $value:ident each) => { $value.into_iter().map(Into::into).collect() };
+    (@in $value:ident each) => { $value.into_iter().map(Into::into).collect() };
+    (@out $value:ident [$unit:ident]) => { $value.into_iter().map(|x| x.0).collect() };
+    (@in $value:ident [$unit:ident]) => { $value.into_iter().map($unit).collect() };
+    (@out $value:ident (Option $unit:ident)) => { $value.map(|x| x.0) };
+    (@in $value:ident (Option $unit:ident)) => { $value.map($unit) };
+    (@out $value:ident maybe) => { $value.map(Into::into) };
+    (@in $value:ident maybe) => { $value.map(Into::into) };
+    (@out $value:ident $unit:ident) => { $value.0 };
+    (@in $value:ident $unit:ident) => { $unit($value) };
+}
+
+mirror!(Subject {
+    model = model: _,
+    variant = variant,
+    scheme = scheme: _,
+    activation_dtype = activation_dtype,
+    engine = engine,
+    device = device,
+    tool_version = tool_version,
+});
+mirror!(Model {
+    name = name,
+    revision = revision,
+    digest = digest,
+    tokenizer_digest = tokenizer_digest,
+    parameters = parameters,
+});
+mirror!(Scheme {
+    bits = bits,
+    group_size = group_size,
+    symmetric = symmetric,
+    activations = activations,
+    method = method,
+    scale_dtype = scale_dtype,
+});
+mirror!(Loaded {
+    weight_bytes = weight_bytes: Bytes,
+    linear_bytes = linear_bytes: Bytes,
+    groups_used = groups_used,
+    load = load: _,
+    verification = verification: _,
+});
+mirror!(Load {
+    load_s = time: Seconds,
+    read_bytes = read: Bytes,
+    peak_host_bytes = peak_host: (Option Bytes),
+});
+mirror!(Check { name = name, passed = passed, detail = detail });
+mirror!(QualityTask { protocol = protocol, context = context, text = text: _ });
+mirror!(Text { name = name, digest = digest });
+mirror!(Perplexity {
+    segments = segments: each,
+    tokens_total = tokens_total,
+    bytes_scored = bytes_scored,
+    divergence = divergence: maybe,
+});
+mirror!(Segment { nll = nll, tokens = tokens });
+mirror!(Divergence {
+    mean_kl = mean_kl,
+    stderr = stderr,
+    top1_agreement = top1_agreement,
+    tokens = tokens,
+});
+mirror!(Cell {
+    batch = batch,
+    prompt_tokens = prompt,
+    generated_tokens = generate,
+    depth = depth,
+});
+mirror!(Speed {
+    trials = trials: each,
+    warmup_trials = warmup_trials,
+    stop_reason = stop_reason,
+    memory = memory: _,
+    energy = energy: _,
+});
+mirror!(Trial {
+    ttft_s = ttft: Seconds,
+    prefill_s = prefill: Seconds,
+    decode_s = decode: Seconds,
+    e2e_s = e2e: Seconds,
+    itl_s = itl: [Seconds],
+});
+mirror!(Memory {
+    weights = weights: _,
+    kv = kv: _,
+    activations = activations: _,
+    total = total: _,
+});
+mirror!(Amount {
+    predicted_bytes = predicted: (Option Bytes),
+    measured_bytes = measured: (Option Bytes),
+});
+mirror!(EnergyUse {
+    prefill_joules = prefill: Joules,
+    decode_joules = decode: Joules,
+    prefill_window_s = prefill_time: Seconds,
+    decode_window_s = decode_time: Seconds,
+    prompt_tokens = prompt_tokens,
+    generated_tokens = generated_tokens,
+    mean_watts = mean_power: (Option Watts),
+    idle_watts = idle_power: (Option Watts),
+    sm_clock_mhz = sm_clock_mhz,
+    memory_clock_mhz = memory_clock_mhz,
+    temperature_c = temperature_c,
+    throttle_reasons = throttle_reasons,
+});
+
+impl From<domain::Verification> for Verification {
+    fn from(value: domain::Verification) -> Self {
+        Self {
+            passed: value.passed(),
+            checks: value.checks.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<Verification> for domain::Verification {
+    fn from(value: Verification) -> Self {
+        // `passed` is for readers of the file; here it follows from the checks.
+        let Verification { passed: _, checks } = value;
+        Self {
+            checks: checks.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<domain::Energy> for Energy {
+    fn from(value: domain::Energy) -> Self {
+        match value {
+            domain::Energy::Unavailable { reason } => Self::Unavailable { reason },
+            domain::Energy::Measured(energy) => Self::Measured(energy.into()),
+        }
+    }
+}
+
+impl From<Energy> for domain::Energy {
+    fn from(value: Energy) -> Self {
+        match value {
+            Energy::Unavailable { reason } => Self::Unavailable { reason },
+            Energy::Measured(energy) => Self::Measured(energy.into()),
+        }
+    }
+}
+
+impl<D: Into<W>, W> From<Result<D, domain::Failure>> for Outcome<W> {
+    fn from(value: Result<D, domain::Failure>) -> Self {
+        match value {
+            Ok(result) => Self::Ok {
+                result: result.into(),
+            },
+            Err(domain::Failure { reason }) => Self::Failed { reason },
+        }
+    }
+}
+
+impl<W> Outcome<W> {
+    fn into_result<D: From<W>>(self) -> Result<D, domain::Failure> {
+        match self {
+            Self::Ok { result } => Ok(result.into()),
+            Self::Failed { reason } => Err(domain::Failure { reason }),
+        }
+    }
+}
+
+impl From<domain::Record> for Record {
+    fn from(value: domain::Record) -> Self {
+        let domain::Record {
+            key,
+            subject,
+            loaded,
+            body,
+        } = value;
+        let body = match body {
+            domain::Body::Quality { task, outcome } => Body::Quality {
+                task: task.into(),
+                outcome: outcome.into(),
+            },
+            domain::Body::Speed { cell, outcome } => Body::Speed {
+                cell: cell.into(),
+                outcome: outcome.into(),
+            },
+        };
+        Self {
+            schema: Version::V1,
+            key: key.0,
+            subject: subject.into(),
+            loaded: loaded.map(Into::into),
+            body,
+            checksum: None,
+        }
+    }
+}
+
+impl From<Record> for domain::Record {
+    fn from(value: Record) -> Self {
+        let Record {
+            schema: Version::V1,
+            key,
+            subject,
+            loaded,
+            body,
+            checksum: _,
+        } = value;
+        let body = match body {
+            Body::Quality { task, outcome } => domain::Body::Quality {
+                task: task.into(),
+                outcome: outcome.into_result(),
+            },
+            Body::Speed { cell, outcome } => domain::Body::Speed {
+                cell: cell.into(),
+                outcome: outcome.into_result(),
+            },
+        };
+        Self {
+            key: domain::Key(key),
+            subject: subject.into(),
+            loaded: loaded.map(Into::into),
+            body,
+        }
+    }
+}
