@@ -416,7 +416,7 @@ fn integer_product(device: &Device, [tokens, n, k]: [usize; 3], extreme: bool) {
         }
     };
     let (x, w) = (codes(tokens * k), codes(n * k));
-    let two = |i: usize| 2.0_f32.powi(i32::try_from(i % 5).unwrap() - 9);
+    let two = |i: usize| 2.0_f32.powi(i32::try_from(i % 3).unwrap() - 6);
     let x_scales: Vec<f32> = (0..tokens).map(two).collect();
     let w_scales: Vec<f32> = (0..n).map(|i| two(i + 2)).collect();
     let bytes = |codes: &[i8]| codes.iter().map(|q| q.cast_unsigned()).collect::<Vec<u8>>();

@@ -85,8 +85,7 @@ impl Progress {
     fn time_left(&self, overall: f64) -> Option<Seconds> {
         let done = overall - self.resumed;
         let elapsed = self.begin.elapsed().as_secs_f64();
-        (done > 0.01 && elapsed > 1.0)
-            .then(|| Seconds((elapsed / done * (1.0 - overall)).max(0.0)))
+        (done > 0.01 && elapsed > 1.0).then(|| Seconds((elapsed / done * (1.0 - overall)).max(0.0)))
     }
 }
 

@@ -28,12 +28,21 @@ pub(super) fn quality_with_error(axis: QualityAxis, value: f64, stderr: Option<f
 
 /// A difference of perplexities, with its sign: three digits after the point where it is small.
 pub(super) fn difference(value: f64) -> String {
-    match value.abs() {
+    let [shown] = differences([value]);
+    shown
+}
+
+/// Differences that belong together, all with the digits of the largest.
+pub(super) fn differences<const N: usize>(values: [f64; N]) -> [String; N] {
+    let largest = values
+        .iter()
+        .fold(0.0, |most: f64, value| most.max(value.abs()));
+    values.map(|value| match largest {
         a if a < 0.9995 => format!("{value:+.3}"),
         a if a < 99.995 => format!("{value:+.2}"),
         a if a < 1e6 => format!("{value:+.0}"),
         _ => format!("{value:+.1e}"),
-    }
+    })
 }
 
 /// A ratio to a base as a change in percent, with its sign.
@@ -161,6 +170,7 @@ mod tests {
             ["+0.11 %", "+25.0 %", "×40.0"]
         );
         assert_eq!([1.834, 12.34].map(factor), ["1.83×", "12.3×"]);
+        assert_eq!(differences([149.2, 72.91, 218.4]), ["+149", "+73", "+218"]);
         let ends = |low, high| Some(Interval { low, high });
         assert_eq!(with_half_width(2271.0, ends(2148.0, 2412.0)), "2271 ±6 %");
         assert_eq!(with_half_width(50.0, ends(49.8, 50.2)), "50.0 ±0.4 %");

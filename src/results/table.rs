@@ -170,13 +170,12 @@ fn interval(perplexity: &Perplexity) -> String {
     let Some(delta) = perplexity.delta_vs_base else {
         return "base".to_owned();
     };
-    let value = format::difference(delta.value);
     match (delta.ci95_low, delta.ci95_high) {
         (Some(low), Some(high)) => {
-            let [low, high] = [low, high].map(format::difference);
+            let [value, low, high] = format::differences([delta.value, low, high]);
             format!("{value} [{low}, {high}]")
         }
-        _ => value,
+        _ => format::difference(delta.value),
     }
 }
 
@@ -328,7 +327,7 @@ fn notes(study: &Study) -> Vec<String> {
     if study.variants.iter().any(|variant| variant.on_pareto_front) {
         let axis = study.quality_axis.name();
         lines.push(format!(
-            "{MARK} on the Pareto front of {axis} and decode tok/s, by the figures as they stand"
+            "{MARK} on the Pareto front of {axis} and decode tok/s (point estimates)"
         ));
     }
     let mut speeds = study.variants.iter().flat_map(|variant| &variant.speed);

@@ -26,7 +26,7 @@ pub struct Ceiling {
 }
 
 /// Bytes of a streamed buffer: far beyond any cache.
-const CPU_STREAM: usize = 512 << 20;
+const CPU_STREAM: usize = 256 << 20;
 #[cfg(feature = "cuda")]
 const GPU_STREAM: usize = 2 << 30;
 /// Repetitions of each; the first is thrown away.

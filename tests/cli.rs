@@ -1,0 +1,13 @@
+//! The program from outside: what it writes, prints and exits with, for good input and bad.
+
+#[path = "cli/bad_input.rs"]
+mod bad_input;
+#[path = "cli/commands.rs"]
+mod commands;
+#[path = "cli/common.rs"]
+mod common;
+#[cfg(unix)]
+#[path = "cli/interrupt.rs"]
+mod interrupt;
+#[path = "cli/study.rs"]
+mod study;

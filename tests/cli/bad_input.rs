@@ -1,0 +1,344 @@
+//! What goes wrong: one clear line, the right exit code, no panic, nothing left that looks like a result.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tempfile::{TempDir, tempdir};
+
+use super::common::{copy_model, run, words, write_text};
+
+/// A folder with a model and a text in it.
+fn workplace() -> TempDir {
+    let folder = tempdir().unwrap();
+    copy_model(folder.path());
+    write_text(folder.path());
+    folder
+}
+
+const STUDY: &str = "study --model model --text text.txt --ppl-context 64 --ppl-segments 2 --batch 1 --prompt 8 --gen 4 --trials 1 \
+                     --min-time 0 --warmup 0 --device cpu --out out";
+const PPL: &str = "ppl --model model --text text.txt --context 64 --segments 2 --device cpu";
+
+/// Runs `line` in `folder`: it must end with `code`, say every one of `said` in its error, and leave no result.
+fn fails(folder: &Path, line: &str, code: i32, said: &[&str]) {
+    let run = run(folder, &words(line)).expect(code);
+    let error = run.error();
+    for said in said {
+        assert!(
+            error.contains(said),
+            "'{line}' does not say '{said}': {error}"
+        );
+    }
+    assert_eq!(run.stdout, "", "'{line}' prints a result");
+    for name in ["study.json", "study.csv", "report.html"] {
+        assert!(
+            !folder.join("out").join(name).exists(),
+            "'{line}' leaves {name}"
+        );
+    }
+    let records = fs::read_to_string(folder.join("out/records.jsonl")).unwrap_or_default();
+    assert_eq!(records, "", "'{line}' leaves records");
+}
+
+fn fails_everywhere(folder: &Path, code: i32, said: &[&str]) {
+    fails(folder, STUDY, code, said);
+    fails(folder, PPL, code, said);
+}
+
+fn set_config(folder: &Path, changes: &[(&str, Value)]) {
+    let path = folder.join("model/config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    for (key, value) in changes {
+        config[*key] = value.clone();
+    }
+    fs::write(path, config.to_string()).unwrap();
+}
+
+#[test]
+fn a_model_that_is_not_there() {
+    let folder = tempdir().unwrap();
+    fails(
+        folder.path(),
+        "study --model ./nowhere --out out",
+        65,
+        &["nowhere"],
+    );
+    fails(
+        folder.path(),
+        "study --model nowhere --out out",
+        2,
+        &["nowhere", "tiny"],
+    );
+    fails(
+        folder.path(),
+        "ppl --model nowhere.gguf",
+        65,
+        &["nowhere.gguf"],
+    );
+}
+
+#[test]
+fn a_folder_without_weights_or_config() {
+    let folder = workplace();
+    fs::remove_file(folder.path().join("model/model.safetensors")).unwrap();
+    fails_everywhere(folder.path(), 65, &["model"]);
+    let folder = workplace();
+    fs::remove_file(folder.path().join("model/config.json")).unwrap();
+    fails_everywhere(folder.path(), 65, &["config.json"]);
+}
+
+#[test]
+fn safetensors_that_are_cut_short() {
+    let folder = workplace();
+    let path = folder.path().join("model/model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    for length in [0, 7, 100, 3000, bytes.len() / 2, bytes.len() - 1] {
+        fs::write(&path, &bytes[..length]).unwrap();
+        fails_everywhere(folder.path(), 65, &["model.safetensors"]);
+    }
+}
+
+#[test]
+fn an_unknown_architecture() {
+    let folder = workplace();
+    set_config(
+        folder.path(),
+        &[
+            ("architectures", json!(["FooForCausalLM"])),
+            ("model_type", json!("foo")),
+        ],
+    );
+    fails_everywhere(
+        folder.path(),
+        64,
+        &["config.json", "FooForCausalLM", "LlamaForCausalLM"],
+    );
+}
+
+#[test]
+fn an_unknown_element_type() {
+    let folder = workplace();
+    let path = folder.path().join("model/model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let at = bytes.windows(6).position(|w| w == b"\"BF16\"").unwrap();
+    bytes[at + 2] = b'Q';
+    fs::write(&path, bytes).unwrap();
+    fails_everywhere(folder.path(), 65, &["model.safetensors", "BQ16"]);
+}
+
+#[test]
+fn a_tensor_of_another_shape_than_the_config_says() {
+    let folder = workplace();
+    set_config(folder.path(), &[("intermediate_size", json!(192))]);
+    fails_everywhere(folder.path(), 65, &["model.safetensors", "mlp"]);
+}
+
+#[test]
+fn an_index_that_leads_out_of_its_folder() {
+    let folder = workplace();
+    fs::remove_file(folder.path().join("model/model.safetensors")).unwrap();
+    let index = json!({"metadata": {}, "weight_map": {"model.embed_tokens.weight": "../x"}});
+    fs::write(
+        folder.path().join("model/model.safetensors.index.json"),
+        index.to_string(),
+    )
+    .unwrap();
+    fails_everywhere(folder.path(), 65, &["index.json", "../x"]);
+}
+
+#[test]
+fn a_broken_tokenizer() {
+    let folder = workplace();
+    for broken in ["{\"broken", "{}", "[]", ""] {
+        fs::write(folder.path().join("model/tokenizer.json"), broken).unwrap();
+        fails_everywhere(folder.path(), 65, &["tokenizer.json"]);
+    }
+}
+
+#[test]
+fn a_gguf_file_that_is_none() {
+    let folder = tempdir().unwrap();
+    for bytes in [
+        &b""[..],
+        b"GGUF",
+        b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"not a gguf file at all",
+    ] {
+        fs::write(folder.path().join("m.gguf"), bytes).unwrap();
+        fails(
+            folder.path(),
+            "ppl --model m.gguf --device cpu",
+            65,
+            &["m.gguf"],
+        );
+        fails(
+            folder.path(),
+            "bench --model m.gguf --engine candle-gguf --device cpu",
+            65,
+            &["m.gguf"],
+        );
+    }
+}
+
+#[test]
+fn texts_that_cannot_be_scored() {
+    let folder = workplace();
+    let path = folder.path().join("text.txt");
+    fs::write(&path, " \n\n").unwrap();
+    fails_everywhere(folder.path(), 65, &["text.txt", "empty"]);
+    fs::write(&path, [b'a', 0xff, 0xfe]).unwrap();
+    fails_everywhere(folder.path(), 65, &["text.txt", "UTF-8"]);
+    fs::write(&path, "short words").unwrap();
+    fails_everywhere(folder.path(), 64, &["9 tokens", "context"]);
+    fs::remove_file(&path).unwrap();
+    fails_everywhere(folder.path(), 65, &["text.txt"]);
+    fails(
+        folder.path(),
+        "ppl --model model --device cpu",
+        2,
+        &["--text"],
+    );
+}
+
+#[test]
+fn a_context_beyond_the_models() {
+    let folder = workplace();
+    fails(
+        folder.path(),
+        "ppl --model model --text text.txt --context 512 --device cpu",
+        64,
+        &["context", "256"],
+    );
+    fails(
+        folder.path(),
+        "bench --model model --prompt 200 --gen 200 --device cpu",
+        64,
+        &["400", "256"],
+    );
+}
+
+#[test]
+fn a_group_that_fits_nothing() {
+    let folder = workplace();
+    let shape = [
+        ("hidden_size", 48),
+        ("num_attention_heads", 3),
+        ("num_key_value_heads", 3),
+        ("head_dim", 16),
+        ("intermediate_size", 48),
+    ];
+    set_config(folder.path(), &shape.map(|(key, n)| (key, json!(n))));
+    let line = format!("{STUDY} --weights dummy --no-ppl --variants w4a16");
+    fails(folder.path(), &line, 64, &["w4a16", "q_proj", "48"]);
+    fails(
+        folder.path(),
+        &line.replace("w4a16", "bf16,w4a16"),
+        64,
+        &["w4a16", "q_proj", "48"],
+    );
+}
+
+#[test]
+fn a_batch_that_cannot_fit() {
+    let folder = tempdir().unwrap();
+    fails(
+        folder.path(),
+        "bench --batch 100000000 --prompt 512 --gen 8 --device cpu",
+        64,
+        &["batch", "fit"],
+    );
+    fails(
+        folder.path(),
+        "study --batch 100000000 --prompt 512 --gen 8 --device cpu --out out",
+        64,
+        &["batch", "fit"],
+    );
+    let huge = "18446744073709551615";
+    fails(
+        folder.path(),
+        &format!("bench --batch {huge} --prompt 512 --gen 8 --device cpu"),
+        64,
+        &["batch"],
+    );
+    fails(
+        folder.path(),
+        &format!("bench --batch 1 --prompt {huge} --gen {huge} --device cpu"),
+        64,
+        &["prompt"],
+    );
+}
+
+/// A build without `cuda`, or one that runs where there is no GPU.
+#[test]
+fn a_gpu_that_is_not_there() {
+    if candlepower::kernels::Device::cuda(0).is_ok() {
+        return;
+    }
+    let folder = tempdir().unwrap();
+    for line in [
+        "study --device cuda --out out",
+        "bench --device cuda",
+        "ppl --device cuda:1",
+        "info --device cuda",
+    ] {
+        fails(folder.path(), line, 69, &["--device cpu"]);
+    }
+}
+
+#[test]
+fn flags_that_make_no_sense() {
+    let folder = workplace();
+    for (line, said) in [
+        ("study --variants w9 --out out", "unknown variant 'w9'"),
+        ("study --variants bf16:g64 --out out", "bf16:g64"),
+        ("ppl --variant int3", "int3"),
+        ("bench --batch 0", "--batch"),
+        ("bench --gen 0", "--gen"),
+        ("bench --batch 4-2", "4-2"),
+        ("bench --min-time never", "seconds"),
+        ("ppl --context 1", "--context"),
+        ("ppl --segments 0", "--segments"),
+        ("bench --device tpu", "tpu"),
+        ("bench --engine candle --variants int8 --device cpu", "int8"),
+        ("bench --engine candle-gguf --device cpu", "GGUF"),
+        ("generate --prompt x --top-p 2", "--top-p"),
+        (
+            "generate --prompt x --engine candle --temperature 1 --device cpu",
+            "greedy",
+        ),
+    ] {
+        fails(folder.path(), line, 2, &[said]);
+    }
+    fails(
+        folder.path(),
+        "logits --model model --ids 1,2,999999 --device cpu",
+        64,
+        &["999999", "280"],
+    );
+    let empty = run(
+        folder.path(),
+        &["generate", "--prompt", "", "--device", "cpu"],
+    )
+    .expect(2);
+    assert!(empty.error().contains("--prompt"));
+    fails(folder.path(), "report nowhere", 65, &["nowhere"]);
+}
+
+#[test]
+fn records_that_were_tampered_with_are_not_believed() {
+    let folder = workplace();
+    fs::create_dir(folder.path().join("out")).unwrap();
+    let path = folder.path().join("out/records.jsonl");
+    fs::write(&path, "{\"schema\":\"candlepower.record/9\"}\n").unwrap();
+    let run = run(folder.path(), &words(STUDY));
+    assert!(!run.stderr.contains("panicked"), "{}", run.stderr);
+    assert_ne!(
+        run.code, 0,
+        "a record of an unknown version is passed over in silence"
+    );
+    assert!(
+        fs::read_to_string(path).unwrap().contains("record/9"),
+        "a foreign record is gone"
+    );
+}

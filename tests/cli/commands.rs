@@ -1,0 +1,276 @@
+//! The smaller commands.
+
+use std::fs;
+use std::path::Path;
+
+use safetensors::SafeTensors;
+use serde_json::Value;
+use tempfile::tempdir;
+
+use super::common::{FIXTURES, fixture, number, run, words};
+
+#[test]
+fn perplexity_comes_with_all_that_it_takes_to_recompute_it() {
+    let folder = tempdir().unwrap();
+    let ppl = run(
+        folder.path(),
+        &words("ppl --variant f32 --device cpu --segments 2 --json"),
+    )
+    .expect(0)
+    .json();
+    assert_eq!(ppl["protocol"], "gptq");
+    assert_eq!(
+        (ppl["segments"].as_u64(), ppl["context"].as_u64()),
+        (Some(2), Some(256))
+    );
+    assert_eq!(
+        (
+            number(&ppl, "/tokens_scored"),
+            number(&ppl, "/tokens_total")
+        ),
+        (510.0, 13273.0)
+    );
+    let value = (number(&ppl, "/nll_sum") / number(&ppl, "/tokens_scored")).exp();
+    assert!((number(&ppl, "/value") - value).abs() < 1e-9 * value);
+    assert!(number(&ppl, "/stderr") > 0.0 && number(&ppl, "/bits_per_byte") > 0.0);
+    let plain = run(
+        folder.path(),
+        &words("ppl --variant f32 --device cpu --segments 2"),
+    )
+    .expect(0);
+    assert!(
+        plain.stdout.contains(&format!("{value:.4}")),
+        "{}",
+        plain.stdout
+    );
+}
+
+#[test]
+fn rows_of_a_raw_wikitext_file_are_recognised() {
+    let folder = tempdir().unwrap();
+    let rows = " \n = Lamp = \n \n The lamp was lit , and it burned . \n".repeat(40);
+    fs::write(folder.path().join("raw.txt"), &rows).unwrap();
+    let score = |format: &str| {
+        let line = format!(
+            "ppl --text raw.txt --text-format {format} --context 64 --segments 2 --device cpu --json"
+        );
+        let run = run(folder.path(), &words(&line)).expect(0);
+        (number(&run.json(), "/tokens_total"), run.stderr)
+    };
+    let [auto, rows, plain] = ["auto", "rows", "plain"].map(score);
+    assert_eq!(auto.0, rows.0);
+    assert!(plain.0 < rows.0, "rows are joined with blank lines");
+    assert!(
+        auto.1.contains("rows"),
+        "what was taken is not said: {}",
+        auto.1
+    );
+}
+
+#[test]
+fn logits_equal_those_of_transformers() {
+    for name in FIXTURES {
+        let model = fixture(name);
+        let bytes = fs::read(model.join("expected.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let ids = file.tensor("input_ids").unwrap();
+        let length = ids.shape()[1];
+        let first: Vec<String> = ids
+            .data()
+            .chunks(8)
+            .take(length)
+            .map(|b| i64::from_le_bytes(b.try_into().unwrap()).to_string())
+            .collect();
+        let logits = file.tensor("logits").unwrap();
+        let truth: Vec<f64> = logits
+            .data()
+            .chunks(4)
+            .map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())))
+            .collect();
+        let (list, model) = (first.join(","), model.display().to_string());
+        let args = [
+            "logits",
+            "--model",
+            &model,
+            "--ids",
+            &list,
+            "--variant",
+            "f32",
+            "--device",
+            "cpu",
+            "--json",
+        ];
+        let got = run(Path::new("."), &args).expect(0).json();
+        let rows = got["logits"].as_array().unwrap();
+        assert_eq!(rows.len(), length, "{name}");
+        let got: Vec<f64> = rows
+            .iter()
+            .flat_map(|row| row.as_array().unwrap())
+            .map(|x| x.as_f64().unwrap())
+            .collect();
+        let truth = &truth[..got.len()];
+        let largest = truth.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
+        let worst = got
+            .iter()
+            .zip(truth)
+            .fold(0.0_f64, |most, (a, b)| most.max((a - b).abs()));
+        assert!(
+            worst <= 1e-4 * largest,
+            "{name}: off by {worst} of {largest}"
+        );
+    }
+}
+
+#[test]
+fn speed_alone_is_measured_by_both_engines() {
+    let folder = tempdir().unwrap();
+    for (engine, variants) in [
+        ("candlepower", "bf16,w8a8,w4a16:g64"),
+        ("candle", "bf16,f32"),
+    ] {
+        let line = format!(
+            "bench --engine {engine} --variants {variants} --batch 1,2 --prompt 8 --gen 4 --trials 2 --min-time 0 --warmup 0 \
+             --device cpu --json"
+        );
+        let bench = run(folder.path(), &words(&line)).expect(0).json();
+        let found = bench["variants"].as_array().unwrap();
+        assert_eq!(found.len(), variants.split(',').count(), "{engine}");
+        for variant in found {
+            assert_eq!(variant["engine"], engine);
+            assert_eq!(variant["failed"], false, "{variant:#}");
+            let speed = variant["speed"].as_array().unwrap();
+            assert_eq!(speed.len(), 2);
+            assert!(
+                speed
+                    .iter()
+                    .all(|s| number(s, "/decode_tokens_per_second") > 0.0)
+            );
+            assert!(
+                speed
+                    .iter()
+                    .all(|s| s["ttft_ms"]["n"] == 2 && s["itl_ms"]["n"] == 6)
+            );
+        }
+    }
+    assert_eq!(
+        fs::read_dir(folder.path()).unwrap().count(),
+        0,
+        "bench leaves nothing behind"
+    );
+}
+
+/// Token ids of every prompt.
+fn generated(args: &[&str]) -> Vec<Vec<u64>> {
+    let rows = run(Path::new("."), args).expect(0).json();
+    let ids = |row: &Value| {
+        row["ids"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|id| id.as_u64().unwrap())
+            .collect()
+    };
+    rows.as_array().unwrap().iter().map(ids).collect()
+}
+
+const PROMPTS: [&str; 10] = [
+    "generate",
+    "--device",
+    "cpu",
+    "--prompt",
+    "The lamp",
+    "--prompt",
+    "A candle gives light to",
+    "--json",
+    "--gen",
+    "24",
+];
+
+#[test]
+fn text_is_the_same_every_time_and_drawn_from_a_seed() {
+    let greedy = generated(&PROMPTS);
+    assert_eq!(greedy, generated(&PROMPTS));
+    assert_eq!(greedy.iter().map(Vec::len).collect::<Vec<_>>(), [24, 24]);
+    let alone = generated(&[
+        "generate", "--device", "cpu", "--prompt", "The lamp", "--json", "--gen", "24",
+    ]);
+    assert_eq!(
+        alone[0], greedy[0],
+        "a row alone equals its row of the batch"
+    );
+    let drawn = |seed: &str| {
+        generated(
+            &[
+                &PROMPTS[..],
+                &[
+                    "--temperature",
+                    "0.9",
+                    "--top-p",
+                    "0.95",
+                    "--top-k",
+                    "50",
+                    "--seed",
+                    seed,
+                ],
+            ]
+            .concat(),
+        )
+    };
+    assert_eq!(drawn("1"), drawn("1"));
+    assert_ne!(drawn("1"), drawn("2"));
+    assert_ne!(drawn("1"), greedy);
+    let least = generated(&[&PROMPTS[..], &["--temperature", "0.9", "--top-k", "1"]].concat());
+    assert_eq!(least, greedy, "the most likely of one");
+}
+
+#[test]
+fn both_engines_write_the_same_text() {
+    for name in FIXTURES {
+        let model = fixture(name).display().to_string();
+        let args = |engine| {
+            [
+                &PROMPTS[..],
+                &[
+                    "--model",
+                    &model,
+                    "--variant",
+                    "f32",
+                    "--ignore-eos",
+                    "--engine",
+                    engine,
+                ],
+            ]
+            .concat()
+        };
+        let (own, candle) = (generated(&args("candlepower")), generated(&args("candle")));
+        assert_eq!(own, candle, "{name}");
+    }
+}
+
+#[test]
+fn the_machine_is_described() {
+    let info = run(
+        Path::new("."),
+        &words("info --json --no-ceilings --device cpu"),
+    )
+    .expect(0)
+    .json();
+    assert_eq!(info["environment"]["device"]["kind"], "cpu");
+    assert!(info["environment"]["cpu"]["cores"].as_u64().unwrap() > 0);
+    assert!(info["gpu"]["unavailable"].is_string());
+    let presets = info["presets"].as_array().unwrap();
+    for name in ["qwen3-0.6b", "llama-3.1-70b", "smollm2-135m"] {
+        assert!(presets.iter().any(|p| p == name), "{name}");
+    }
+}
+
+#[test]
+fn every_command_shows_an_example() {
+    for command in ["study", "bench", "ppl", "generate", "info", "report"] {
+        let help = run(Path::new("."), &[command, "--help"]).expect(0).stdout;
+        assert!(
+            help.contains("Example") && help.contains(&format!("candlepower {command}")),
+            "{command}: {help}"
+        );
+    }
+}
