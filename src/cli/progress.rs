@@ -139,12 +139,16 @@ impl Watcher for Progress {
             ) => {
                 let steps: usize = speed.trials.iter().map(|trial| trial.itl.len()).sum();
                 let seconds: f64 = speed.trials.iter().map(|trial| trial.decode.0).sum();
-                let rate = three_digits(cell.batch as f64 * steps as f64 / seconds);
                 let trials = speed.trials.len();
-                format!(
-                    "{variant}: {}: {rate} tokens/s decoded, {trials} trials",
-                    cell_name(cell)
-                )
+                let rate = if steps > 0 {
+                    let rate = three_digits(cell.batch as f64 * steps as f64 / seconds);
+                    format!("{rate} tokens/s decoded")
+                } else {
+                    let seconds: f64 = speed.trials.iter().map(|trial| trial.prefill.0).sum();
+                    let tokens = (cell.batch * cell.prompt * trials) as f64;
+                    format!("{} tokens/s prefilled", three_digits(tokens / seconds))
+                };
+                format!("{variant}: {}: {rate}, {trials} trials", cell_name(cell))
             }
             _ => return,
         };

@@ -1,6 +1,6 @@
 //! Facts about model, variant and machine in the terms of records.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::{self, GpuSelector};
 use crate::model::{HostSliceMut, Model};
@@ -137,6 +137,43 @@ pub(super) fn model(model: &Model) -> Result<record::Model> {
         tokenizer_digest: tokenizer,
         parameters: Some(model.config.parameters()),
     })
+}
+
+/// Name and scheme of a GGUF file's own blocks, by those of its feed-forward layers; `variant` must be plain, for
+/// nothing is quantised here.
+pub(super) fn file_scheme(model: &Model, variant: &Variant) -> Result<(String, Scheme)> {
+    if !matches!(variant.weights, WeightScheme::Plain(_)) {
+        return Err(Error::Usage(format!(
+            "--engine candle-gguf runs the blocks of the file as they are, not '{variant}': leave --variants out"
+        )));
+    }
+    let blocks = model
+        .weights
+        .stored("model.layers.0.mlp.gate_proj.weight")?;
+    let digits: String = blocks
+        .chars()
+        .filter(char::is_ascii_digit)
+        .take(1)
+        .collect();
+    let bits = match blocks.as_str() {
+        "F32" => 32,
+        "F16" | "BF16" => 16,
+        _ => digits.parse().unwrap_or_default(),
+    };
+    let scheme = Scheme {
+        bits,
+        group_size: (bits < 16).then_some(32),
+        symmetric: (bits < 16).then(|| blocks.ends_with("_0")),
+        // candle rounds inputs to eight bits in blocks of its own.
+        activations: if bits < 16 {
+            "int8-per-block".to_owned()
+        } else {
+            "float".to_owned()
+        },
+        method: format!("gguf {blocks}"),
+        scale_dtype: (bits < 16).then(|| "f16".to_owned()),
+    };
+    Ok((blocks.to_lowercase(), scheme))
 }
 
 /// The scheme of a variant whose weights come in precision `source`.

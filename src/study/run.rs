@@ -1,6 +1,7 @@
 //! The main job: every variant of every model is loaded, verified, scored and timed, and each point is on the disk
 //! before the next begins.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::bench::{Bench, limits};
@@ -180,10 +181,14 @@ fn jobs<'a>(
         for variant in &plan.variants {
             check_fit(plan, device, model, variant, act)?;
             let source = DeviceWeights::source_precision(model)?;
+            let (name, scheme) = match plan.engine {
+                EngineKind::CandleGguf => facts::file_scheme(model, variant)?,
+                _ => (variant.name.clone(), facts::scheme(variant, Some(source))),
+            };
             let subject = Subject {
                 model: identity.clone(),
-                variant: variant.name.clone(),
-                scheme: facts::scheme(variant, Some(source)),
+                variant: name,
+                scheme,
                 activation_dtype: act.name().to_owned(),
                 engine: plan.engine.name().to_owned(),
                 device: device_name.clone(),
@@ -250,6 +255,18 @@ fn check_fit(
         }
     }
     Ok(())
+}
+
+/// Groups by size; where a scale covers a whole row, whatever its length, by that.
+fn name_groups(groups: BTreeMap<usize, usize>, wished: Option<usize>) -> BTreeMap<String, usize> {
+    match wished {
+        None if groups.is_empty() => BTreeMap::new(),
+        None => BTreeMap::from([("row".to_owned(), groups.into_values().sum())]),
+        Some(_) => groups
+            .into_iter()
+            .map(|(group, layers)| (group.to_string(), layers))
+            .collect(),
+    }
 }
 
 struct Session<'a> {
@@ -368,10 +385,7 @@ impl Session<'_> {
             linear_bytes: runner
                 .weights()
                 .map_or(Bytes(0), DeviceWeights::linear_bytes),
-            groups_used: groups
-                .into_iter()
-                .map(|(group, layers)| (group.to_string(), layers))
-                .collect(),
+            groups_used: name_groups(groups, job.subject.scheme.group_size),
             load: Load {
                 time,
                 read: Bytes(job.model.origin.file_bytes),

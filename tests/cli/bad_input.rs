@@ -190,7 +190,7 @@ fn texts_that_cannot_be_scored() {
     fs::write(&path, [b'a', 0xff, 0xfe]).unwrap();
     fails_everywhere(folder.path(), 65, &["text.txt", "UTF-8"]);
     fs::write(&path, "short words").unwrap();
-    fails_everywhere(folder.path(), 64, &["9 tokens", "context"]);
+    fails_everywhere(folder.path(), 64, &["8 tokens", "context"]);
     fs::remove_file(&path).unwrap();
     fails_everywhere(folder.path(), 65, &["text.txt"]);
     fails(

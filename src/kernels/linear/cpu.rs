@@ -1,26 +1,28 @@
 //! The product on the CPU.
 //!
 //! Every output is one chain of sixteen-lane multiply-adds along K, whatever the number of tokens, so a token's result
-//! has the same bits alone and in any batch. Weights are widened in registers (one token) or a cache-sized panel at a
-//! time (several); a whole widened weight never exists.
+//! has the same bits alone and in any batch. Weights are widened in registers (a few tokens) or a cache-sized panel at a
+//! time (many); a whole widened weight never exists.
 
 use std::cell::RefCell;
 
-use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::super::device::{Buf, HostElem, with_dtype};
+use super::super::device::{HostElem, with_dtype};
 use super::super::parallel::{Columns, for_column_tiles};
 use super::super::simd::{LANES, Simd, Work, dispatch};
+use super::rows::{Int4, Int8, Plain, Rows, ScaleSlice, halves, rest};
 use super::{Input, Linear, LinearPlan, LinearWeight, WeightData};
 use crate::error::{Error, Result};
 use crate::scheme::{BLOCK, Bits, DType, Elem};
 
 /// Rows and tokens of the innermost tile.
 pub(super) const TILE: usize = 4;
+/// Tokens up to which weights are widened in registers.
+pub(super) const FEW: usize = 4;
 /// Rows that one token's product works on at once: enough chains to hide the latency of a multiply-add.
 const CHAINS: usize = 8;
-/// Rows of one parallel task of a one-token product.
+/// Rows of one parallel task of a product of few tokens.
 const TASK_ROWS: usize = 32;
 
 impl Linear {
@@ -199,33 +201,6 @@ impl Epilogue<'_> {
     }
 }
 
-/// Scales in whatever type they are kept.
-#[derive(Clone, Copy)]
-enum ScaleSlice<'a> {
-    F32(&'a [f32]),
-    F16(&'a [f16]),
-    BF16(&'a [bf16]),
-}
-
-impl<'a> ScaleSlice<'a> {
-    fn of(scales: &'a Buf) -> Result<Self> {
-        Ok(match scales.dtype()? {
-            DType::F32 => Self::F32(scales.host()?),
-            DType::F16 => Self::F16(scales.host()?),
-            DType::BF16 => Self::BF16(scales.host()?),
-        })
-    }
-
-    #[inline(always)]
-    fn get(self, i: usize) -> f32 {
-        match self {
-            Self::F32(s) => s[i],
-            Self::F16(s) => Elem::to_f32(s[i]),
-            Self::BF16(s) => Elem::to_f32(s[i]),
-        }
-    }
-}
-
 /// `x [tokens, k]` as f32 with each row padded by zeros to a multiple of 32; borrowed where it is that already.
 fn widen<T: Elem + HostElem>(x: &[T], tokens: usize, k: usize) -> std::borrow::Cow<'_, [f32]> {
     let padded = k.next_multiple_of(BLOCK);
@@ -237,160 +212,6 @@ fn widen<T: Elem + HostElem>(x: &[T], tokens: usize, k: usize) -> std::borrow::C
         wide.iter_mut().zip(x).for_each(|(w, x)| *w = x.to_f32());
     }
     wide.into()
-}
-
-/// Rows of weights that are widened as they are read.
-trait Rows: Copy + Sync {
-    /// One row, ready to be read.
-    type Row: Copy;
-    /// Whether codes are multiplied by the scale of their group as they are read.
-    const GROUPED: bool = false;
-    /// Columns.
-    fn k(&self) -> usize;
-    /// Whole blocks that share a scale.
-    fn blocks_per_group(&self) -> usize {
-        usize::MAX
-    }
-    /// A row.
-    fn row(&self, row: usize) -> Self::Row;
-    /// Weights `32 block ..` of a row, before the scale of their group.
-    fn load<S: Simd>(s: S, row: Self::Row, block: usize) -> (S::V, S::V);
-    /// The scale of a group of a row.
-    fn group_scale(_row: Self::Row, _group: usize) -> f32 {
-        1.0
-    }
-    /// One weight, for what is left of a row after its last whole block.
-    fn one(row: Self::Row, column: usize) -> f32;
-    /// What the finished sum of `row` is multiplied by.
-    fn scale(&self, _row: usize) -> f32 {
-        1.0
-    }
-}
-
-/// Both halves of a block.
-#[inline(always)]
-fn halves<E>(block: &[E; BLOCK]) -> (&[E; LANES], &[E; LANES]) {
-    let (low, high) = block.split_at(LANES);
-    (
-        low.try_into().expect("half a block"),
-        high.try_into().expect("half a block"),
-    )
-}
-
-/// A row of elements: its whole blocks, and what follows them.
-type Blocks<'a, E> = (&'a [[E; BLOCK]], &'a [E]);
-
-#[derive(Clone, Copy)]
-struct Plain<'a, W> {
-    w: &'a [W],
-    k: usize,
-}
-
-impl<'a, W: Elem + HostElem> Rows for Plain<'a, W> {
-    type Row = Blocks<'a, W>;
-    fn k(&self) -> usize {
-        self.k
-    }
-    #[inline(always)]
-    fn row(&self, row: usize) -> Self::Row {
-        self.w[row * self.k..][..self.k].as_chunks()
-    }
-    #[inline(always)]
-    fn load<S: Simd>(s: S, row: Self::Row, block: usize) -> (S::V, S::V) {
-        let (low, high) = halves(&row.0[block]);
-        (widened(s, low), widened(s, high))
-    }
-    fn one(row: Self::Row, column: usize) -> f32 {
-        row.1[column % BLOCK].to_f32()
-    }
-}
-
-/// Sixteen plain weights as f32.
-#[inline(always)]
-fn widened<S: Simd, W: Elem + HostElem>(s: S, x: &[W; LANES]) -> S::V {
-    match W::DTYPE {
-        DType::F32 => s.load(bytemuck::cast_ref::<[W; LANES], [f32; LANES]>(x)),
-        DType::F16 => s.load_f16(bytemuck::cast_ref::<[W; LANES], [f16; LANES]>(x)),
-        DType::BF16 => s.load_bf16(bytemuck::cast_ref::<[W; LANES], [bf16; LANES]>(x)),
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Int8<'a> {
-    codes: &'a [u8],
-    scales: ScaleSlice<'a>,
-    k: usize,
-}
-
-impl<'a> Rows for Int8<'a> {
-    type Row = Blocks<'a, u8>;
-    fn k(&self) -> usize {
-        self.k
-    }
-    #[inline(always)]
-    fn row(&self, row: usize) -> Self::Row {
-        self.codes[row * self.k..][..self.k].as_chunks()
-    }
-    #[inline(always)]
-    fn load<S: Simd>(s: S, row: Self::Row, block: usize) -> (S::V, S::V) {
-        let (low, high) = halves(&row.0[block]);
-        (s.load_i8(low), s.load_i8(high))
-    }
-    fn one(row: Self::Row, column: usize) -> f32 {
-        f32::from(row.1[column % BLOCK].cast_signed())
-    }
-    #[inline(always)]
-    fn scale(&self, row: usize) -> f32 {
-        self.scales.get(row)
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Int4<'a> {
-    codes: &'a [u8],
-    scales: ScaleSlice<'a>,
-    k: usize,
-    /// Groups of a row.
-    groups: usize,
-}
-
-/// A row of nibbles: sixteen bytes a block, and where its scales are.
-#[derive(Clone, Copy)]
-struct NibbleRow<'a> {
-    blocks: &'a [[u8; LANES]],
-    scales: ScaleSlice<'a>,
-    first_scale: usize,
-}
-
-impl<'a> Rows for Int4<'a> {
-    type Row = NibbleRow<'a>;
-    const GROUPED: bool = true;
-    fn k(&self) -> usize {
-        self.k
-    }
-    fn blocks_per_group(&self) -> usize {
-        self.k / self.groups / BLOCK
-    }
-    #[inline(always)]
-    fn row(&self, row: usize) -> Self::Row {
-        let blocks = self.codes[row * self.k / 2..][..self.k / 2].as_chunks().0;
-        NibbleRow {
-            blocks,
-            scales: self.scales,
-            first_scale: row * self.groups,
-        }
-    }
-    #[inline(always)]
-    fn load<S: Simd>(s: S, row: Self::Row, block: usize) -> (S::V, S::V) {
-        s.load_nibbles(&row.blocks[block])
-    }
-    #[inline(always)]
-    fn group_scale(row: Self::Row, group: usize) -> f32 {
-        row.scales.get(row.first_scale + group)
-    }
-    fn one(_row: Self::Row, _column: usize) -> f32 {
-        unreachable!("four-bit rows are whole blocks")
-    }
 }
 
 /// A product whose input is ready.
@@ -407,12 +228,12 @@ struct Job<'a> {
 impl Job<'_> {
     fn run<R: Rows>(self, rows: R, out: &mut [f32]) {
         let tile = match self.plan {
-            LinearPlan::Vector => TASK_ROWS,
+            LinearPlan::Registers => TASK_ROWS,
             LinearPlan::Panels { rows } => rows,
         };
         let each = tile * rows.k() * self.tokens;
         for_column_tiles(out, self.n, tile, each, |columns| match self.plan {
-            LinearPlan::Vector => dispatch(VectorTask {
+            LinearPlan::Registers => dispatch(FewTask {
                 job: self,
                 rows,
                 columns,
@@ -434,103 +255,122 @@ thread_local! {
     static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// One token times some rows.
-struct VectorTask<'a, R> {
+/// A few tokens times some rows, each weight widened in registers.
+struct FewTask<'a, R> {
     job: Job<'a>,
     rows: R,
     columns: Columns<'a, f32>,
 }
 
-impl<R: Rows> Work for VectorTask<'_, R> {
+impl<R: Rows> Work for FewTask<'_, R> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
+        match self.job.tokens {
+            1 => self.tokens::<S, CHAINS, 1>(s),
+            2 => self.tokens::<S, TILE, 2>(s),
+            3 => self.tokens::<S, TILE, 3>(s),
+            _ => self.tokens::<S, TILE, FEW>(s),
+        }
+    }
+}
+
+impl<R: Rows> FewTask<'_, R> {
+    /// All `M` tokens, `N` rows at a time.
+    #[inline(always)]
+    fn tokens<S: Simd, const N: usize, const M: usize>(&mut self, s: S) {
         let range = self.columns.range();
         let mut row = range.start;
-        while row + CHAINS <= range.end {
-            let sums = dots::<S, R, CHAINS>(s, &self.rows, row, self.job.x);
+        while row + N <= range.end {
+            let sums = dots::<S, R, N, M>(s, &self.rows, row, self.job.x);
             self.store(row, &sums);
-            row += CHAINS;
+            row += N;
         }
         while row < range.end {
-            let sums = dots::<S, R, 1>(s, &self.rows, row, self.job.x);
+            let sums = dots::<S, R, 1, M>(s, &self.rows, row, self.job.x);
             self.store(row, &sums);
             row += 1;
         }
     }
-}
 
-impl<R: Rows> VectorTask<'_, R> {
     #[inline(always)]
-    fn store(&mut self, row: usize, sums: &[f32]) {
+    fn store<const N: usize, const M: usize>(&mut self, row: usize, sums: &[[f32; N]; M]) {
         let first = self.columns.range().start;
-        let out = self.columns.row(0);
-        for (i, sum) in (row..).zip(sums) {
-            self.job
-                .epilogue
-                .store(sum * self.rows.scale(i), i, &mut out[i - first]);
+        for (token, sums) in sums.iter().enumerate() {
+            let out = self.columns.row(token);
+            for (i, sum) in (row..).zip(sums) {
+                self.job
+                    .epilogue
+                    .store(sum * self.rows.scale(i), i, &mut out[i - first]);
+            }
         }
     }
 }
 
-/// The products of `N` rows from `first` on with one `x` (padded).
+/// The products of `N` rows from `first` on with `M` tokens, `x [M, padded]`.
 #[inline(always)]
-fn dots<S: Simd, R: Rows, const N: usize>(s: S, rows: &R, first: usize, x: &[f32]) -> [f32; N] {
+fn dots<S: Simd, R: Rows, const N: usize, const M: usize>(
+    s: S,
+    rows: &R,
+    first: usize,
+    x: &[f32],
+) -> [[f32; N]; M] {
     let k = rows.k();
-    let (x, _) = x.as_chunks::<BLOCK>();
-    let whole = &x[..k / BLOCK];
+    let padded = k.next_multiple_of(BLOCK);
+    let (whole, all) = (k / BLOCK, padded / BLOCK);
+    let mut xs = [x[..padded].as_chunks::<BLOCK>().0; M];
+    for (token, xs) in xs.iter_mut().enumerate() {
+        *xs = &x[token * padded..][..padded].as_chunks::<BLOCK>().0[..all];
+    }
     let mut row = [rows.row(first); N];
     for (i, row) in row.iter_mut().enumerate() {
         *row = rows.row(first + i);
     }
-    let mut sums = [s.splat(0.0); N];
-    let mut block = 0;
-    for (group, xs) in whole.chunks(rows.blocks_per_group()).enumerate() {
+    let mut sums = [[s.splat(0.0); N]; M];
+    let each = rows.blocks_per_group().min(whole.max(1));
+    let mut start = 0;
+    let mut group = 0;
+    while start < whole {
         let mut scales = [s.splat(1.0); N];
         if R::GROUPED {
             for i in 0..N {
                 scales[i] = s.splat(R::group_scale(row[i], group));
             }
         }
-        for x in xs {
-            let (low, high) = halves(x);
-            let (low, high) = (s.load(low), s.load(high));
+        for block in start..(start + each).min(whole) {
             for i in 0..N {
-                let (mut w_low, mut w_high) = R::load(s, row[i], block);
+                let (mut low, mut high) = R::load(s, row[i], block);
                 if R::GROUPED {
-                    (w_low, w_high) = (s.mul(w_low, scales[i]), s.mul(w_high, scales[i]));
+                    (low, high) = (s.mul(low, scales[i]), s.mul(high, scales[i]));
                 }
-                sums[i] = s.fma(w_low, low, sums[i]);
-                sums[i] = s.fma(w_high, high, sums[i]);
+                for token in 0..M {
+                    let (x_low, x_high) = halves(&xs[token][block]);
+                    sums[token][i] = s.fma(low, s.load(x_low), sums[token][i]);
+                    sums[token][i] = s.fma(high, s.load(x_high), sums[token][i]);
+                }
             }
-            block += 1;
         }
+        start += each;
+        group += 1;
     }
-    if !k.is_multiple_of(BLOCK) {
-        let (low, high) = halves(&x[block]);
-        let (low, high) = (s.load(low), s.load(high));
+    if whole < all {
         for i in 0..N {
             let rest = rest::<R>(row[i], k);
-            let (w_low, w_high) = halves(&rest);
-            sums[i] = s.fma(s.load(w_low), low, sums[i]);
-            sums[i] = s.fma(s.load(w_high), high, sums[i]);
+            let (low, high) = halves(&rest);
+            for token in 0..M {
+                let (x_low, x_high) = halves(&xs[token][whole]);
+                sums[token][i] = s.fma(s.load(low), s.load(x_low), sums[token][i]);
+                sums[token][i] = s.fma(s.load(high), s.load(x_high), sums[token][i]);
+            }
         }
     }
-    let mut out = [0.0; N];
-    for i in 0..N {
-        out[i] = s.sum(sums[i]);
+    let mut out = [[0.0; N]; M];
+    for (out, sums) in out.iter_mut().zip(sums) {
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = s.sum(sum);
+        }
     }
     out
-}
-
-/// What follows the last whole block of a row, padded with zeros.
-#[inline(never)]
-fn rest<R: Rows>(row: R::Row, k: usize) -> [f32; BLOCK] {
-    let mut rest = [0.0; BLOCK];
-    for (w, column) in rest.iter_mut().zip(k / BLOCK * BLOCK..k) {
-        *w = R::one(row, column);
-    }
-    rest
 }
 
 /// Many tokens times a panel of rows.

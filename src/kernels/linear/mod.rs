@@ -1,6 +1,7 @@
 //! `out = x Wᵀ (+ bias) (+ out)`: nearly all bytes and all arithmetic of a language model.
 
 mod cpu;
+mod rows;
 
 use super::device::{Buf, Device, with_dtype};
 use super::{Cost, check_len};
@@ -79,8 +80,8 @@ pub struct Linear {
 /// How a product is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinearPlan {
-    /// One pass over the weights, each used once.
-    Vector,
+    /// One pass over the weights, each widened in registers and used by every token there.
+    Registers,
     /// Rows of weights are widened a panel of this many at a time, each panel used by every token.
     Panels {
         /// Rows per panel.
@@ -107,8 +108,8 @@ impl Linear {
 
     /// The way that the CPU computes a product with a weight `[n, k]` on `threads` threads.
     pub fn plan(&self, n: usize, k: usize, threads: usize) -> LinearPlan {
-        if self.tokens == 1 {
-            return LinearPlan::Vector;
+        if self.tokens <= cpu::FEW {
+            return LinearPlan::Registers;
         }
         let fits = PANEL_BYTES / (4 * k.max(1));
         // Four panels a thread even out threads that start late.
