@@ -41,6 +41,12 @@ impl Truth {
         Self(std::fs::read(fixture(model).join("expected.safetensors")).unwrap())
     }
 
+    /// Of the checkpoint that LLM Compressor wrote from the same weights (data-free round-to-nearest).
+    fn of_compressed(model: &str, scheme: &str) -> Self {
+        let folder = fixture(model).with_file_name(scheme);
+        Self(std::fs::read(folder.join("expected.safetensors")).unwrap())
+    }
+
     /// Rows of token ids.
     fn ids(&self, name: &str) -> Vec<Vec<u32>> {
         let file = SafeTensors::deserialize(&self.0).unwrap();
@@ -183,5 +189,57 @@ fn prefill_in_chunks_gives_the_same_bits_as_at_once() {
                 .unwrap();
             assert_eq!(parts, whole, "{model} in chunks of {chunk}");
         }
+    }
+}
+
+/// The largest difference between two sets of logits, and the mean one, as shares of the largest logit.
+fn differences(got: &[f32], expected: &[f32]) -> (f32, f32) {
+    assert_eq!(got.len(), expected.len());
+    let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+    let each = got.iter().zip(expected).map(|(a, b)| (a - b).abs());
+    let worst = each.clone().fold(0.0_f32, f32::max);
+    (
+        worst / largest,
+        each.sum::<f32>() / got.len() as f32 / largest,
+    )
+}
+
+#[test]
+fn quantising_here_gives_the_logits_of_checkpoints_that_llm_compressor_wrote() {
+    for model in MODELS {
+        for (scheme, variant) in [
+            ("ct-w4a16-g32-sym", "w4a16:g32"),
+            ("ct-w8a16-channel-pack", "int8"),
+        ] {
+            let truth = Truth::of_compressed(model, scheme);
+            let rows = truth.ids("input_ids_c");
+            let got = engine(model, variant, 1, 64)
+                .logits(&prompts(&rows))
+                .unwrap()
+                .concat();
+            let (worst, _) = differences(&got, &truth.floats("logits_c"));
+            assert!(
+                worst <= 1e-5,
+                "{model} {variant}: off by {worst} of the largest logit"
+            );
+        }
+    }
+}
+
+#[test]
+fn int8_activations_stay_as_near_to_llm_compressor_as_ties_allow() {
+    for model in MODELS {
+        let truth = Truth::of_compressed(model, "ct-w8a8-dyn-int");
+        let rows = truth.ids("input_ids_c");
+        let got = engine(model, "w8a8", 1, 64)
+            .logits(&prompts(&rows))
+            .unwrap()
+            .concat();
+        let (worst, mean) = differences(&got, &truth.floats("logits_actq_c"));
+        // A tie in rounding one activation moves every logit after it a little.
+        assert!(
+            worst <= 0.07 && mean <= 0.015,
+            "{model}: off by {worst}, in the mean {mean}"
+        );
     }
 }
