@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 
-use super::args::{DeviceFlags, FormatFlag, ModelFlags, SpeedFlags, parse_positive, quality_plan};
+use super::args::{
+    DeviceFlags, FormatFlag, ModelFlags, SpeedFlags, WeightsFlag, parse_positive, quality_plan,
+};
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
@@ -69,7 +71,9 @@ pub(super) struct Args {
 
 impl Args {
     fn plan(&self) -> Plan {
-        let quality = (!self.no_ppl).then(|| {
+        // Made-up weights predict nothing.
+        let wanted = !self.no_ppl && self.from.weights != WeightsFlag::Dummy;
+        let quality = wanted.then(|| {
             let (context, segments) = (self.ppl_context, self.ppl_segments);
             quality_plan(
                 self.text.as_ref(),
@@ -105,6 +109,8 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     plan.check()?;
     let device = args.device.open()?;
     let mut environment = study::environment(&device);
+    // What cannot be opened leaves no folder behind.
+    study::check_inputs(&plan)?;
     let mut store = Store::open(&args.out)?;
     environment.ceilings = Some(study::ceilings_of(&device)?);
     let mut progress = Progress::new();

@@ -282,6 +282,11 @@ fn parse<T: serde::de::DeserializeOwned>(json: serde_json::Value) -> Result<T> {
     })
 }
 
+/// candle appends a backtrace; its first line says what was wrong.
 fn fault(error: candle_core::Error) -> Error {
-    Error::Device(format!("candle: {error}"))
+    let text = error.to_string();
+    Error::Device(format!(
+        "candle: {}",
+        text.lines().next().unwrap_or_default()
+    ))
 }

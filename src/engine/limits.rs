@@ -24,7 +24,7 @@ const SCORED_ROWS: usize = 64;
 impl Limits {
     /// Enough for `slots` sequences of `capacity` positions, prompts in chunks of `chunk`.
     pub fn new(slots: usize, capacity: usize, chunk: usize) -> Self {
-        let chunk = chunk.min(slots * capacity).max(slots);
+        let chunk = chunk.min(slots.saturating_mul(capacity)).max(slots);
         Self {
             slots,
             capacity,
@@ -50,7 +50,12 @@ pub struct Footprint {
 impl Footprint {
     /// Everything.
     pub fn total(&self) -> Bytes {
-        Bytes(self.weights.0 + self.kv.0 + self.activations.0)
+        Bytes(
+            self.weights
+                .0
+                .saturating_add(self.kv.0)
+                .saturating_add(self.activations.0),
+        )
     }
 
     /// What `config` in this variant will take under these limits; `source` is the precision that weights are
@@ -85,14 +90,17 @@ impl Footprint {
             };
             weights += bytes;
         }
-        let kv = 2 * config.layers * limits.slots * limits.capacity * config.kv_rows() * act.size();
-        let scratch: usize = scratch_sizes(config, variant, act, limits).iter().sum();
-        let rope = 2 * limits.capacity * (config.head_dim / 2) * 4;
+        // Limits come from the command line, so products of them may be anything; no device has 2^64 bytes.
+        let positions = limits.slots as u128 * limits.capacity as u128;
+        let kv = (2 * config.layers * config.kv_rows() * act.size()) as u128 * positions;
+        let scratch: u128 = scratch_sizes(config, variant, act, limits).iter().sum();
+        let rope = 2 * limits.capacity as u128 * (config.head_dim / 2 * 4) as u128;
+        let bytes = |n: u128| Bytes(u64::try_from(n).unwrap_or(u64::MAX));
         Ok(Self {
             weights: Bytes(weights as u64),
             linear: Bytes(linear as u64),
-            kv: Bytes(kv as u64),
-            activations: Bytes((scratch + rope) as u64),
+            kv: bytes(kv),
+            activations: bytes(scratch + rope),
         })
     }
 }
@@ -118,15 +126,10 @@ fn matrix_bytes(variant: &Variant, source: DType, name: &str, n: usize, k: usize
 }
 
 /// Bytes of each scratch buffer, in the order of [`super::transformer::Scratch`].
-fn scratch_sizes(
-    config: &ModelConfig,
-    variant: &Variant,
-    act: DType,
-    limits: Limits,
-) -> Vec<usize> {
-    let widest = config.hidden.max(config.intermediate).max(config.q_rows());
-    let tokens = limits.chunk;
-    let mut sizes: Vec<usize> = [
+fn scratch_sizes(config: &ModelConfig, variant: &Variant, act: DType, limits: Limits) -> Vec<u128> {
+    let widest = config.hidden.max(config.intermediate).max(config.q_rows()) as u128;
+    let tokens = limits.chunk as u128;
+    let mut sizes: Vec<u128> = [
         config.hidden,                          // residual stream
         config.hidden,                          // its norm
         config.q_rows() + 2 * config.kv_rows(), // queries, keys, values
@@ -134,15 +137,15 @@ fn scratch_sizes(
         2 * config.intermediate,                // gate and up
         config.intermediate,                    // their product
     ]
-    .map(|width| tokens * width * act.size())
+    .map(|width| tokens * (width * act.size()) as u128)
     .to_vec();
     if variant.activations == Activations::Int8PerToken {
         sizes.extend([tokens * widest, tokens * 4]); // codes, scales
     }
     sizes.extend([tokens * 4; 3]); // tokens, slots, positions
-    let rows = limits.head_rows;
-    sizes.extend([rows * config.hidden * act.size(); 2]); // picked rows and their norm
-    sizes.push(rows * config.vocab * 4); // logits
+    let rows = limits.head_rows as u128;
+    sizes.extend([rows * (config.hidden * act.size()) as u128; 2]); // picked rows and their norm
+    sizes.push(rows * (config.vocab * 4) as u128); // logits
     sizes.extend([rows * 4; 3]); // row numbers, targets or tokens, log-probabilities
     sizes
 }
@@ -156,7 +159,7 @@ impl Limits {
         };
         let (mut low, mut high) = (0, self.slots);
         while low < high {
-            let middle = (low + high).div_ceil(2);
+            let middle = low + (high - low).div_ceil(2);
             if fits(middle) {
                 low = middle;
             } else {

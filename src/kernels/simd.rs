@@ -104,13 +104,9 @@ pub(crate) trait Simd: Copy {
     fn load_nibbles(self, x: &[u8; LANES]) -> (Self::V, Self::V);
     /// Writes sixteen f32.
     fn store(self, v: Self::V, out: &mut [f32; LANES]);
-    /// `a + b`.
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
-    /// `a - b`.
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
-    /// `a * b`.
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
-    /// `a / b`.
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, rounded once.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;

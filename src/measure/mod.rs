@@ -37,3 +37,12 @@ pub use tape::{Conditions, Sample, Tape};
 pub use trial::{StopReason, StopRule, Trials, WarmUp};
 pub use unavailable::Unavailable;
 pub use window::Window;
+
+/// What a GPU is and does at this moment.
+///
+/// # Errors
+/// The reason why nothing is known.
+pub fn gpu_now(selector: &GpuSelector) -> Result<(GpuFacts, GpuSnapshot), Unavailable> {
+    let gpu = NvmlGpu::open(selector)?;
+    Ok((gpu.facts(), gpu.snapshot()))
+}

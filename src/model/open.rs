@@ -7,6 +7,7 @@ use super::tokenizer::Tokenizer;
 use super::weights::Weights;
 use super::{directory, gguf, hub, preset, tiny};
 use crate::error::{Error, Result};
+use crate::scheme::DType;
 
 /// What to open.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -279,8 +280,11 @@ fn finish(
 fn last_part(path: &Path) -> String {
     let absolute = path.canonicalize();
     let full = absolute.as_deref().unwrap_or(path);
-    full.file_name().map_or_else(
-        || "model".to_owned(),
-        |name| name.to_string_lossy().into_owned(),
-    )
+    let part = |path: &Path| Some(path.file_name()?.to_string_lossy().into_owned());
+    let name = part(full).unwrap_or_else(|| "model".to_owned());
+    // A folder called after its precision says nothing without the one around it.
+    match full.parent().and_then(part) {
+        Some(around) if name.parse::<DType>().is_ok() => format!("{around}/{name}"),
+        _ => name,
+    }
 }

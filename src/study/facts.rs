@@ -74,8 +74,7 @@ pub fn gpu_facts(device: &Device) -> std::result::Result<Vec<(String, String)>, 
     let Some(selector) = selector(device) else {
         return Err("the device is the CPU".into());
     };
-    let gpu = measure::NvmlGpu::open(&selector).map_err(|why| why.reason)?;
-    let facts = gpu.facts();
+    let (facts, now) = measure::gpu_now(&selector).map_err(|why| why.reason)?;
     let mut rows: Vec<(String, String)> = Vec::new();
     let mut row = |name: &str, value: Option<String>| {
         rows.extend(value.map(|value| (name.to_owned(), value)))
@@ -83,7 +82,7 @@ pub fn gpu_facts(device: &Device) -> std::result::Result<Vec<(String, String)>, 
     row("driver", facts.driver.clone());
     row("CUDA driver", facts.cuda_driver.clone());
     row("power limit", facts.power_limit.map(|w| w.to_string()));
-    row("state", Some(format!("{:?}", gpu.snapshot())));
+    row("state", Some(format!("{now:?}")));
     Ok(rows)
 }
 

@@ -16,6 +16,6 @@ pub use ceilings::{Ceiling, ceilings, ceilings_of};
 pub use facts::{environment, gpu_facts};
 pub use plan::{DeviceChoice, EngineKind, Plan, QualityPlan, open_device};
 pub use prompts::random_tokens;
-pub use run::{Outcome, Stage, Watcher, run};
+pub use run::{Outcome, Stage, Watcher, check_inputs, run};
 pub use runner::activation_dtype;
 pub use single::{Generated, Generation, Scoring, TextScore, generate, logits, score_text};

@@ -136,5 +136,7 @@ impl Plan {
 
 /// Positions that a cell needs in the cache.
 pub(super) fn positions(cell: &Cell) -> usize {
-    cell.depth + cell.prompt + cell.generate
+    cell.depth
+        .saturating_add(cell.prompt)
+        .saturating_add(cell.generate)
 }

@@ -48,7 +48,7 @@ pub(super) fn prepare(plan: &QualityPlan, model: &Model) -> Result<ScoredText> {
     })?;
     if plan.protocol.context > model.config.max_positions {
         return Err(Error::Config(format!(
-            "--ppl-context {} exceeds the context of {}, which is {}",
+            "segments of {} tokens exceed the context of {}, which is {}",
             plan.protocol.context, model.name, model.config.max_positions
         )));
     }

@@ -118,6 +118,20 @@ pub fn run(
     Ok(session.outcome)
 }
 
+/// Opens everything that `plan` names, reading headers and texts only.
+///
+/// # Errors
+/// What is missing or broken.
+pub fn check_inputs(plan: &Plan) -> Result<()> {
+    for spec in &plan.models {
+        let model = Model::open(spec)?;
+        if let (Some(quality), EngineKind::Candlepower) = (&plan.quality, plan.engine) {
+            quality::prepare(quality, &model)?;
+        }
+    }
+    Ok(())
+}
+
 /// One variant of one model.
 struct Job<'a> {
     model: &'a Model,
@@ -171,7 +185,21 @@ fn jobs<'a>(
     let mut jobs = Vec::new();
     for model in models {
         let act = activation_dtype(plan.act, device, model);
-        let identity = facts::model(model)?;
+        let mut identity = facts::model(model)?;
+        if models
+            .iter()
+            .filter(|other| other.name == model.name)
+            .count()
+            > 1
+        {
+            // Two folders may have one name; what tells them apart is their content.
+            let short = identity
+                .digest
+                .rsplit(':')
+                .next()
+                .map_or("", |hash| &hash[..6]);
+            identity.name = format!("{} {short}", model.name);
+        }
         let text = match &plan.quality {
             Some(quality) if plan.engine == EngineKind::Candlepower => {
                 Some(Arc::new(quality::prepare(quality, model)?))

@@ -309,6 +309,7 @@ impl<R: Rows> FewTask<'_, R> {
 
 /// The products of `N` rows from `first` on with `M` tokens, `x [M, padded]`.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // plain loops over lanes; see `Work`
 fn dots<S: Simd, R: Rows, const N: usize, const M: usize>(
     s: S,
     rows: &R,
