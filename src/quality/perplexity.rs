@@ -54,7 +54,7 @@ impl Protocol {
     pub fn cut<'a>(&self, ids: &'a [u32]) -> Result<Vec<&'a [u32]>> {
         if self.context < 2 {
             return Err(Error::Usage(
-                "the context must be at least 2: a segment predicts all its tokens but one".into(),
+                "a segment needs at least 2 tokens, for it predicts all but its first: raise --context (of a study, --ppl-context)".into(),
             ));
         }
         let whole = ids
@@ -63,7 +63,7 @@ impl Protocol {
         let segments: Vec<&[u32]> = whole.collect();
         if segments.is_empty() {
             return Err(Error::Config(format!(
-                "the text has {} tokens, fewer than one segment of {}: give a longer text or a smaller context",
+                "the text has {} tokens, fewer than one segment of {}: give a longer text or a smaller --context (of a study, --ppl-context)",
                 ids.len(),
                 self.context
             )));
