@@ -19,7 +19,9 @@ use crate::scheme::{BLOCK, Bits, DType, Elem};
 /// Rows and tokens of the innermost tile.
 pub(super) const TILE: usize = 4;
 /// Tokens up to which weights are widened in registers.
-pub(super) const FEW: usize = 4;
+pub(super) const FEW: usize = 16;
+/// Tokens that share a weight in its register.
+const BLOCK_TOKENS: usize = 4;
 /// Rows that one token's product works on at once: enough chains to hide the latency of a multiply-add.
 const CHAINS: usize = 8;
 /// Rows of one parallel task of a product of few tokens.
@@ -266,37 +268,49 @@ impl<R: Rows> Work for FewTask<'_, R> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        match self.job.tokens {
-            1 => self.tokens::<S, CHAINS, 1>(s),
-            2 => self.tokens::<S, TILE, 2>(s),
-            3 => self.tokens::<S, TILE, 3>(s),
-            _ => self.tokens::<S, TILE, FEW>(s),
+        // The second block of tokens finds this task's weights in the cache.
+        let mut token = 0;
+        while token + BLOCK_TOKENS <= self.job.tokens {
+            self.tokens::<S, TILE, BLOCK_TOKENS>(s, token);
+            token += BLOCK_TOKENS;
+        }
+        match self.job.tokens - token {
+            3 => self.tokens::<S, TILE, 3>(s, token),
+            2 => self.tokens::<S, TILE, 2>(s, token),
+            1 => self.tokens::<S, CHAINS, 1>(s, token),
+            _ => {}
         }
     }
 }
 
 impl<R: Rows> FewTask<'_, R> {
-    /// All `M` tokens, `N` rows at a time.
+    /// `M` tokens from `token` on, `N` rows at a time.
     #[inline(always)]
-    fn tokens<S: Simd, const N: usize, const M: usize>(&mut self, s: S) {
+    fn tokens<S: Simd, const N: usize, const M: usize>(&mut self, s: S, token: usize) {
         let range = self.columns.range();
+        let x = &self.job.x[token * self.rows.k().next_multiple_of(BLOCK)..];
         let mut row = range.start;
         while row + N <= range.end {
-            let sums = dots::<S, R, N, M>(s, &self.rows, row, self.job.x);
-            self.store(row, &sums);
+            let sums = dots::<S, R, N, M>(s, &self.rows, row, x);
+            self.store(token, row, &sums);
             row += N;
         }
         while row < range.end {
-            let sums = dots::<S, R, 1, M>(s, &self.rows, row, self.job.x);
-            self.store(row, &sums);
+            let sums = dots::<S, R, 1, M>(s, &self.rows, row, x);
+            self.store(token, row, &sums);
             row += 1;
         }
     }
 
     #[inline(always)]
-    fn store<const N: usize, const M: usize>(&mut self, row: usize, sums: &[[f32; N]; M]) {
+    fn store<const N: usize, const M: usize>(
+        &mut self,
+        token: usize,
+        row: usize,
+        sums: &[[f32; N]; M],
+    ) {
         let first = self.columns.range().start;
-        for (token, sums) in sums.iter().enumerate() {
+        for (token, sums) in (token..).zip(sums) {
             let out = self.columns.row(token);
             for (i, sum) in (row..).zip(sums) {
                 self.job
