@@ -29,3 +29,50 @@ pub(super) fn column(path: &Path, name: &str) -> Result<Vec<String>> {
     })
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parquet::basic::Compression;
+    use parquet::data_type::{ByteArray, ByteArrayType};
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+
+    use super::*;
+
+    #[test]
+    fn a_column_of_texts_is_read_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.parquet");
+        let schema =
+            parse_message_type("message rows { REQUIRED BYTE_ARRAY text (UTF8); }").unwrap();
+        let settings = WriterProperties::builder()
+            .set_compression(Compression::SNAPPY)
+            .build();
+        let file = File::create(&path).unwrap();
+        let mut writer =
+            SerializedFileWriter::new(file, Arc::new(schema), Arc::new(settings)).unwrap();
+        let rows = ["", " = Title = \n", " Ünïcode .\n"];
+        let mut group = writer.next_row_group().unwrap();
+        let mut texts = group.next_column().unwrap().unwrap();
+        let values = rows.map(ByteArray::from);
+        texts
+            .typed::<ByteArrayType>()
+            .write_batch(&values, None, None)
+            .unwrap();
+        texts.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+        assert_eq!(column(&path, "text").unwrap(), rows);
+        assert!(
+            column(&path, "body")
+                .unwrap_err()
+                .to_string()
+                .contains("'body'")
+        );
+        std::fs::write(&path, b"no parquet").unwrap();
+        assert_eq!(column(&path, "text").unwrap_err().exit_code(), 65);
+    }
+}
