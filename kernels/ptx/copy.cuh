@@ -1,0 +1,35 @@
+// Asynchronous copies from global to shared memory, 16 bytes each, both addresses aligned to that. A thread sees what its
+// own copies brought once it has waited for their group; other threads see it after a barrier that follows the wait.
+#pragma once
+
+#include <cstdint>
+
+// How long the caches should keep what is copied.
+enum class Keep {
+    Short, // read once by this grid: weights
+    Long,  // read again by other blocks: activations
+};
+
+// `valid` false: the 16 bytes become zeros and `global` is not read.
+template <Keep KEEP> __device__ inline void copy16(void* shared, const void* global, bool valid) {
+    const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    const int bytes = valid ? 16 : 0;
+    if constexpr (KEEP == Keep::Short) {
+        // Past the first-level cache, and first to go from the second.
+        uint64_t policy;
+        asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+        asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(global), "r"(bytes),
+                     "l"(policy)
+                     : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+    }
+}
+
+// Ends a group of copies; a group may be empty.
+__device__ inline void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most the PENDING latest groups of this thread are under way.
+template <int PENDING> __device__ inline void copies_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}

@@ -1,0 +1,25 @@
+// Order between blocks of a grid, and between a grid and the one before it in the stream.
+#pragma once
+
+// Adds 1 to a counter that blocks share and gives what it was. All that the calling thread, and the threads that a barrier
+// ordered before it, wrote earlier is visible to whoever sees the sum; and what they wrote, to this thread.
+__device__ inline unsigned count_up(unsigned* counter) {
+    unsigned before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    return before;
+}
+
+// Waits until the grids that this one was allowed to overlap are done and their writes visible. Weights may be read before
+// it, what a kernel computed may not. Does nothing where a launch did not ask for overlap, and before compute capability 9.
+__device__ inline void wait_for_predecessor() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets a dependent grid start as soon as there is room for it; its own wait still covers all of this grid.
+__device__ inline void let_successor_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
