@@ -12,6 +12,8 @@
 #include "common/elem.cuh"
 #include "common/reduce.cuh"
 
+#include <ptx/kernel.cuh>
+
 constexpr unsigned WARPS = 4;
 constexpr unsigned MAX_HEAD_DIM = 256;
 constexpr unsigned PER_LANE = MAX_HEAD_DIM / WARP;
@@ -109,6 +111,6 @@ template <class T> __device__ void attention(const AttentionArgs<T>& args) {
     }
 }
 
-#define KERNEL(T)                                                                                                      \
-    extern "C" __global__ void __launch_bounds__(WARPS* WARP) attention_##T(AttentionArgs<T> args) { attention(args); }
-FOR_EACH_ELEM(KERNEL)
+#define DEFINE(T)                                                                                                      \
+    KERNEL_OF(WARPS * WARP, 1, attention_##T, AttentionArgs<T> args) { attention(args); }
+FOR_EACH_ELEM(DEFINE)

@@ -24,6 +24,8 @@ const FLAGS: &[&str] = &[
     "-gencode=arch=compute_90a,code=sm_90a",
     "-std=c++17",
     "-O3",
+    // Where <ptx/...> lies.
+    "-Ikernels",
     "--expt-relaxed-constexpr",
     // Line numbers for profilers; compressed, because they are three times the size of the code.
     "-lineinfo",
@@ -58,7 +60,8 @@ fn compile_all() -> Result<()> {
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     let nvcc = Nvcc::find()?;
-    let headers = files("kernels/common", "cuh")?;
+    let mut headers = files("kernels/common", "cuh")?;
+    headers.extend(files("kernels/ptx", "cuh")?);
     let shared = Fnv::new().text(&nvcc.version).text(&FLAGS.join(" "));
     let shared = content_hash(&headers, shared)?;
     let sources = files("kernels", "cu")?

@@ -7,6 +7,8 @@
 // Kernels: gather_<table>_<out>. One block per row of out.
 #include "common/elem.cuh"
 
+#include <ptx/kernel.cuh>
+
 template <class Table, class Out>
 __device__ void gather(const unsigned* __restrict__ ids, const Table* __restrict__ table, Out* __restrict__ out,
                        unsigned rows, unsigned width) {
@@ -18,11 +20,10 @@ __device__ void gather(const unsigned* __restrict__ ids, const Table* __restrict
     }
 }
 
-#define KERNEL(OUT, TABLE)                                                                                             \
-    extern "C" __global__ void gather_##TABLE##_##OUT(const unsigned* ids, const TABLE* table, OUT* out,               \
-                                                      unsigned rows, unsigned width) {                                 \
+#define DEFINE(OUT, TABLE)                                                                                             \
+    KERNEL(gather_##TABLE##_##OUT, const unsigned* ids, const TABLE* table, OUT* out, unsigned rows, unsigned width) { \
         gather(ids, table, out, rows, width);                                                                          \
     }
-FOR_EACH_ELEM(KERNEL, f32)
-FOR_EACH_ELEM(KERNEL, f16)
-FOR_EACH_ELEM(KERNEL, bf16)
+FOR_EACH_ELEM(DEFINE, f32)
+FOR_EACH_ELEM(DEFINE, f16)
+FOR_EACH_ELEM(DEFINE, bf16)

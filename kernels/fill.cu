@@ -9,6 +9,8 @@
 // Threads stride over the array; any grid will do.
 #include "common/elem.cuh"
 
+#include <ptx/kernel.cuh>
+
 __device__ inline unsigned long long mix(unsigned long long z) {
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
@@ -33,11 +35,9 @@ template <class T> __device__ void fill_constant(T* out, size_t count, float val
     for_each_index(count, [=](size_t i) { out[i] = from_f32<T>(value); });
 }
 
-#define KERNEL(T)                                                                                                      \
-    extern "C" __global__ void fill_uniform_##T(T* out, size_t count, unsigned long long stream, float amplitude) {    \
+#define DEFINE(T)                                                                                                      \
+    KERNEL(fill_uniform_##T, T* out, size_t count, unsigned long long stream, float amplitude) {                       \
         fill_uniform(out, count, stream, amplitude);                                                                   \
     }                                                                                                                  \
-    extern "C" __global__ void fill_constant_##T(T* out, size_t count, float value) {                                  \
-        fill_constant(out, count, value);                                                                              \
-    }
-FOR_EACH_ELEM(KERNEL)
+    KERNEL(fill_constant_##T, T* out, size_t count, float value) { fill_constant(out, count, value); }
+FOR_EACH_ELEM(DEFINE)

@@ -14,6 +14,8 @@
 #include "common/tile.cuh"
 #include "common/weight.cuh"
 
+#include <ptx/kernel.cuh>
+
 constexpr unsigned FEW_TOKENS = 8; // of one pass
 
 template <class Weight, class X, class Out>
@@ -98,30 +100,29 @@ __device__ void linear_many(const Weight weight, const X* __restrict__ x, const 
     });
 }
 
-#define KERNEL(X, OUT, NAME, WEIGHT)                                                                                   \
-    extern "C" __global__ void linear_few_##NAME##_##X##_##OUT(WeightArgs weight, const X* x, Epilogue<OUT> epilogue,  \
-                                                               unsigned tokens, unsigned features, unsigned k) {       \
+#define DEFINE(X, OUT, NAME, WEIGHT)                                                                                   \
+    KERNEL(linear_few_##NAME##_##X##_##OUT, WeightArgs weight, const X* x, Epilogue<OUT> epilogue, unsigned tokens,    \
+           unsigned features, unsigned k) {                                                                            \
         linear_few(WEIGHT(weight, k), x, epilogue, tokens, features, k);                                               \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(TILE_THREADS)                                                         \
-        linear_many_##NAME##_##X##_##OUT(WeightArgs weight, const X* x, Epilogue<OUT> epilogue, unsigned tokens,       \
-                                         unsigned features, unsigned k) {                                              \
+    KERNEL_OF(TILE_THREADS, 1, linear_many_##NAME##_##X##_##OUT, WeightArgs weight, const X* x,                        \
+              Epilogue<OUT> epilogue, unsigned tokens, unsigned features, unsigned k) {                                \
         linear_many(WEIGHT(weight, k), x, epilogue, tokens, features, k);                                              \
     }
-#define KERNELS(X, OUT)                                                                                                \
-    KERNEL(X, OUT, f32, PlainWeight<f32>)                                                                              \
-    KERNEL(X, OUT, f16, PlainWeight<f16>)                                                                              \
-    KERNEL(X, OUT, bf16, PlainWeight<bf16>)                                                                            \
-    KERNEL(X, OUT, int8, Int8Weight)                                                                                   \
-    KERNEL(X, OUT, int4, Int4Weight)
-KERNELS(f32, f32)
-KERNELS(f16, f16)
-KERNELS(f16, f32)
-KERNELS(bf16, bf16)
-KERNELS(bf16, f32)
+#define DEFINE_ALL(X, OUT)                                                                                             \
+    DEFINE(X, OUT, f32, PlainWeight<f32>)                                                                              \
+    DEFINE(X, OUT, f16, PlainWeight<f16>)                                                                              \
+    DEFINE(X, OUT, bf16, PlainWeight<bf16>)                                                                            \
+    DEFINE(X, OUT, int8, Int8Weight)                                                                                   \
+    DEFINE(X, OUT, int4, Int4Weight)
+DEFINE_ALL(f32, f32)
+DEFINE_ALL(f16, f16)
+DEFINE_ALL(f16, f32)
+DEFINE_ALL(bf16, bf16)
+DEFINE_ALL(bf16, f32)
 
-#define BIAS_KERNEL(T)                                                                                                 \
-    extern "C" __global__ void add_bias_##T(Epilogue<T> epilogue, unsigned features) {                                 \
+#define DEFINE_BIAS(T)                                                                                                 \
+    KERNEL(add_bias_##T, Epilogue<T> epilogue, unsigned features) {                                                    \
         for (unsigned n = threadIdx.x; n < features; n += blockDim.x) epilogue.store(blockIdx.x, n, 0.0f);             \
     }
-FOR_EACH_ELEM(BIAS_KERNEL)
+FOR_EACH_ELEM(DEFINE_BIAS)

@@ -10,6 +10,8 @@
 #include "common/reduce.cuh"
 #include "common/tile.cuh"
 
+#include <ptx/kernel.cuh>
+
 constexpr unsigned FEW_TOKENS = 8;     // of one pass
 constexpr unsigned CODES_PER_WORD = 4; // of one __dp4a
 
@@ -117,13 +119,12 @@ __device__ void linear_w8a8_many(const W8A8Args args, const Epilogue<T> epilogue
     });
 }
 
-#define KERNEL(T)                                                                                                      \
-    extern "C" __global__ void linear_w8a8_few_##T(W8A8Args args, Epilogue<T> epilogue, unsigned tokens,               \
-                                                   unsigned features, unsigned k) {                                    \
+#define DEFINE(T)                                                                                                      \
+    KERNEL(linear_w8a8_few_##T, W8A8Args args, Epilogue<T> epilogue, unsigned tokens, unsigned features, unsigned k) { \
         linear_w8a8_few(args, epilogue, tokens, features, k);                                                          \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(TILE_THREADS)                                                         \
-        linear_w8a8_many_##T(W8A8Args args, Epilogue<T> epilogue, unsigned tokens, unsigned features, unsigned k) {    \
+    KERNEL_OF(TILE_THREADS, 1, linear_w8a8_many_##T, W8A8Args args, Epilogue<T> epilogue, unsigned tokens,             \
+              unsigned features, unsigned k) {                                                                         \
         linear_w8a8_many(args, epilogue, tokens, features, k);                                                         \
     }
-FOR_EACH_ELEM(KERNEL)
+FOR_EACH_ELEM(DEFINE)

@@ -8,6 +8,8 @@
 #include "common/norm.cuh"
 #include "common/reduce.cuh"
 
+#include <ptx/kernel.cuh>
+
 template <class T>
 __device__ void rms_norm(const T* __restrict__ x, const T* __restrict__ weight, T* __restrict__ out, unsigned width,
                          float eps) {
@@ -23,8 +25,8 @@ __device__ void rms_norm(const T* __restrict__ x, const T* __restrict__ weight, 
     }
 }
 
-#define KERNEL(T)                                                                                                      \
-    extern "C" __global__ void rms_norm_##T(const T* x, const T* weight, T* out, unsigned width, float eps) {          \
+#define DEFINE(T)                                                                                                      \
+    KERNEL(rms_norm_##T, const T* x, const T* weight, T* out, unsigned width, float eps) {                             \
         rms_norm(x, weight, out, width, eps);                                                                          \
     }
-FOR_EACH_ELEM(KERNEL)
+FOR_EACH_ELEM(DEFINE)

@@ -17,6 +17,8 @@
 #include "common/elem.cuh"
 #include "common/reduce.cuh"
 
+#include <ptx/kernel.cuh>
+
 // The scale of values up to `largest` in magnitude, in the precision of T; 1 where it would be zero.
 template <class T> __device__ float scale_for(float largest, float half_range) {
     const float scale = round_to<T>(largest / half_range);
@@ -86,16 +88,14 @@ __device__ void quantize_act(const T* __restrict__ x, signed char* __restrict__ 
     if (threadIdx.x == 0) scales[blockIdx.x] = scale;
 }
 
-#define KERNELS(T)                                                                                                     \
-    extern "C" __global__ void quantize_int8_##T(const T* w, signed char* codes, T* scales, size_t groups,             \
-                                                 unsigned group) {                                                     \
+#define DEFINE(T)                                                                                                      \
+    KERNEL(quantize_int8_##T, const T* w, signed char* codes, T* scales, size_t groups, unsigned group) {              \
         quantize_int8(w, codes, scales, groups, group);                                                                \
     }                                                                                                                  \
-    extern "C" __global__ void quantize_int4_##T(const T* w, unsigned char* codes, T* scales, size_t groups,           \
-                                                 unsigned group) {                                                     \
+    KERNEL(quantize_int4_##T, const T* w, unsigned char* codes, T* scales, size_t groups, unsigned group) {            \
         quantize_int4(w, codes, scales, groups, group);                                                                \
     }                                                                                                                  \
-    extern "C" __global__ void quantize_act_##T(const T* x, signed char* codes, float* scales, unsigned width) {       \
+    KERNEL(quantize_act_##T, const T* x, signed char* codes, float* scales, unsigned width) {                          \
         quantize_act(x, codes, scales, width);                                                                         \
     }
-FOR_EACH_ELEM(KERNELS)
+FOR_EACH_ELEM(DEFINE)

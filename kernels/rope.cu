@@ -14,6 +14,8 @@
 #include "common/norm.cuh"
 #include "common/reduce.cuh"
 
+#include <ptx/kernel.cuh>
+
 template <class T> struct RopeArgs {
     T* qkv;
     const T* q_norm;
@@ -93,6 +95,6 @@ template <class T> __device__ void rope_append(const RopeArgs<T>& args) {
     }
 }
 
-#define KERNEL(T)                                                                                                      \
-    extern "C" __global__ void rope_append_##T(RopeArgs<T> args) { rope_append(args); }
-FOR_EACH_ELEM(KERNEL)
+#define DEFINE(T)                                                                                                      \
+    KERNEL(rope_append_##T, RopeArgs<T> args) { rope_append(args); }
+FOR_EACH_ELEM(DEFINE)

@@ -10,6 +10,8 @@
 #include "common/elem.cuh"
 #include "common/reduce.cuh"
 
+#include <ptx/kernel.cuh>
+
 constexpr unsigned NONE = 0xffffffffu;
 
 struct Best {
@@ -65,9 +67,9 @@ __device__ void log_prob(const T* __restrict__ logits, const unsigned* __restric
     }
 }
 
-#define KERNELS(T)                                                                                                     \
-    extern "C" __global__ void argmax_##T(const T* x, unsigned* out, unsigned width) { argmax(x, out, width); }        \
-    extern "C" __global__ void log_prob_##T(const T* logits, const unsigned* targets, float* out, unsigned width) {    \
+#define DEFINE(T)                                                                                                      \
+    KERNEL(argmax_##T, const T* x, unsigned* out, unsigned width) { argmax(x, out, width); }                           \
+    KERNEL(log_prob_##T, const T* logits, const unsigned* targets, float* out, unsigned width) {                       \
         log_prob(logits, targets, out, width);                                                                         \
     }
-FOR_EACH_ELEM(KERNELS)
+FOR_EACH_ELEM(DEFINE)

@@ -6,6 +6,8 @@
 // Kernels: silu_mul_<type>. One block per token.
 #include "common/elem.cuh"
 
+#include <ptx/kernel.cuh>
+
 template <class T> __device__ void silu_mul(const T* __restrict__ gate_up, T* __restrict__ out, unsigned width) {
     const size_t t = blockIdx.x;
     const T* gate = gate_up + t * 2 * width;
@@ -16,8 +18,6 @@ template <class T> __device__ void silu_mul(const T* __restrict__ gate_up, T* __
     }
 }
 
-#define KERNEL(T)                                                                                                      \
-    extern "C" __global__ void silu_mul_##T(const T* gate_up, T* out, unsigned width) {                                \
-        silu_mul(gate_up, out, width);                                                                                 \
-    }
-FOR_EACH_ELEM(KERNEL)
+#define DEFINE(T)                                                                                                      \
+    KERNEL(silu_mul_##T, const T* gate_up, T* out, unsigned width) { silu_mul(gate_up, out, width); }
+FOR_EACH_ELEM(DEFINE)

@@ -1,0 +1,20 @@
+// Asynchronous copies to shared memory. Between its start and the wait that covers it the destination holds NaN.
+#pragma once
+
+#include "../emulator.h"
+
+#include <cstdint>
+
+enum class Keep { Short, Long };
+
+template <Keep KEEP>
+inline void copy16(void* shared, const void* global, bool valid, emulator::Site site = emulator::here()) {
+    emulator::start_copy(shared, global, valid, site);
+}
+
+inline void copies_commit() { emulator::end_copy_group(); }
+
+template <int PENDING> inline void copies_wait() {
+    static_assert(PENDING >= 0);
+    emulator::wait_for_copies(PENDING);
+}
