@@ -80,10 +80,7 @@ impl QuantizeRows {
                 self.reference::<T>(source, codes, scales);
                 Ok(())
             }),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => {
-                super::cuda::quantize_rows(gpu, self, source, codes, scales, first)
-            }
+            Device::Gpu(gpu) => super::gpu::quantize_rows(gpu, self, source, codes, scales, first),
         }
     }
 
@@ -210,8 +207,7 @@ impl QuantizeAct {
                 self.reference::<T>(x, codes, scales);
                 Ok(())
             }),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => super::cuda::quantize_act(gpu, self, x, codes, scales),
+            Device::Gpu(gpu) => super::gpu::quantize_act(gpu, self, x, codes, scales),
         }
     }
 

@@ -153,8 +153,7 @@ impl Linear {
                     self.reference::<T>(input, weight, bias, out)
                 })
             }
-            #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => super::cuda::linear(gpu, self, input, weight, bias, out),
+            Device::Gpu(gpu) => super::gpu::linear(gpu, self, input, weight, bias, out),
         }
     }
 }

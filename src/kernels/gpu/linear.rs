@@ -1,10 +1,8 @@
-//! Products with a weight matrix: our own kernels for few tokens and for packed weights, cuBLAS for plain ones.
+//! Products with a weight matrix: our own kernels for few tokens and for packed weights, a library for plain ones.
 
-use cudarc::cublas::{result::gemm_ex, sys};
-use cudarc::driver::{DeviceRepr, LaunchConfig};
-
-use super::gpu::{Gpu, fault};
-use super::launch::{Address, Op, WARP, elem_type, launch};
+use super::device::Gpu;
+use super::gemm::Gemm;
+use super::launch::{Address, Grid, KernelArg, Op, WARP, elem_type, launch};
 use super::quantize::check_group;
 use crate::error::Result;
 use crate::kernels::linear::{Input, Linear, LinearWeight, WeightData};
@@ -36,7 +34,7 @@ enum Method {
     Few,
     /// `linear_many_*`: widens weights into shared memory, each used by 64 tokens.
     Many,
-    /// cuBLAS; plain weights of the input's type only.
+    /// The device's library (cuBLAS); plain weights of the input's type only.
     Gemm,
 }
 
@@ -55,6 +53,7 @@ impl Method {
 
 /// `WeightArgs` of `common/weight.cuh`.
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct WeightArgs {
     data: Address,
     scales: Address,
@@ -63,7 +62,7 @@ struct WeightArgs {
 }
 
 // SAFETY: the layout of the C++ struct of the same name: the same fields in the same order, none of them a reference.
-unsafe impl DeviceRepr for WeightArgs {}
+unsafe impl KernelArg for WeightArgs {}
 
 /// `Epilogue` of `common/epilogue.cuh`.
 #[repr(C)]
@@ -77,10 +76,11 @@ struct Epilogue {
 }
 
 // SAFETY: the layout of the C++ struct of the same name: the same fields in the same order, none of them a reference.
-unsafe impl DeviceRepr for Epilogue {}
+unsafe impl KernelArg for Epilogue {}
 
 /// `W8A8Args` of `linear_w8a8.cu`.
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct W8A8Args {
     x: Address,
     x_scales: Address,
@@ -90,10 +90,10 @@ struct W8A8Args {
 }
 
 // SAFETY: the layout of the C++ struct of the same name: the same fields in the same order, none of them a reference.
-unsafe impl DeviceRepr for W8A8Args {}
+unsafe impl KernelArg for W8A8Args {}
 
-/// `linear.cu`, `linear_w8a8.cu` or cuBLAS. Our kernels round the whole sum once; cuBLAS finds a bias in `out`, where it
-/// lies rounded together with what was there.
+/// `linear.cu`, `linear_w8a8.cu` or the library. Our kernels round the whole sum once; the library finds a bias in `out`,
+/// where it lies rounded together with what was there.
 pub(crate) fn linear(
     gpu: &Gpu,
     shape: &Linear,
@@ -221,7 +221,7 @@ impl Product<'_> {
     fn launch(
         &self,
         method: &str,
-        grid: LaunchConfig,
+        grid: Grid,
         x: Address,
         x_type: DType,
         storage: &str,
@@ -246,20 +246,10 @@ impl Product<'_> {
         unsafe { launch!(self.op.gpu, &name, grid; args, self.epilogue, tokens, n, k) }
     }
 
-    /// By cuBLAS, which computes column-major: seen so, `out` is `[n, tokens]`, and the weight, `[k, n]`, is transposed.
-    /// `x [tokens, k]` and `weight [n, k]` are both of type `x_type`.
+    /// By the device's library. `x [tokens, k]` and `weight [n, k]` are both of type `x_type`.
     fn gemm(&self, x: Address, x_type: DType, weight: Address) -> Result<()> {
         let op = self.op;
-        let int = |what: &str, value: usize| {
-            i32::try_from(value)
-                .map_err(|_| op.bug(&format!("{what} = {value} is too large for cuBLAS")))
-        };
-        let (tokens, n, k) = (
-            int("tokens", self.tokens)?,
-            int("n", self.n)?,
-            int("k", self.k)?,
-        );
-        // cuBLAS adds to what is there but knows no bias along this dimension, so the bias goes there first.
+        // The library adds to what is there but knows no bias along this dimension, so the bias goes there first.
         let has_bias = !self.epilogue.bias.is_null();
         if has_bias {
             let name = format!("add_bias_{}", self.out_type);
@@ -268,38 +258,19 @@ impl Product<'_> {
             // SAFETY: the arguments of add_bias in linear.cu; the arrays of the epilogue hold the shape.
             unsafe { launch!(op.gpu, &name, grid; self.epilogue, features) }?;
         }
-        let alpha = 1.0_f32;
-        let beta = if has_bias || self.epilogue.accumulate != 0 {
-            1.0_f32
-        } else {
-            0.0
+        let gemm = Gemm {
+            tokens: self.tokens,
+            n: self.n,
+            k: self.k,
+            x,
+            x_type,
+            weight,
+            out: self.epilogue.out,
+            out_type: self.out_type,
+            accumulate: has_bias || self.epilogue.accumulate != 0,
         };
-        // SAFETY: the handle lives as long as the GPU and works on its stream; x is [tokens, k], the weight [n, k] and out
-        // [tokens, n]; alpha and beta are f32, as an f32 computation wants them, and cuBLAS reads them before it returns.
-        unsafe {
-            gemm_ex(
-                *op.gpu.blas().handle(),
-                sys::cublasOperation_t::CUBLAS_OP_T,
-                sys::cublasOperation_t::CUBLAS_OP_N,
-                n,
-                tokens,
-                k,
-                (&raw const alpha).cast(),
-                weight.as_ptr(),
-                cuda_type(x_type),
-                k,
-                x.as_ptr(),
-                cuda_type(x_type),
-                k,
-                (&raw const beta).cast(),
-                self.epilogue.out.as_ptr(),
-                cuda_type(self.out_type),
-                n,
-                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT_TENSOR_OP,
-            )
-        }
-        .map_err(|e| fault("cublasGemmEx", e))
+        // SAFETY: every array holds its shape.
+        unsafe { op.gpu.gemm(&gemm) }
     }
 
     fn dims(&self) -> Result<(u32, u32, u32)> {
@@ -311,7 +282,7 @@ impl Product<'_> {
         ))
     }
 
-    fn few_grid(&self) -> Result<LaunchConfig> {
+    fn few_grid(&self) -> Result<Grid> {
         let features_per_block = FEW_THREADS as usize / WARP;
         self.op.grid(
             self.n.div_ceil(features_per_block),
@@ -320,7 +291,7 @@ impl Product<'_> {
         )
     }
 
-    fn many_grid(&self) -> Result<LaunchConfig> {
+    fn many_grid(&self) -> Result<Grid> {
         self.op.grid(
             self.n.div_ceil(TILE),
             self.tokens.div_ceil(TILE),
@@ -329,20 +300,12 @@ impl Product<'_> {
     }
 }
 
-fn cuda_type(dtype: DType) -> sys::cudaDataType_t {
-    match dtype {
-        DType::F32 => sys::cudaDataType_t::CUDA_R_32F,
-        DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
-        DType::BF16 => sys::cudaDataType_t::CUDA_R_16BF,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn cublas_gets_what_it_can_do() {
+    fn the_library_gets_what_it_can_do() {
         use Method::{Few, Gemm, Many};
         assert_eq!(Method::choose(1, DType::BF16, Some(DType::BF16)), Few);
         assert_eq!(Method::choose(9, DType::BF16, Some(DType::BF16)), Gemm);

@@ -1,6 +1,6 @@
 //! Rounding to nearest on the GPU: weights per group, activations per token.
 
-use super::gpu::Gpu;
+use super::device::Gpu;
 use super::launch::{Op, WARP, launch};
 use crate::error::Result;
 use crate::kernels::quantize::{QuantizeAct, QuantizeRows};

@@ -1,9 +1,7 @@
 //! Rotary embedding with the cache append, and attention over the cache.
 
-use cudarc::driver::DeviceRepr;
-
-use super::gpu::Gpu;
-use super::launch::{Address, Op, WARP, launch};
+use super::device::Gpu;
+use super::launch::{Address, KernelArg, Op, WARP, launch};
 use crate::error::Result;
 use crate::kernels::attention::{Attention, LayerCache, Places};
 use crate::kernels::rope::{HeadNorms, RopeAppend, RopeTable};
@@ -18,6 +16,7 @@ const MAX_HEAD_DIM: usize = 256;
 
 /// `RopeArgs` of `rope.cu`.
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct RopeArgs {
     qkv: Address,
     q_norm: Address,
@@ -38,7 +37,7 @@ struct RopeArgs {
 }
 
 // SAFETY: the layout of the C++ struct of the same name: the same fields in the same order, none of them a reference.
-unsafe impl DeviceRepr for RopeArgs {}
+unsafe impl KernelArg for RopeArgs {}
 
 /// `rope.cu`. A position or slot outside the cache or the table writes nothing there and leaves NaN in `qkv`.
 pub(crate) fn rope_append(
@@ -110,6 +109,7 @@ pub(crate) fn rope_append(
 
 /// `AttentionArgs` of `attention.cu`.
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct AttentionArgs {
     q: Address,
     k_cache: Address,
@@ -127,7 +127,7 @@ struct AttentionArgs {
 }
 
 // SAFETY: the layout of the C++ struct of the same name: the same fields in the same order, none of them a reference.
-unsafe impl DeviceRepr for AttentionArgs {}
+unsafe impl KernelArg for AttentionArgs {}
 
 /// `attention.cu`. A position or slot outside the cache gives NaN.
 pub(crate) fn attention(

@@ -1,10 +1,10 @@
 //! What all launches share: checked buffers, sizes, the grid, and the call.
 
+#[cfg(feature = "cuda")]
 use std::ffi::c_void;
 
-use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig};
-
-use super::gpu::Gpu;
+use super::device::Gpu;
+pub(super) use super::driver::{Grid, KernelArg};
 use crate::error::{Error, Result};
 use crate::kernels::{Buf, BufType};
 use crate::scheme::DType;
@@ -32,7 +32,7 @@ impl Op<'_> {
         shape: &[usize],
     ) -> Result<Address> {
         self.check(what, buf, kind, 0, shape)?;
-        Ok(Address(buf.gpu()?.device_ptr(self.gpu.stream()).0))
+        Ok(Address(self.gpu.address(buf.gpu()?)?))
     }
 
     /// The address of element `first` of an array that is written, once `buf` is known to hold an array of this type and
@@ -46,7 +46,7 @@ impl Op<'_> {
         shape: &[usize],
     ) -> Result<Address> {
         self.check(what, buf, kind, first, shape)?;
-        let start = buf.gpu_mut()?.device_ptr_mut(self.gpu.stream()).0;
+        let start = self.gpu.address(buf.gpu_mut()?)?;
         Ok(Address(start + (first * kind.size()) as u64))
     }
 
@@ -79,18 +79,19 @@ impl Op<'_> {
     }
 
     /// A grid of `x` by `y` blocks of `threads` threads.
-    pub(super) fn grid(self, x: usize, y: usize, threads: u32) -> Result<LaunchConfig> {
+    pub(super) fn grid(self, x: usize, y: usize, threads: u32) -> Result<Grid> {
         if y > MAX_GRID_Y {
             return Err(self.bug(&format!("{y} blocks along y are too many")));
         }
-        Ok(LaunchConfig {
-            grid_dim: (
+        Ok(Grid {
+            blocks: [
                 self.dim("blocks along x", x)?,
                 self.dim("blocks along y", y)?,
                 1,
-            ),
-            block_dim: (threads, 1, 1),
-            shared_mem_bytes: 0,
+            ],
+            threads,
+            shared_bytes: 0,
+            overlaps: false,
         })
     }
 
@@ -115,8 +116,9 @@ pub(super) const fn elem_type(dtype: DType) -> u32 {
 #[derive(Clone, Copy)]
 pub(super) struct Address(u64);
 
-// SAFETY: a device pointer is 64 bits wide on every platform that CUDA 11 and later support.
-unsafe impl DeviceRepr for Address {}
+// SAFETY: a device pointer is 64 bits wide on every platform that CUDA 11 and later support, and so is the host's where
+// kernels are emulated.
+unsafe impl KernelArg for Address {}
 
 impl Address {
     /// No array.
@@ -127,7 +129,13 @@ impl Address {
         self.0 == 0
     }
 
+    /// As drivers take it.
+    pub(super) const fn get(self) -> u64 {
+        self.0
+    }
+
     /// As C interfaces take it; it leads nowhere on the host.
+    #[cfg(feature = "cuda")]
     pub(super) const fn as_ptr(self) -> *mut c_void {
         self.0 as *mut c_void
     }
@@ -136,14 +144,13 @@ impl Address {
 /// Launches the kernel named `$name` on the GPU's stream. Unsafe: the arguments must be those of the kernel, in number,
 /// order and type, and every address must lead to as much memory as the kernel uses with them.
 macro_rules! launch {
-    ($gpu:expr, $name:expr, $grid:expr; $($argument:expr),+ $(,)?) => {{
-        use cudarc::driver::PushKernelArg as _;
-        $gpu.stream()
-            .launch_builder($gpu.function($name)?)
-            $(.arg(&$argument))+
-            .launch($grid)
-            .map(drop)
-            .map_err(|e| $crate::kernels::cuda::gpu::fault($name, e))
-    }};
+    ($gpu:expr, $name:expr, $grid:expr; $($argument:expr),+ $(,)?) => {
+        $gpu.launch(
+            $name,
+            $grid,
+            &mut [$($crate::kernels::gpu::launch::KernelArg::place(&$argument)),+],
+            &[$(size_of_val(&$argument)),+],
+        )
+    };
 }
 pub(super) use launch;

@@ -1,6 +1,6 @@
 //! Ops that work row by row, one block each.
 
-use super::gpu::Gpu;
+use super::device::Gpu;
 use super::launch::{Op, launch};
 use crate::error::Result;
 use crate::kernels::embed::Gather;

@@ -1,6 +1,6 @@
 //! Buffers filled with made-up values.
 
-use super::gpu::Gpu;
+use super::device::Gpu;
 use super::launch::{Op, launch};
 use crate::error::Result;
 use crate::kernels::Buf;
