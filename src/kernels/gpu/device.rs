@@ -6,11 +6,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::driver::{Driver, Facts, Grid, Mark, Memory, Recording};
 use super::emulator;
 use super::gemm::Gemm;
+use super::launch::Address;
+use super::linear::{Choices, LinearKernel};
+use super::workspace::{Scratch, Workspace};
 use crate::error::{Error, Result};
 use crate::units::Seconds;
 
 /// A GPU with the kernels of this program loaded. One host thread at a time drives it.
 pub struct Gpu {
+    // Goes before the driver, whose memory it is.
+    workspace: Mutex<Workspace>,
+    choices: Mutex<Choices>,
     driver: Box<dyn Driver>,
     capture: Arc<Capture>,
 }
@@ -98,6 +104,8 @@ impl Gpu {
 
     fn new(driver: Box<dyn Driver>) -> Self {
         Self {
+            workspace: Mutex::default(),
+            choices: Mutex::default(),
             driver,
             capture: Arc::default(),
         }
@@ -286,8 +294,37 @@ impl Gpu {
         Ok(self.address(bytes)? + offset as u64)
     }
 
+    /// Memory for a launch that is about to be asked for; see [`Workspace`].
+    ///
+    /// # Errors
+    /// If there is not as much yet and a graph is being recorded, or the memory is not there.
+    pub(super) fn scratch(&self, purpose: Scratch, bytes: usize) -> Result<Address> {
+        lock(&self.workspace).get(self, purpose, bytes)
+    }
+
+    /// Which kernels products get.
+    pub(super) fn choices(&self) -> MutexGuard<'_, Choices> {
+        lock(&self.choices)
+    }
+
+    /// Every product gets this kernel, whether it fits or not, for tests and microbenchmarks; `None` to choose again.
+    #[doc(hidden)]
+    pub fn force_linear(&self, kernel: Option<LinearKernel>) {
+        self.choices().force(kernel);
+    }
+
+    /// Whether its clock says anything about speed.
+    pub(super) fn is_timed(&self) -> bool {
+        self.driver.kind() == "cuda"
+    }
+
+    /// Whether a graph is being recorded.
+    pub(super) fn is_recording(&self) -> bool {
+        self.capture.kept().is_some()
+    }
+
     fn not_recorded(&self, what: &str) -> Result<()> {
-        if self.capture.kept().is_some() {
+        if self.is_recording() {
             return Err(Error::Internal(format!(
                 "{what} while a graph is being recorded"
             )));
@@ -318,4 +355,9 @@ impl Gpu {
         // SAFETY: by contract.
         unsafe { self.driver.gemm(gemm) }
     }
+}
+
+/// The lock, also after a panic elsewhere: what it guards is whole between any two calls.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

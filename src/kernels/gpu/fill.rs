@@ -2,6 +2,7 @@
 
 use super::device::Gpu;
 use super::launch::{Op, launch};
+use super::workspace::Scratch;
 use crate::error::Result;
 use crate::kernels::Buf;
 use crate::kernels::fill::Filling;
@@ -38,4 +39,15 @@ pub(crate) fn fill(
             unsafe { launch!(gpu, &name, grid; out, count, stream, amplitude) }
         }
     }
+}
+
+/// Writes so much that nothing else is left in the second-level cache.
+pub(super) fn evict_cache(gpu: &Gpu) -> Result<()> {
+    let op = Op { gpu, name: "evict" };
+    let count = gpu.facts().cache_bytes.max(1 << 20) * 2 / size_of::<f32>();
+    let out = gpu.scratch(Scratch::Eviction, count * size_of::<f32>())?;
+    let grid = op.grid(count.div_ceil(THREADS as usize).min(MAX_BLOCKS), 1, THREADS)?;
+    let value = 0.0_f32;
+    // SAFETY: the arguments of fill_constant in fill.cu; there are `count` elements.
+    unsafe { launch!(gpu, "fill_constant_f32", grid; out, count, value) }
 }

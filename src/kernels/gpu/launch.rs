@@ -129,6 +129,16 @@ impl Address {
         self.0 == 0
     }
 
+    /// Where an allocation begins.
+    pub(super) const fn at(address: u64) -> Self {
+        Self(address)
+    }
+
+    /// This many bytes further on.
+    pub(super) const fn plus(self, bytes: usize) -> Self {
+        Self(self.0 + bytes as u64)
+    }
+
     /// As drivers take it.
     pub(super) const fn get(self) -> u64 {
         self.0

@@ -24,6 +24,7 @@ mod linear;
 mod names;
 mod quantize;
 mod rows;
+mod workspace;
 
 pub(crate) use attention::{attention, rope_append};
 #[cfg(feature = "cuda")]
@@ -31,7 +32,8 @@ pub use cuda::KERNELS_HASH;
 pub use device::{Event, Gpu, GpuBytes, Graph};
 pub use driver::Facts;
 pub(crate) use fill::fill;
-pub(crate) use linear::linear;
+pub(crate) use linear::{linear, linear_kernels, rows_held, streamed};
+pub use linear::{LinearKernel, StreamedBufs};
 #[doc(hidden)]
 pub use names::names;
 pub(crate) use quantize::{quantize_act, quantize_rows};

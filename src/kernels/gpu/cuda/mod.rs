@@ -9,7 +9,6 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use candle_core::Device as CandleDevice;
-use cudarc::cublas::CudaBlas;
 use cudarc::driver::sys::{
     self, CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute,
 };
@@ -34,7 +33,7 @@ pub(super) struct Cuda {
     device: CandleDevice,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
-    blas: Arc<CudaBlas>,
+    lt: gemm::Lt,
     functions: HashMap<&'static str, CudaFunction>,
     facts: Facts,
 }
@@ -84,7 +83,7 @@ impl Cuda {
         Ok(Self {
             functions: load_kernels(&context, &facts)?,
             facts,
-            blas: candle.cublas_handle(),
+            lt: gemm::Lt::new(&stream)?,
             context,
             stream,
             device,
@@ -206,7 +205,7 @@ impl Driver for Cuda {
     unsafe fn gemm(&self, product: &Gemm) -> Result<()> {
         self.bind()?;
         // SAFETY: by contract.
-        unsafe { gemm::gemm(&self.blas, product) }
+        unsafe { self.lt.gemm(product, self.is_recording()?) }
     }
 
     fn mark(&self) -> Result<Box<dyn Mark>> {
@@ -227,6 +226,14 @@ impl Driver for Cuda {
 }
 
 impl Cuda {
+    fn is_recording(&self) -> Result<bool> {
+        let status = self
+            .stream
+            .capture_status()
+            .map_err(|e| fault("the state of the stream", e))?;
+        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
     /// Calls that are not cudarc's own go to the context that the calling thread is bound to.
     fn bind(&self) -> Result<()> {
         self.context

@@ -1,16 +1,17 @@
-// linear_w8a8: out[t, n] (+)= (sum_k x[t, k] * w[n, k]) * xs[t] * ws[n] (+ bias[n]).
+// linear_any_w8a8: out[t, n] (+)= (sum_k x[t, k] * w[n, k]) * xs[t] * ws[n] (+ bias[n]), for the rows that the streaming
+// products do not take: those that are no multiples of 16 bytes.
 //
-//   x i8 [T, K] · xs f32 [T] · w i8 [N, K] · ws [N] of any element type · out as in common/epilogue.cuh.
+//   x i8 [T, K] · xs f32 [T] · w i8 [N, K] · ws [N] of any element type · out as in common/outcome.cuh.
 //
 // The sum is exact in i32 while K <= 131071 (127 * 128 * K < 2^31 holds up to there); the launch code holds K to that.
 //
-// linear_w8a8_few_<type>    for a handful of tokens: every weight is read once per 8 tokens. One warp per feature.
-// linear_w8a8_many_<type>   for many: one block of 256 threads per 64 features x 64 tokens.
-#include "common/epilogue.cuh"
+// linear_any_w8a8_few    for a handful of tokens: every weight is read once per 8 tokens. One warp per feature.
+// linear_any_w8a8_many   for many: one block of 256 threads per 64 features x 64 tokens.
+#include <ptx/kernel.cuh>
+
+#include "common/outcome.cuh"
 #include "common/reduce.cuh"
 #include "common/tile.cuh"
-
-#include <ptx/kernel.cuh>
 
 constexpr unsigned FEW_TOKENS = 8;     // of one pass
 constexpr unsigned CODES_PER_WORD = 4; // of one __dp4a
@@ -43,8 +44,7 @@ __device__ inline bool rows_are_aligned(const signed char* rows, unsigned k, uns
     return k % bytes == 0 && reinterpret_cast<size_t>(rows) % bytes == 0;
 }
 
-template <class T>
-__device__ void linear_w8a8_few(const W8A8Args args, const Epilogue<T> epilogue, unsigned tokens, unsigned features,
+__device__ inline void linear_w8a8_few(const W8A8Args args, const Outcome outcome, unsigned tokens, unsigned features,
                                 unsigned k) {
     const unsigned n = blockIdx.x * (blockDim.x / WARP) + warp_id();
     const size_t first = static_cast<size_t>(blockIdx.y) * FEW_TOKENS;
@@ -82,13 +82,12 @@ __device__ void linear_w8a8_few(const W8A8Args args, const Epilogue<T> epilogue,
     for (unsigned t = 0; t < FEW_TOKENS; t++) {
         if (t < here) {
             const int sum = warp_reduce(sums[t], Sum());
-            if (lane_id() == t) epilogue.store(first + t, n, args.scaled(first + t, n, sum));
+            if (lane_id() == t) outcome.store(first + t, n, args.scaled(first + t, n, sum));
         }
     }
 }
 
-template <class T>
-__device__ void linear_w8a8_many(const W8A8Args args, const Epilogue<T> epilogue, unsigned tokens, unsigned features,
+__device__ inline void linear_w8a8_many(const W8A8Args args, const Outcome outcome, unsigned tokens, unsigned features,
                                  unsigned k) {
     __shared__ int xs[DEPTH][PITCH];
     __shared__ int ws[DEPTH][PITCH];
@@ -115,16 +114,15 @@ __device__ void linear_w8a8_many(const W8A8Args args, const Epilogue<T> epilogue
     sums.for_each([&](unsigned row, unsigned column, int sum) {
         const size_t t = first_t + row;
         const unsigned n = first_n + column;
-        if (t < tokens && n < features) epilogue.store(t, n, args.scaled(t, n, sum));
+        if (t < tokens && n < features) outcome.store(t, n, args.scaled(t, n, sum));
     });
 }
 
-#define DEFINE(T)                                                                                                      \
-    KERNEL(linear_w8a8_few_##T, W8A8Args args, Epilogue<T> epilogue, unsigned tokens, unsigned features, unsigned k) { \
-        linear_w8a8_few(args, epilogue, tokens, features, k);                                                          \
-    }                                                                                                                  \
-    KERNEL_OF(TILE_THREADS, 1, linear_w8a8_many_##T, W8A8Args args, Epilogue<T> epilogue, unsigned tokens,             \
-              unsigned features, unsigned k) {                                                                         \
-        linear_w8a8_many(args, epilogue, tokens, features, k);                                                         \
-    }
-FOR_EACH_ELEM(DEFINE)
+KERNEL(linear_any_w8a8_few, const W8A8Args args, Outcome outcome, unsigned tokens, unsigned features, unsigned k) {
+    linear_w8a8_few(args, outcome, tokens, features, k);
+}
+
+KERNEL_OF(TILE_THREADS, 1, linear_any_w8a8_many, const W8A8Args args, Outcome outcome, unsigned tokens, unsigned features,
+          unsigned k) {
+    linear_w8a8_many(args, outcome, tokens, features, k);
+}

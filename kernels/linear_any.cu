@@ -1,26 +1,24 @@
-// linear: out[t, n] (+)= sum_k x[t, k] * w[n, k] (+ bias[n]), accumulated in f32.
+// linear_any: out[t, n] (+)= sum_k x[t, k] * w[n, k] (+ bias[n]), accumulated in f32, for every shape and type that the
+// streaming products do not take: f32, and rows that are no multiples of 16 bytes.
 //
-//   x [T, K] · w [N, K] in any storage of common/weight.cuh · out as in common/epilogue.cuh, of x's type or, as before
-//   logits, f32.
+//   x [T, K] · w [N, K] in any storage of common/weight.cuh · out as in common/outcome.cuh
 //
-// linear_few_<weight>_<x>_<out>    for a handful of tokens: bound by reading w, so every weight is read once per 8 tokens,
-//                                  16 bytes a lane, and scaled in registers. One warp per output feature.
-// linear_many_<weight>_<x>_<out>   for many: weights are scaled once into shared memory and used by 64 tokens.
-//                                  One block of 256 threads per 64 features x 64 tokens.
-// add_bias_<out>                   out[t, n] = bias[n] or += bias[n], to go before a product of another library that adds
-//                                  to what is there. One block per token.
-#include "common/epilogue.cuh"
+// linear_any_few_<weight>_<x>    for a handful of tokens: every weight is read once per 8 tokens, 16 bytes a lane, and
+//                                scaled in registers. One warp per output feature.
+// linear_any_many_<weight>_<x>   for many: weights are scaled once into shared memory and used by 64 tokens.
+//                                One block of 256 threads per 64 features x 64 tokens.
+#include <ptx/kernel.cuh>
+
+#include "common/outcome.cuh"
 #include "common/reduce.cuh"
 #include "common/tile.cuh"
 #include "common/weight.cuh"
 
-#include <ptx/kernel.cuh>
-
 constexpr unsigned FEW_TOKENS = 8; // of one pass
 
-template <class Weight, class X, class Out>
-__device__ void linear_few(const Weight weight, const X* __restrict__ x, const Epilogue<Out> epilogue, unsigned tokens,
-                           unsigned features, unsigned k) {
+template <class Weight, class X>
+__device__ void linear_any_few(const Weight weight, const X* __restrict__ x, const Outcome outcome, unsigned tokens,
+                                unsigned features, unsigned k) {
     constexpr unsigned CHUNK = Weight::CHUNK;
     const unsigned n = blockIdx.x * (blockDim.x / WARP) + warp_id();
     const size_t first = static_cast<size_t>(blockIdx.y) * FEW_TOKENS;
@@ -65,14 +63,14 @@ __device__ void linear_few(const Weight weight, const X* __restrict__ x, const E
     for (unsigned t = 0; t < FEW_TOKENS; t++) {
         if (t < here) {
             const float sum = warp_reduce(sums[t], Sum());
-            if (lane_id() == t) epilogue.store(first + t, n, sum);
+            if (lane_id() == t) outcome.store(first + t, n, sum);
         }
     }
 }
 
-template <class Weight, class X, class Out>
-__device__ void linear_many(const Weight weight, const X* __restrict__ x, const Epilogue<Out> epilogue, unsigned tokens,
-                            unsigned features, unsigned k) {
+template <class Weight, class X>
+__device__ void linear_any_many(const Weight weight, const X* __restrict__ x, const Outcome outcome, unsigned tokens,
+                                unsigned features, unsigned k) {
     __shared__ float xs[DEPTH][PITCH];
     __shared__ float ws[DEPTH][PITCH];
     const unsigned first_n = blockIdx.x * TILE;
@@ -96,33 +94,24 @@ __device__ void linear_many(const Weight weight, const X* __restrict__ x, const 
     sums.for_each([&](unsigned row, unsigned column, float sum) {
         const size_t t = first_t + row;
         const unsigned n = first_n + column;
-        if (t < tokens && n < features) epilogue.store(t, n, sum);
+        if (t < tokens && n < features) outcome.store(t, n, sum);
     });
 }
 
-#define DEFINE(X, OUT, NAME, WEIGHT)                                                                                   \
-    KERNEL(linear_few_##NAME##_##X##_##OUT, WeightArgs weight, const X* x, Epilogue<OUT> epilogue, unsigned tokens,    \
+#define DEFINE(X, NAME, WEIGHT)                                                                                        \
+    KERNEL(linear_any_few_##NAME##_##X, const WeightArgs weight, const X* x, Outcome outcome, unsigned tokens,          \
            unsigned features, unsigned k) {                                                                            \
-        linear_few(WEIGHT(weight, k), x, epilogue, tokens, features, k);                                               \
+        linear_any_few(WEIGHT(weight, k), x, outcome, tokens, features, k);                                            \
     }                                                                                                                  \
-    KERNEL_OF(TILE_THREADS, 1, linear_many_##NAME##_##X##_##OUT, WeightArgs weight, const X* x,                        \
-              Epilogue<OUT> epilogue, unsigned tokens, unsigned features, unsigned k) {                                \
-        linear_many(WEIGHT(weight, k), x, epilogue, tokens, features, k);                                              \
+    KERNEL_OF(TILE_THREADS, 1, linear_any_many_##NAME##_##X, const WeightArgs weight, const X* x, Outcome outcome,      \
+              unsigned tokens, unsigned features, unsigned k) {                                                        \
+        linear_any_many(WEIGHT(weight, k), x, outcome, tokens, features, k);                                           \
     }
-#define DEFINE_ALL(X, OUT)                                                                                             \
-    DEFINE(X, OUT, f32, PlainWeight<f32>)                                                                              \
-    DEFINE(X, OUT, f16, PlainWeight<f16>)                                                                              \
-    DEFINE(X, OUT, bf16, PlainWeight<bf16>)                                                                            \
-    DEFINE(X, OUT, int8, Int8Weight)                                                                                   \
-    DEFINE(X, OUT, int4, Int4Weight)
-DEFINE_ALL(f32, f32)
-DEFINE_ALL(f16, f16)
-DEFINE_ALL(f16, f32)
-DEFINE_ALL(bf16, bf16)
-DEFINE_ALL(bf16, f32)
-
-#define DEFINE_BIAS(T)                                                                                                 \
-    KERNEL(add_bias_##T, Epilogue<T> epilogue, unsigned features) {                                                    \
-        for (unsigned n = threadIdx.x; n < features; n += blockDim.x) epilogue.store(blockIdx.x, n, 0.0f);             \
-    }
-FOR_EACH_ELEM(DEFINE_BIAS)
+#define DEFINE_ALL(X)                                                                                                  \
+    DEFINE(X, f32, PlainWeight<f32>)                                                                                   \
+    DEFINE(X, f16, PlainWeight<f16>)                                                                                   \
+    DEFINE(X, bf16, PlainWeight<bf16>)                                                                                 \
+    DEFINE(X, int8, Int8Weight)                                                                                        \
+    DEFINE(X, e4m3, E4m3Weight)                                                                                        \
+    DEFINE(X, int4, Int4Weight)
+FOR_EACH_ELEM(DEFINE_ALL)
