@@ -38,6 +38,11 @@ impl StreamedBufs {
         self.codes.bytes() + self.scales.bytes() + optional(&self.zeros) + optional(&self.order)
     }
 
+    /// Columns per scale.
+    pub(crate) fn group(&self) -> usize {
+        self.group
+    }
+
     /// The storage for inputs of type `x`; `None` where there is no kernel for the pair.
     pub(crate) fn storage(&self, k: usize, x: DType) -> Option<Storage> {
         let scales = self.scales.dtype().ok()?;
