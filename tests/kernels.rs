@@ -10,8 +10,14 @@ mod attention;
 mod build;
 #[path = "kernels/driver.rs"]
 mod driver;
+#[path = "kernels/engine.rs"]
+mod engine;
 #[path = "kernels/logits.rs"]
 mod logits;
+#[path = "kernels/mutations.rs"]
+mod mutations;
+
+use std::path::Path;
 
 use candlepower::kernels::attention::{Attention, LayerCache, Places};
 use candlepower::kernels::embed::Gather;
@@ -44,7 +50,12 @@ fn gpus() -> Vec<Device> {
 
 /// An emulated GPU that runs the blocks of a grid in this order.
 fn emulated(order: u64) -> Device {
-    let device = Device::emulated(&build::kernels()).unwrap();
+    kernel_device(&build::kernels(), order)
+}
+
+/// The same with the kernels of `folder`.
+fn kernel_device(folder: &Path, order: u64) -> Device {
+    let device = Device::emulated(folder).unwrap();
     if let Device::Gpu(gpu) = &device {
         gpu.set_emulated_order(order);
     }

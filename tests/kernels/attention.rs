@@ -7,7 +7,7 @@ use candlepower::scheme::DType;
 use super::{Noise, TYPES, assert_close, devices, get, gpus, put, put_ids, unit};
 
 /// Slot and position of every token, out of order: alone, a chunk of a prompt, and two sequences at different depths.
-const TOKENS: &[&[(u32, u32)]] = &[
+pub(super) const TOKENS: &[&[(u32, u32)]] = &[
     &[(0, 0)],
     &[(1, 0), (1, 1), (1, 2), (1, 3)],
     &[(2, 69), (0, 5), (2, 70), (1, 63), (0, 64)],
@@ -30,7 +30,7 @@ fn attention_equals_the_textbook_in_every_type() {
     }
 }
 
-fn attend(
+pub(super) fn attend(
     device: &Device,
     [heads, kv_heads, head_dim]: [usize; 3],
     places: &[(u32, u32)],

@@ -17,23 +17,25 @@ fn argmax(device: &Device, logits: &[f32], rows: usize, act: DType) -> Vec<u32> 
 
 #[test]
 fn the_first_largest_logit_wins_wherever_it_stands() {
-    for device in devices() {
-        for act in TYPES {
-            for vocab in [1, 2, 31, 33, 1000, 1025, 5003] {
-                let mut noise = Noise(vocab as u64);
-                let places = [0, vocab / 2, vocab - 1];
-                let rows = places.map(|at| {
-                    let mut row = noise.numbers(vocab, act);
-                    row[at] = 2.0;
-                    // A second one of the same size behind it.
-                    let again = (at + 32).min(vocab - 1);
-                    row[again] = 2.0;
-                    row
-                });
-                let found = argmax(&device, &rows.concat(), 3, act);
-                let truth = places.map(|at| u32::try_from(at).unwrap());
-                assert_eq!(found, truth, "{vocab}, {act}, {}", device.kind());
-            }
+    devices().iter().for_each(the_first_wins);
+}
+
+pub(super) fn the_first_wins(device: &Device) {
+    for act in TYPES {
+        for vocab in [1, 2, 31, 33, 1000, 1025, 5003] {
+            let mut noise = Noise(vocab as u64);
+            let places = [0, vocab / 2, vocab - 1];
+            let rows = places.map(|at| {
+                let mut row = noise.numbers(vocab, act);
+                row[at] = 2.0;
+                // A second one of the same size behind it.
+                let again = (at + 32).min(vocab - 1);
+                row[again] = 2.0;
+                row
+            });
+            let found = argmax(device, &rows.concat(), 3, act);
+            let truth = places.map(|at| u32::try_from(at).unwrap());
+            assert_eq!(found, truth, "{vocab}, {act}, {}", device.kind());
         }
     }
 }
