@@ -1,5 +1,23 @@
-//! The ops through the public API against plain loops in f64, at shapes that no tile divides. Where the build and the
-//! machine have a GPU, it is held to the same truths; without one only the CPU is.
+//! The ops through the public API against plain loops in f64, at shapes that no tile divides: the CPU's references, the
+//! GPU's kernels compiled for the host and launched as on a GPU, and, where the build and the machine have one, the GPU
+//! itself.
+
+#[path = "kernels/arrays.rs"]
+mod arrays;
+#[path = "kernels/attention.rs"]
+mod attention;
+#[path = "emulator/mod.rs"]
+mod build;
+#[path = "kernels/driver.rs"]
+mod driver;
+#[path = "kernels/engine.rs"]
+mod engine;
+#[path = "kernels/logits.rs"]
+mod logits;
+#[path = "kernels/mutations.rs"]
+mod mutations;
+
+use std::path::Path;
 
 use candlepower::kernels::attention::{Attention, LayerCache, Places};
 use candlepower::kernels::embed::Gather;
@@ -16,11 +34,32 @@ const TYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 const TOKENS: [usize; 6] = [1, 2, 3, 4, 5, 17];
 const FEATURES: [usize; 4] = [1, 3, 33, 70];
 
-/// The CPU, and the GPU where there is one.
+/// Everything that computes.
 fn devices() -> Vec<Device> {
-    std::iter::once(Device::Cpu)
+    std::iter::once(Device::Cpu).chain(gpus()).collect()
+}
+
+/// Emulated GPUs that run their blocks forward, backward and interleaved, and the GPU where there is one.
+fn gpus() -> Vec<Device> {
+    [0, 1, 77]
+        .map(emulated)
+        .into_iter()
         .chain(Device::cuda(0))
         .collect()
+}
+
+/// An emulated GPU that runs the blocks of a grid in this order.
+fn emulated(order: u64) -> Device {
+    kernel_device(&build::kernels(), order)
+}
+
+/// The same with the kernels of `folder`.
+fn kernel_device(folder: &Path, order: u64) -> Device {
+    let device = Device::emulated(folder).unwrap();
+    if let Device::Gpu(gpu) = &device {
+        gpu.set_emulated_order(order);
+    }
+    device
 }
 
 /// Numbers in -1 .. 1, the same for the same seed (SplitMix64).
