@@ -5,7 +5,7 @@ use candlepower::kernels::linear::{LinearWeight, WeightData};
 use candlepower::kernels::quantize::{QuantizeAct, QuantizeRows};
 use candlepower::kernels::stream::{CopyAll, ReadAll};
 use candlepower::kernels::{Buf, BufType, Device};
-use candlepower::scheme::{Bits, DType};
+use candlepower::scheme::{CodeFormat, DType};
 
 use super::{Noise, TYPES, bits, get, gpus, put};
 
@@ -56,12 +56,12 @@ fn awkward(count: usize, group: usize, dtype: DType) -> Vec<f32> {
 fn a_gpu_rounds_weights_to_the_same_codes_and_scales() {
     for device in gpus() {
         for dtype in TYPES {
-            for (bits, k, group) in [
-                (Bits::Eight, 100, 100),
-                (Bits::Eight, 96, 32),
-                (Bits::Four, 96, 32),
-                (Bits::Four, 256, 64),
-                (Bits::Four, 256, 128),
+            for (format, k, group) in [
+                (CodeFormat::I8, 100, 100),
+                (CodeFormat::I8, 96, 32),
+                (CodeFormat::U4, 96, 32),
+                (CodeFormat::U4, 256, 64),
+                (CodeFormat::U4, 256, 128),
             ] {
                 let rows = 5;
                 let numbers = awkward(rows * k, group, dtype);
@@ -75,7 +75,7 @@ fn a_gpu_rounds_weights_to_the_same_codes_and_scales() {
                     // Two rows stay free, before and after.
                     let shape = [rows + 2, k];
                     let mut weight =
-                        LinearWeight::packed(device, shape, bits, group, dtype).unwrap();
+                        LinearWeight::packed(device, shape, format, group, dtype).unwrap();
                     op.run(device, &put(device, &numbers, dtype), &mut weight, 1)
                         .unwrap();
                     let WeightData::Packed { codes, scales, .. } = &weight.data else {

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use candlepower::kernels::Device;
-use candlepower::scheme::{Bits, DType};
+use candlepower::scheme::{CodeFormat, DType};
 
 use super::build::{Mutation, mutated};
 use super::{BESIDE, Form, attention, check_product, kernel_device, logits, matrix};
@@ -23,14 +23,14 @@ fn is_noticed(stem: &str, file: &'static str, [from, to]: [&'static str; 2], tes
 
 /// A product of many tokens, with more than one group in a row.
 fn many(device: &Device) {
-    let form = Form::Packed(Bits::Four, 32, DType::F16);
+    let form = Form::Packed(CodeFormat::U4, 32, DType::F16);
     let matrix = matrix(device, form, [33, 96], 1);
     check_product(device, &matrix, 17, [DType::F32; 2], BESIDE[0], "mutated");
 }
 
 /// The same of one.
 fn few(device: &Device) {
-    let form = Form::Packed(Bits::Eight, 0, DType::F32);
+    let form = Form::Packed(CodeFormat::I8, 0, DType::F32);
     let matrix = matrix(device, form, [33, 96], 1);
     check_product(device, &matrix, 1, [DType::F32; 2], BESIDE[3], "mutated");
 }
