@@ -20,8 +20,6 @@
     ::emulator::static_shared();                                                                                       \
     static thread_local
 
-#include "vectors.h"
-
 #include "arithmetic.h"
-
 #include "threads.h"
+#include "vectors.h"

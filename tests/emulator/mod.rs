@@ -1,0 +1,431 @@
+//! Kernels as libraries for the host: compiles `.cu` files with the headers and the run time in `kernels/host/`, each into
+//! a shared object of its own, and keeps what it made for as long as its sources stay the same.
+#![allow(dead_code, reason = "no test crate uses all of it")]
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::env;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread;
+
+/// What every file is compiled with. Nothing is contracted that the sources do not contract, so that results are the same
+/// on every machine.
+const FLAGS: &[&str] = &[
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-ffp-contract=off",
+    // Warnings would not be seen.
+    "-w",
+    "-Ikernels/host",
+];
+
+/// What kernels alone are compiled with: checks whose failures `kernels/host/sanitizer.cpp` reports.
+const KERNEL_FLAGS: &[&str] = &["-include", "prelude.h", "-x", "c++"];
+
+/// Flags that not every compiler has, with what they give; those that one refuses are left out.
+const WISHES: &[&str] = &[
+    // Locals hold a pattern before they are written.
+    "-ftrivial-auto-var-init=pattern",
+    "-fsanitize=alignment,null,bounds,shift,integer-divide-by-zero",
+    // Return addresses of fibers are on no shadow stack.
+    "-fcf-protection=none",
+];
+
+/// A change of one source, to prove that a test notices it.
+#[derive(Clone, Copy)]
+pub(crate) struct Mutation {
+    /// Relative to `kernels/`.
+    pub(crate) file: &'static str,
+    /// Occurs exactly once in it.
+    pub(crate) from: &'static str,
+    pub(crate) to: &'static str,
+}
+
+/// What to compile, and how.
+#[derive(Clone, Default)]
+pub(crate) struct Build<'a> {
+    /// `.cu` files; every one of `kernels/` if there are none.
+    pub(crate) sources: Vec<PathBuf>,
+    /// Macros to define, as `NAME` or `NAME=VALUE`.
+    pub(crate) define: &'a [&'a str],
+    /// Applied to copies of the sources.
+    pub(crate) mutations: &'a [Mutation],
+}
+
+/// The folder with the libraries of all kernels, `<stem>.so` for every `kernels/<stem>.cu`.
+pub(crate) fn kernels() -> PathBuf {
+    libraries(&Build::default())
+}
+
+/// The folder with the libraries of `kernels/<stem>.cu` for these stems, compiled from sources that were changed.
+pub(crate) fn mutated(stems: &[&str], mutations: &[Mutation]) -> PathBuf {
+    let source = |stem: &&str| Path::new("kernels").join(stem).with_extension("cu");
+    libraries(&Build {
+        sources: stems.iter().map(source).collect(),
+        mutations,
+        ..Build::default()
+    })
+}
+
+/// Whether misaligned accesses and indices out of range are noticed; an old compiler may lack the checks.
+pub(crate) fn checks_accesses() -> bool {
+    let wishes = &Compiler::get().wishes;
+    wishes.iter().any(|flag| flag.starts_with("-fsanitize="))
+}
+
+/// The folder with one library for every source. Compiled at most once, whatever threads and test programs ask for it.
+pub(crate) fn libraries(build: &Build) -> PathBuf {
+    static MADE: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
+    let sources = match &build.sources[..] {
+        [] => files("kernels", "cu"),
+        sources => sources.to_vec(),
+    };
+    let inputs = Inputs::new(&sources, build);
+    let key = inputs.key();
+    // Another thread's failure to compile is not ours.
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    made.get_or_insert_default()
+        .entry(key.clone())
+        .or_insert_with(|| inputs.folder(&key))
+        .clone()
+}
+
+/// All that a set of libraries is made from.
+struct Inputs {
+    sources: Vec<PathBuf>,
+    flags: Vec<String>,
+    /// Path and content of everything under `kernels/`, mutated, and of the sources that lie elsewhere.
+    texts: Vec<(PathBuf, String)>,
+    mutated: bool,
+    common: Hash,
+}
+
+impl Inputs {
+    fn new(sources: &[PathBuf], build: &Build) -> Self {
+        let mut paths = sources.to_vec();
+        for (folder, extension) in [
+            ("kernels/common", "cuh"),
+            ("kernels/host", "h"),
+            ("kernels/host", "cpp"),
+            ("kernels/host/ptx", "cuh"),
+        ] {
+            paths.extend(files(folder, extension));
+        }
+        let mut texts: Vec<_> = paths.into_iter().map(|path| (read(&path), path)).collect();
+        for mutation in build.mutations {
+            let path = Path::new("kernels").join(mutation.file);
+            let (text, _) = texts
+                .iter_mut()
+                .find(|(_, other)| *other == path)
+                .unwrap_or_else(|| panic!("{}: no source of this build", path.display()));
+            let count = text.matches(mutation.from).count();
+            assert_eq!(count, 1, "{}: holds `{}`", path.display(), mutation.from);
+            *text = text.replace(mutation.from, mutation.to);
+        }
+        let mut inputs = Self {
+            sources: sources.to_vec(),
+            flags: build
+                .define
+                .iter()
+                .map(|name| format!("-D{name}"))
+                .collect(),
+            texts: texts.into_iter().map(|(text, path)| (path, text)).collect(),
+            mutated: !build.mutations.is_empty(),
+            common: Hash::default(),
+        };
+        inputs.common = inputs.common_hash();
+        inputs
+    }
+
+    /// Of all that libraries have in common: headers, run time, compiler and flags.
+    fn common_hash(&self) -> Hash {
+        let compiler = Compiler::get();
+        let fixed = FLAGS.iter().chain(KERNEL_FLAGS).copied();
+        let chosen = [&self.flags, &compiler.wishes, &compiler.vectors];
+        let hash = fixed.fold(Hash::default(), Hash::text);
+        let hash = chosen
+            .into_iter()
+            .flatten()
+            .fold(hash.text(&compiler.version), |hash, flag| hash.text(flag));
+        self.texts
+            .iter()
+            .filter(|(path, _)| !self.sources.contains(path))
+            .fold(hash, |hash, (path, text)| hash.path(path).text(text))
+    }
+
+    fn text(&self, source: &Path) -> &str {
+        let (_, text) = self.texts.iter().find(|(path, _)| path == source).unwrap();
+        text
+    }
+
+    fn hash_of(&self, source: &Path) -> String {
+        self.common
+            .clone()
+            .path(source)
+            .text(self.text(source))
+            .hex()
+    }
+
+    /// Of a folder with all libraries.
+    fn key(&self) -> String {
+        self.sources
+            .iter()
+            .fold(Hash::default(), |hash, source| {
+                hash.text(&self.hash_of(source))
+            })
+            .hex()
+    }
+
+    /// Where the libraries lie; compiles those that are missing.
+    fn folder(&self, key: &str) -> PathBuf {
+        let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
+        let folder = root.join(key);
+        if folder.exists() {
+            return folder;
+        }
+        fs::create_dir_all(&root).unwrap();
+        // Released when it is dropped or when this process ends, however it does.
+        let lock = File::create(root.join("lock")).unwrap();
+        lock.lock().unwrap();
+        if folder.exists() {
+            return folder;
+        }
+        let scratch = tempfile::tempdir_in(&root).unwrap();
+        let library =
+            |source: &Path| root.join(format!("{}-{}.so", stem(source), self.hash_of(source)));
+        let missing: Vec<&PathBuf> = self
+            .sources
+            .iter()
+            .filter(|source| !library(source).exists())
+            .collect();
+        if !missing.is_empty() {
+            self.compile(&missing, scratch.path(), &library);
+        }
+        let collected = scratch.path().join("collected");
+        fs::create_dir(&collected).unwrap();
+        for source in &self.sources {
+            let name = Path::new(stem(source)).with_extension("so");
+            fs::hard_link(library(source), collected.join(name)).unwrap();
+        }
+        fs::rename(&collected, &folder).unwrap();
+        folder
+    }
+
+    fn compile(&self, sources: &[&PathBuf], scratch: &Path, library: &dyn Fn(&Path) -> PathBuf) {
+        let compiler = Compiler::get();
+        let root = if self.mutated {
+            self.write(scratch)
+        } else {
+            package().to_owned()
+        };
+        let object = |source: &Path| {
+            scratch
+                .join(source.file_name().unwrap())
+                .with_extension("o")
+        };
+        let runtime: Vec<PathBuf> = files("kernels/host", "cpp");
+        let compile = |source: &Path, flags: &[&str], wishes: &[String]| {
+            let mut command = compiler.command();
+            command
+                .current_dir(&root)
+                .args(FLAGS)
+                .args(&compiler.vectors)
+                .args(wishes)
+                .args(&self.flags)
+                .args(flags)
+                .arg("-c")
+                .arg(source)
+                .arg("-o")
+                .arg(object(source));
+            expect_success(&mut command, source);
+        };
+        // The largest first, so that no core ends up with the longest of all alone.
+        let mut kernels: Vec<&Path> = sources.iter().map(|source| source.as_path()).collect();
+        kernels.sort_by_key(|source| Reverse(self.text(source).len()));
+        let jobs: Vec<(&Path, bool)> = kernels
+            .iter()
+            .map(|source| (*source, true))
+            .chain(runtime.iter().map(|source| (source.as_path(), false)))
+            .collect();
+        in_parallel(&jobs, |(source, is_kernel)| match is_kernel {
+            true => compile(source, KERNEL_FLAGS, &compiler.wishes),
+            false => compile(source, &[], &[]),
+        });
+        in_parallel(sources, |source| {
+            let partial = scratch.join(stem(source)).with_extension("so");
+            let mut command = compiler.command();
+            command
+                .arg("-shared")
+                .arg("-o")
+                .arg(&partial)
+                .arg(object(source));
+            command.args(runtime.iter().map(|source| object(source)));
+            expect_success(&mut command, source);
+            fs::rename(partial, library(source)).unwrap();
+        });
+    }
+
+    /// Writes what is to be compiled below `scratch`, as mutated, and says where.
+    fn write(&self, scratch: &Path) -> PathBuf {
+        let root = scratch.join("package");
+        for (path, text) in &self.texts {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        root
+    }
+}
+
+/// Calls `work` for every job, on all cores. A panic of one is passed on.
+fn in_parallel<T: Sync>(jobs: &[T], work: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        for _ in 0..cores.min(jobs.len()) {
+            scope.spawn(|| {
+                while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    work(job);
+                }
+            });
+        }
+    });
+}
+
+/// The host's C++ compiler.
+struct Compiler {
+    /// The program, and arguments that CXX gave with it.
+    words: Vec<String>,
+    version: String,
+    /// Those of [`WISHES`] that it grants.
+    wishes: Vec<String>,
+    /// For the instructions of this machine, of which fused multiply-add would else be a call.
+    vectors: Vec<String>,
+}
+
+impl Compiler {
+    fn get() -> &'static Self {
+        static COMPILER: OnceLock<Compiler> = OnceLock::new();
+        COMPILER.get_or_init(Self::find)
+    }
+
+    fn find() -> Self {
+        let named = env::var("CXX").ok().filter(|name| !name.trim().is_empty());
+        let candidates = named.map_or_else(
+            || ["c++", "g++", "clang++"].map(str::to_owned).to_vec(),
+            |name| vec![name],
+        );
+        let found = candidates.iter().find_map(|candidate| {
+            let words = candidate.split_whitespace().map(str::to_owned).collect();
+            let mut compiler = Self {
+                words,
+                version: String::new(),
+                wishes: Vec::new(),
+                vectors: vectors(),
+            };
+            let output = compiler.command().arg("--version").output().ok()?;
+            compiler.version = String::from_utf8_lossy(&output.stdout).into_owned();
+            output.status.success().then_some(compiler)
+        });
+        let Some(mut compiler) = found else {
+            panic!(
+                "kernels are tested on the host, which needs a C++17 compiler, and `{}` does not run.\n\
+                 Install one (Debian, Ubuntu: g++; Fedora: gcc-c++), or let CXX name one.",
+                candidates.join("`, `")
+            );
+        };
+        compiler.wishes = WISHES
+            .iter()
+            .filter(|flag| compiler.knows(flag))
+            .map(|flag| (*flag).to_owned())
+            .collect();
+        compiler
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.words[0]);
+        command.args(&self.words[1..]);
+        command
+    }
+
+    fn knows(&self, flag: &str) -> bool {
+        let mut command = self.command();
+        command.args(["-Werror", flag, "-x", "c++", "-fsyntax-only", "/dev/null"]);
+        command.output().is_ok_and(|output| output.status.success())
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn vectors() -> Vec<String> {
+    let both = is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2");
+    let flags: &[&str] = if both { &["-mfma", "-mavx2"] } else { &[] };
+    flags.iter().map(|flag| (*flag).to_owned()).collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn vectors() -> Vec<String> {
+    Vec::new()
+}
+
+fn expect_success(command: &mut Command, source: &Path) {
+    let Output { status, stderr, .. } = command
+        .output()
+        .unwrap_or_else(|e| panic!("cannot run {}: {e}", command.get_program().display()));
+    assert!(
+        status.success(),
+        "{} does not compile for the host:\n{}",
+        source.display(),
+        String::from_utf8_lossy(&stderr)
+    );
+}
+
+#[derive(Clone, Default)]
+struct Hash(blake3::Hasher);
+
+impl Hash {
+    fn text(mut self, text: &str) -> Self {
+        // No text holds this byte: the borders between texts count.
+        self.0.update(text.as_bytes()).update(&[0xff]);
+        self
+    }
+
+    fn path(self, path: &Path) -> Self {
+        self.text(path.to_str().unwrap())
+    }
+
+    fn hex(&self) -> String {
+        self.0.finalize().to_hex()[..16].to_owned()
+    }
+}
+
+fn package() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn stem(path: &Path) -> &str {
+    path.file_stem().and_then(OsStr::to_str).unwrap()
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(package().join(path)).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The files of `folder` with this extension, relative to the package, sorted.
+pub(crate) fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(package().join(folder)).unwrap_or_else(|e| panic!("{folder}: {e}"));
+    let mut paths: Vec<PathBuf> = entries
+        .map(|entry| Path::new(folder).join(entry.unwrap().file_name()))
+        .filter(|path| path.extension() == Some(OsStr::new(extension)))
+        .collect();
+    paths.sort();
+    paths
+}
