@@ -16,6 +16,8 @@ mod engine;
 mod logits;
 #[path = "kernels/mutations.rs"]
 mod mutations;
+#[path = "kernels/streamed.rs"]
+mod streamed;
 
 use std::path::Path;
 

@@ -32,8 +32,8 @@ pub use cuda::KERNELS_HASH;
 pub use device::{Event, Gpu, GpuBytes, Graph};
 pub use driver::Facts;
 pub(crate) use fill::fill;
-pub(crate) use linear::{linear, linear_kernels, rows_held, streamed};
 pub use linear::{LinearKernel, StreamedBufs};
+pub(crate) use linear::{linear, linear_kernels, rows_held, streamed};
 #[doc(hidden)]
 pub use names::names;
 pub(crate) use quantize::{quantize_act, quantize_rows};

@@ -5,6 +5,7 @@ mod rows;
 mod weight;
 
 use super::device::{Buf, Device, with_dtype};
+pub use super::gpu::LinearKernel;
 use super::{Cost, check_len};
 use crate::error::Result;
 use crate::scheme::DType;
@@ -74,6 +75,20 @@ impl Linear {
         let rows = fits.min(fair).clamp(cpu::TILE, 64);
         LinearPlan::Panels {
             rows: rows / cpu::TILE * cpu::TILE,
+        }
+    }
+
+    /// The kernels of a GPU that may compute a product of inputs of type `x` (`None`: codes) with `weight`, the one that is
+    /// taken first; empty on the CPU.
+    pub fn kernels(
+        &self,
+        device: &Device,
+        x: Option<DType>,
+        weight: &LinearWeight,
+    ) -> Vec<LinearKernel> {
+        match device {
+            Device::Cpu => Vec::new(),
+            Device::Gpu(gpu) => super::gpu::linear_kernels(gpu, self, x, weight),
         }
     }
 

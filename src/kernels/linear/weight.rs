@@ -87,7 +87,8 @@ impl LinearWeight {
     /// # Errors
     /// If the memory is not there.
     pub fn plain(device: &Device, [n, k]: [usize; 2], dtype: DType) -> Result<Self> {
-        let data = WeightData::Plain(device.alloc(BufType::Float(dtype), rows_held(device, n) * k)?);
+        let data =
+            WeightData::Plain(device.alloc(BufType::Float(dtype), rows_held(device, n) * k)?);
         Ok(Self { n, k, data })
     }
 

@@ -179,7 +179,8 @@ impl Lt {
         let room = WORKSPACE;
         let mut found = 0;
         // SAFETY: plain numbers, which the library fills.
-        let mut results: [sys::cublasLtMatmulHeuristicResult_t; ASKED] = unsafe { std::mem::zeroed() };
+        let mut results: [sys::cublasLtMatmulHeuristicResult_t; ASKED] =
+            unsafe { std::mem::zeroed() };
         // SAFETY: all descriptors live until the call returns, and there is room for as many results as are asked for.
         let outcome = unsafe {
             result::set_matmul_pref_attribute(

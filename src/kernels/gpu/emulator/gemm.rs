@@ -30,7 +30,8 @@ pub(super) unsafe fn gemm(gemm: &Gemm) {
                         store(out, results, at, sum);
                     }
                     Numbers::Codes => {
-                        let code = |from: u64, at: usize| i32::from((from as *const i8).add(at).read());
+                        let code =
+                            |from: u64, at: usize| i32::from((from as *const i8).add(at).read());
                         let sum: i32 = (0..k)
                             .map(|j| code(x, t * k + j) * code(weight, i * k + j))
                             .sum();

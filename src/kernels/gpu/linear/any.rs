@@ -110,7 +110,10 @@ fn weight_args(product: &Product<'_>) -> Result<(&'static str, WeightArgs)> {
                 check_codes(packed, k).map_err(|why| refused(&why))?;
             }
             let scales = [n.div_ceil(packed.scale_rows), k.div_ceil(packed.group)];
-            if packed.format == CodeFormat::U4 && packed.group < k && !packed.group.is_multiple_of(BLOCK) {
+            if packed.format == CodeFormat::U4
+                && packed.group < k
+                && !packed.group.is_multiple_of(BLOCK)
+            {
                 return Err(refused("groups of nibbles come in multiples of 32 columns"));
             }
             let row = packed.format.row_bytes(k);

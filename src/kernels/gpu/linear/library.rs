@@ -57,7 +57,11 @@ pub(super) fn run_dequantized(product: &Product<'_>, storage: Storage, tiles: us
     for first in (0..all).step_by(tiles) {
         let here = tiles.min(all - first);
         let warps = here * k.div_ceil(super::plan::STEP);
-        let grid = op.grid(warps.div_ceil(SMALL_THREADS as usize / WARP), 1, SMALL_THREADS)?;
+        let grid = op.grid(
+            warps.div_ceil(SMALL_THREADS as usize / WARP),
+            1,
+            SMALL_THREADS,
+        )?;
         let (from, count) = (op.dim("tile", first)?, op.dim("tiles", here)?);
         // SAFETY: the arguments of dequantize.cu; the weight holds its shape, and the scratch memory that many tiles.
         unsafe { launch!(op.gpu, &name, grid; weight, rows, from, count) }?;

@@ -210,9 +210,7 @@ fn ordered(
     let k = weight.k;
     let bytes = input.dtype.map_or(1, DType::size);
     let order = op.reads("order", order, BufType::U32, &[k])?;
-    let x = op
-        .gpu
-        .scratch(Scratch::Ordered, tokens * k * bytes)?;
+    let x = op.gpu.scratch(Scratch::Ordered, tokens * k * bytes)?;
     let count = tokens * k;
     let width = op.dim("k", k)?;
     let grid = op.grid(count.div_ceil(SMALL_THREADS as usize), 1, SMALL_THREADS)?;

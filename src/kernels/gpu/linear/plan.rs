@@ -15,8 +15,6 @@ pub(super) const WARPS: usize = 8;
 pub(super) const THREADS: u32 = 256;
 /// Tokens of a matrix instruction.
 const BLOCK: usize = 8;
-/// Lanes of a warp times the 16 bytes of a copy.
-const PIECES_OF_WARP: usize = 32 * 16;
 /// Parts that a tile's columns may be cut into.
 const SPLITS: [usize; 9] = [1, 2, 3, 4, 6, 8, 12, 16, 24];
 /// Shared memory that a multiprocessor keeps back for every block.
@@ -151,12 +149,11 @@ impl Problem {
             _ => &[1, 2, 4],
         };
         let with = |&tiles: &usize| {
-            self.splits(WARPS)
-                .map(move |splits| LinearKernel::Few {
-                    tiles,
-                    tokens,
-                    splits,
-                })
+            self.splits(WARPS).map(move |splits| LinearKernel::Few {
+                tiles,
+                tokens,
+                splits,
+            })
         };
         sizes.iter().flat_map(with).collect()
     }
@@ -222,7 +219,10 @@ impl Problem {
             }
             LinearKernel::Dequantized { .. } => {
                 let plain = 2.0 * n * k;
-                return weights / MEMORY + 2.0 * plain / CACHE + 2.0 * n * k * m / LIBRARY_FLOPS + 4e-6;
+                return weights / MEMORY
+                    + 2.0 * plain / CACHE
+                    + 2.0 * n * k * m / LIBRARY_FLOPS
+                    + 4e-6;
             }
             LinearKernel::Any => return f64::INFINITY,
         };
@@ -284,7 +284,11 @@ impl LinearKernel {
         // By registers, as the launch bounds of the kernels have it.
         let most = match self {
             Self::Few { tokens, .. } if tokens <= 8 => 2,
-            Self::Tile { tiles: 1, tokens: 32, .. } => 2,
+            Self::Tile {
+                tiles: 1,
+                tokens: 32,
+                ..
+            } => 2,
             _ => 1,
         };
         // A multiprocessor has a little more than its largest block may have.
@@ -309,7 +313,8 @@ impl LinearKernel {
                 tokens,
                 splits,
             } if splits > 1 => {
-                let groups = problem.tiles().div_ceil(tiles * WARPS) * problem.tokens.div_ceil(tokens);
+                let groups =
+                    problem.tiles().div_ceil(tiles * WARPS) * problem.tokens.div_ceil(tokens);
                 (groups * splits * tokens * tiles * WARPS * ROWS, groups)
             }
             _ => (0, 0),
@@ -359,7 +364,13 @@ mod tests {
     #[test]
     fn one_token_keeps_the_whole_device_busy() {
         for storage in Storage::all() {
-            for (n, k) in [(4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336), (1024, 2048)] {
+            for (n, k) in [
+                (4096, 4096),
+                (6144, 4096),
+                (28672, 4096),
+                (4096, 14336),
+                (1024, 2048),
+            ] {
                 let problem = problem(storage, n, k, 1);
                 let plan = problem.candidates(&h100())[0];
                 let LinearKernel::Few { tiles, splits, .. } = plan else {
@@ -385,8 +396,14 @@ mod tests {
         };
         let first = |storage, tokens| problem(storage, 4096, 4096, tokens).candidates(&h100())[0];
         assert!(matches!(first(packed, 4), LinearKernel::Few { .. }));
-        assert!(matches!(first(packed, 2048), LinearKernel::Dequantized { .. }));
-        assert_eq!(first(Storage::Plain(DType::BF16), 2048), LinearKernel::Library);
+        assert!(matches!(
+            first(packed, 2048),
+            LinearKernel::Dequantized { .. }
+        ));
+        assert_eq!(
+            first(Storage::Plain(DType::BF16), 2048),
+            LinearKernel::Library
+        );
         assert_eq!(first(Storage::Codes, 2048), LinearKernel::Library);
     }
 

@@ -19,11 +19,19 @@ pub(crate) const fn rows_held(n: usize) -> usize {
 ///
 /// # Errors
 /// If no kernel of any kind takes it, naming what is supported; or if memory is short.
-pub(crate) fn streamed(device: &Device, gpu: &Gpu, weight: LinearWeight, act: DType) -> Result<LinearWeight> {
+pub(crate) fn streamed(
+    device: &Device,
+    gpu: &Gpu,
+    weight: LinearWeight,
+    act: DType,
+) -> Result<LinearWeight> {
     let LinearWeight { n, k, data } = weight;
     let data = match data {
         WeightData::Packed(packed) if act != DType::F32 => {
-            let op = Op { gpu, name: "repack" };
+            let op = Op {
+                gpu,
+                name: "repack",
+            };
             match plan(&packed, k, act) {
                 Target::Tiles { scales } => {
                     WeightData::Streamed(tiles(op, device, packed, [n, k], scales)?)
@@ -131,7 +139,12 @@ fn tiles(
 }
 
 /// Codes in rows, with scales in tiles unless there is one a row.
-fn rows(op: Op<'_>, device: &Device, packed: PackedBufs, [n, k]: [usize; 2]) -> Result<StreamedBufs> {
+fn rows(
+    op: Op<'_>,
+    device: &Device,
+    packed: PackedBufs,
+    [n, k]: [usize; 2],
+) -> Result<StreamedBufs> {
     let per_row = packed.group >= k && packed.scale_rows == 1;
     let scales = if per_row {
         None

@@ -167,7 +167,9 @@ impl Storage {
     pub(super) const fn scale_bytes(self, tiles: usize) -> usize {
         let (scale, zero) = match self {
             Self::Plain(_) | Self::Codes => (0, 0),
-            Self::Int8 { groups, .. } | Self::E4m3 { groups, .. } => (if groups { 4 } else { 0 }, 0),
+            Self::Int8 { groups, .. } | Self::E4m3 { groups, .. } => {
+                (if groups { 4 } else { 0 }, 0)
+            }
             Self::Int4 {
                 zeros, wide_scales, ..
             } => (if wide_scales { 4 } else { 2 }, if zeros { 1 } else { 0 }),

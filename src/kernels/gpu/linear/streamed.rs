@@ -149,7 +149,12 @@ fn packed_args(op: Op<'_>, bufs: &StreamedBufs, [n, k]: [usize; 2]) -> Result<St
         op.reads(what, buf, kind, &[count])
     };
     Ok(StreamedWeight {
-        data: op.reads("codes", &bufs.codes, BufType::U8, &[tiles * ROWS, row_bytes])?,
+        data: op.reads(
+            "codes",
+            &bufs.codes,
+            BufType::U8,
+            &[tiles * ROWS, row_bytes],
+        )?,
         scales: scales("scales", &bufs.scales, bufs.scales.kind())?,
         zeros: match &bufs.zeros {
             Some(zeros) => scales("zeros", zeros, BufType::U8)?,
