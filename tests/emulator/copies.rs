@@ -73,7 +73,7 @@ fn copies_to_or_from_the_wrong_place_are_reported() {
         shared: 64,
         ..Shape::block(1)
     };
-    let mut place = |shared: u32, global: u32| {
+    let place = |shared: u32, global: u32| {
         copies.launch("badly_placed", shape, args![&data[..], shared, global])
     };
     place(48, 16).unwrap();
