@@ -100,7 +100,7 @@ fn assert_nearest(bits: u16, value: fn(u16) -> f64, exact: f64, what: &str) {
     let distance = |bits| (value(bits) - exact).abs();
     for other in neighbours {
         let nearer = distance(bits) < distance(other);
-        let even = distance(bits) == distance(other) && bits % 2 == 0;
+        let even = distance(bits) == distance(other) && bits.is_multiple_of(2);
         let (got, other) = (value(bits), value(other));
         assert!(
             nearer || even,
@@ -179,7 +179,7 @@ fn pieces_of_registers_are_those_of_the_instructions() {
     numbers
         .launch("pieces", Shape::block(1), args![&mut out[..]])
         .unwrap();
-    let dot = -128 * -128 + -1 * 1 + 2 * 127 + 127 * -127 - 5;
+    let dot = -128 * -128 + -1 + 2 * 127 + 127 * -127 - 5;
     let expected = [
         0x6434_6478,
         0x7722_5500,
