@@ -153,7 +153,8 @@ void end_thread() {
     warp.lanes &= ~lane;
     for (const Meeting& meeting : warp.meetings) {
         if (meeting.mask & lane) {
-            fail(meeting.site, "%s of lanes %08x waits for a lane that has ended", meeting.op->name, meeting.mask);
+            fail(meeting.site, "lane %u has ended, for which %s of lanes %08x waits", thread->index % LANES, meeting.op->name,
+                 meeting.mask);
         }
     }
     open_barrier();

@@ -38,7 +38,7 @@ fn shared_memory_starts_poisoned_and_is_the_block_s_own() {
 
 /// The block of every step, in the order in which steps were done.
 fn steps(blocks: &Library, order: u64) -> Vec<u32> {
-    let mut lines = vec![0_u32];
+    let mut lines = [0_u32];
     let mut log = vec![99_u32; 6 * 8];
     blocks
         .launch(
@@ -75,7 +75,7 @@ fn blocks_run_forward_backward_or_mixed() {
 fn threads_run_forward_backward_or_mixed() {
     let blocks = Library::open("blocks");
     let order_of = |order| {
-        let mut lines = vec![0_u32];
+        let mut lines = [0_u32];
         let mut log = vec![0_u32; 100];
         blocks
             .launch(
@@ -99,9 +99,9 @@ fn threads_run_forward_backward_or_mixed() {
 fn the_last_block_sees_what_all_others_wrote() {
     let blocks = Library::open("blocks");
     for order in ORDERS {
-        let mut arrived = vec![0_u32];
-        let mut sums = vec![0_u32; 50];
-        let mut total = vec![0_u32];
+        let mut arrived = [0_u32];
+        let mut sums = [0_u32; 50];
+        let mut total = [0_u32];
         let args = args![&mut arrived[..], &mut sums[..], &mut total[..]];
         blocks
             .launch("last_one_adds", grid(50, 32, order), args)
@@ -115,7 +115,7 @@ fn blocks_may_wait_for_each_other() {
     let blocks = Library::open("blocks");
     for order in ORDERS {
         for backward in [0, 1] {
-            let mut flags = vec![0_u32; 20];
+            let mut flags = [0_u32; 20];
             let mut out = vec![0_u32; 20];
             let args = args![&mut flags[..], &mut out[..], backward];
             blocks.launch("chain", grid(20, 64, order), args).unwrap();
@@ -132,7 +132,7 @@ fn blocks_may_wait_for_each_other() {
 fn waiting_for_nobody_ends() {
     let blocks = Library::open("blocks");
     for order in ORDERS {
-        let mut flag = vec![0_u32];
+        let mut flag = [0_u32];
         blocks.expect_fault(
             "wait_for_nobody",
             grid(3, 64, order),
@@ -147,8 +147,8 @@ fn atomics_do_what_their_names_say() {
     let blocks = Library::open("blocks");
     for order in ORDERS {
         let mut words = vec![0_u32, 1000, 0, 0, 0];
-        let mut sum = vec![0.0_f32];
-        let mut signs = vec![0_i32];
+        let mut sum = [0.0_f32];
+        let mut signs = [0_i32];
         let args = args![&mut words[..], &mut sum[..], &mut signs[..]];
         blocks.launch("atomics", grid(3, 64, order), args).unwrap();
         assert_eq!(words, [63, 5, u32::MAX, 192 % 10, 3 * 192], "order {order}");

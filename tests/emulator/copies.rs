@@ -68,12 +68,12 @@ fn copies_that_are_not_valid_are_zeros() {
 #[test]
 fn copies_to_or_from_the_wrong_place_are_reported() {
     let copies = Library::open("copies");
-    let mut data = vec![Vector([0; 4]); 8];
+    let mut data = [Vector([0; 4]); 8];
     let shape = Shape {
         shared: 64,
         ..Shape::block(1)
     };
-    let mut place = |shared: u32, global: u32| {
+    let place = |shared: u32, global: u32| {
         copies.launch("badly_placed", shape, args![&data[..], shared, global])
     };
     place(48, 16).unwrap();

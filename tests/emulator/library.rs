@@ -106,7 +106,7 @@ impl Library {
         Self::load(&folder.join(stem).with_extension("so"))
     }
 
-    fn load(path: &Path) -> Self {
+    pub(crate) fn load(path: &Path) -> Self {
         // SAFETY: the library was made from the emulator's sources: its initialisers only register kernels, and its two
         // functions have these types.
         unsafe {

@@ -14,7 +14,7 @@ const COLUMNS: usize = 8;
 /// in the same column of B.
 fn place_in_a(lane: usize, register: usize, per_word: usize) -> (usize, usize) {
     let (g, t) = (lane / 4, lane % 4);
-    let row = if register % 2 == 0 { g } else { g + 8 };
+    let row = if register.is_multiple_of(2) { g } else { g + 8 };
     let column = if register < 2 {
         t * per_word
     } else {

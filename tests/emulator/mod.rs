@@ -106,6 +106,9 @@ struct Inputs {
     /// Path and content of everything under `kernels/`, mutated, and of the sources that lie elsewhere.
     texts: Vec<(PathBuf, String)>,
     mutated: bool,
+    /// Of all that the run time depends on.
+    runtime: Hash,
+    /// Of all that libraries have in common.
     common: Hash,
 }
 
@@ -140,25 +143,29 @@ impl Inputs {
                 .collect(),
             texts: texts.into_iter().map(|(text, path)| (path, text)).collect(),
             mutated: !build.mutations.is_empty(),
+            runtime: Hash::default(),
             common: Hash::default(),
         };
-        inputs.common = inputs.common_hash();
+        let compiler = Compiler::get();
+        let hash = Hash::default()
+            .text(&compiler.version)
+            .texts(FLAGS)
+            .texts(&compiler.vectors);
+        inputs.runtime = inputs.hash_folder("kernels/host", hash);
+        let hash = inputs
+            .runtime
+            .clone()
+            .texts(KERNEL_FLAGS)
+            .texts(&compiler.wishes);
+        inputs.common = inputs.hash_folder("kernels/common", hash);
         inputs
     }
 
-    /// Of all that libraries have in common: headers, run time, compiler and flags.
-    fn common_hash(&self) -> Hash {
-        let compiler = Compiler::get();
-        let fixed = FLAGS.iter().chain(KERNEL_FLAGS).copied();
-        let chosen = [&self.flags, &compiler.wishes, &compiler.vectors];
-        let hash = fixed.fold(Hash::default(), Hash::text);
-        let hash = chosen
-            .into_iter()
-            .flatten()
-            .fold(hash.text(&compiler.version), |hash, flag| hash.text(flag));
+    /// Continues `hash` over the files among `texts` that lie in this folder and are no sources of libraries.
+    fn hash_folder(&self, folder: &str, hash: Hash) -> Hash {
         self.texts
             .iter()
-            .filter(|(path, _)| !self.sources.contains(path))
+            .filter(|(path, _)| path.starts_with(folder) && !self.sources.contains(path))
             .fold(hash, |hash, (path, text)| hash.path(path).text(text))
     }
 
@@ -168,11 +175,8 @@ impl Inputs {
     }
 
     fn hash_of(&self, source: &Path) -> String {
-        self.common
-            .clone()
-            .path(source)
-            .text(self.text(source))
-            .hex()
+        let hash = self.common.clone().path(source).text(self.text(source));
+        hash.texts(&self.flags).hex()
     }
 
     /// Of a folder with all libraries.
@@ -187,40 +191,43 @@ impl Inputs {
 
     /// Where the libraries lie; compiles those that are missing.
     fn folder(&self, key: &str) -> PathBuf {
-        let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
-        let folder = root.join(key);
+        let folder = cache().join(key);
         if folder.exists() {
             return folder;
         }
-        fs::create_dir_all(&root).unwrap();
+        fs::create_dir_all(cache()).unwrap();
         // Released when it is dropped or when this process ends, however it does.
-        let lock = File::create(root.join("lock")).unwrap();
+        let lock = File::create(cache().join("lock")).unwrap();
         lock.lock().unwrap();
         if folder.exists() {
             return folder;
         }
-        let scratch = tempfile::tempdir_in(&root).unwrap();
-        let library =
-            |source: &Path| root.join(format!("{}-{}.so", stem(source), self.hash_of(source)));
-        let missing: Vec<&PathBuf> = self
+        let scratch = tempfile::tempdir_in(cache()).unwrap();
+        let missing: Vec<&Path> = self
             .sources
             .iter()
-            .filter(|source| !library(source).exists())
+            .map(PathBuf::as_path)
+            .filter(|source| !self.library(source).exists())
             .collect();
         if !missing.is_empty() {
-            self.compile(&missing, scratch.path(), &library);
+            self.compile(missing, scratch.path());
         }
         let collected = scratch.path().join("collected");
         fs::create_dir(&collected).unwrap();
         for source in &self.sources {
             let name = Path::new(stem(source)).with_extension("so");
-            fs::hard_link(library(source), collected.join(name)).unwrap();
+            fs::hard_link(self.library(source), collected.join(name)).unwrap();
         }
         fs::rename(&collected, &folder).unwrap();
         folder
     }
 
-    fn compile(&self, sources: &[&PathBuf], scratch: &Path, library: &dyn Fn(&Path) -> PathBuf) {
+    /// The library of one source, beside the folders that share it.
+    fn library(&self, source: &Path) -> PathBuf {
+        cache().join(format!("{}-{}.so", stem(source), self.hash_of(source)))
+    }
+
+    fn compile(&self, mut sources: Vec<&Path>, scratch: &Path) {
         let compiler = Compiler::get();
         let root = if self.mutated {
             self.write(scratch)
@@ -232,35 +239,33 @@ impl Inputs {
                 .join(source.file_name().unwrap())
                 .with_extension("o")
         };
-        let runtime: Vec<PathBuf> = files("kernels/host", "cpp");
-        let compile = |source: &Path, flags: &[&str], wishes: &[String]| {
+        let runtime = files("kernels/host", "cpp");
+        let kept =
+            |source: &Path| cache().join(format!("{}-{}.o", stem(source), self.runtime.hex()));
+        // The largest first, so that no core ends up with the longest of all alone.
+        sources.sort_by_key(|source| Reverse(self.text(source).len()));
+        let mut jobs: Vec<(&Path, bool)> = sources.iter().map(|source| (*source, true)).collect();
+        let missing = runtime.iter().filter(|source| !kept(source).exists());
+        jobs.extend(missing.map(|source| (source.as_path(), false)));
+        in_parallel(&jobs, |(source, is_kernel)| {
             let mut command = compiler.command();
             command
                 .current_dir(&root)
                 .args(FLAGS)
-                .args(&compiler.vectors)
-                .args(wishes)
-                .args(&self.flags)
-                .args(flags)
-                .arg("-c")
-                .arg(source)
-                .arg("-o")
-                .arg(object(source));
+                .args(&compiler.vectors);
+            if *is_kernel {
+                command
+                    .args(KERNEL_FLAGS)
+                    .args(&compiler.wishes)
+                    .args(&self.flags);
+            }
+            command.arg("-c").arg(source).arg("-o").arg(object(source));
             expect_success(&mut command, source);
-        };
-        // The largest first, so that no core ends up with the longest of all alone.
-        let mut kernels: Vec<&Path> = sources.iter().map(|source| source.as_path()).collect();
-        kernels.sort_by_key(|source| Reverse(self.text(source).len()));
-        let jobs: Vec<(&Path, bool)> = kernels
-            .iter()
-            .map(|source| (*source, true))
-            .chain(runtime.iter().map(|source| (source.as_path(), false)))
-            .collect();
-        in_parallel(&jobs, |(source, is_kernel)| match is_kernel {
-            true => compile(source, KERNEL_FLAGS, &compiler.wishes),
-            false => compile(source, &[], &[]),
+            if !is_kernel {
+                fs::rename(object(source), kept(source)).unwrap();
+            }
         });
-        in_parallel(sources, |source| {
+        in_parallel(&sources, |source| {
             let partial = scratch.join(stem(source)).with_extension("so");
             let mut command = compiler.command();
             command
@@ -268,9 +273,9 @@ impl Inputs {
                 .arg("-o")
                 .arg(&partial)
                 .arg(object(source));
-            command.args(runtime.iter().map(|source| object(source)));
+            command.args(runtime.iter().map(|source| kept(source)));
             expect_success(&mut command, source);
-            fs::rename(partial, library(source)).unwrap();
+            fs::rename(partial, self.library(source)).unwrap();
         });
     }
 
@@ -358,8 +363,10 @@ impl Compiler {
     }
 
     fn knows(&self, flag: &str) -> bool {
+        let object = tempfile::NamedTempFile::new().unwrap();
         let mut command = self.command();
-        command.args(["-Werror", flag, "-x", "c++", "-fsyntax-only", "/dev/null"]);
+        command.args(["-Werror", flag, "-x", "c++", "-c", "/dev/null", "-o"]);
+        command.arg(object.path());
         command.output().is_ok_and(|output| output.status.success())
     }
 }
@@ -398,6 +405,12 @@ impl Hash {
         self
     }
 
+    fn texts(self, texts: &[impl AsRef<str>]) -> Self {
+        texts
+            .iter()
+            .fold(self, |hash, text| hash.text(text.as_ref()))
+    }
+
     fn path(self, path: &Path) -> Self {
         self.text(path.to_str().unwrap())
     }
@@ -405,6 +418,11 @@ impl Hash {
     fn hex(&self) -> String {
         self.0.finalize().to_hex()[..16].to_owned()
     }
+}
+
+/// Where everything that was compiled is kept.
+fn cache() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator")
 }
 
 fn package() -> &'static Path {

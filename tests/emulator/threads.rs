@@ -170,7 +170,7 @@ fn divergence_and_deadlocks_are_reported() {
         "lane_that_ended",
         block,
         args![31],
-        &["waits for a lane that has ended"],
+        &["lane 31 has ended, for which __ballot_sync of lanes ffffffff waits"],
     );
     threads.expect_fault(
         "lane_that_ended",
@@ -194,7 +194,7 @@ fn divergence_and_deadlocks_are_reported() {
         "overlapping_masks",
         Shape::warp(),
         args![],
-        &["threads 0-15: wait in __ballot_sync of lanes ffffffff"],
+        &["lane 16 has ended, for which __ballot_sync of lanes ffffffff waits"],
     );
     // Nothing of it stays.
     let mut out = vec![0_u32; 64];
