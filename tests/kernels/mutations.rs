@@ -6,7 +6,7 @@ use candlepower::kernels::Device;
 use candlepower::scheme::{CodeFormat, DType};
 
 use super::build::{Mutation, mutated};
-use super::{BESIDE, Form, attention, check_product, kernel_device, logits, matrix};
+use super::{BESIDE, Form, attention, check_product, kernel_device, logits, matrix, streamed};
 
 /// Fails unless `test` fails once `from` in the kernel `stem` is replaced by `to`, in every order of blocks and threads.
 fn is_noticed(stem: &str, file: &'static str, [from, to]: [&'static str; 2], test: fn(&Device)) {
@@ -71,6 +71,72 @@ fn a_feature_left_out_is_noticed() {
         "if (n + 1 >= features) return;",
     ];
     is_noticed("linear_any", "linear_any.cu", change, few);
+}
+
+/// Fails unless a streaming product does once `from` is replaced by `to`, in every order of blocks and threads. Compiled for
+/// one storage alone, which is quicker.
+fn is_noticed_streaming(file: &'static str, [from, to]: [&'static str; 2]) {
+    let stems = ["linear_few", "linear_tile", "dequantize", "repack"];
+    let only = |file| Mutation {
+        file,
+        from: "#include \"common/storages.cuh\"",
+        to: "using int4_bf16 = NibbleTiles<bf16, bf16, false>;\nPACKED(int4_bf16)",
+    };
+    let mut mutations = vec![
+        only("linear_few.cu"),
+        only("linear_tile.cu"),
+        only("dequantize.cu"),
+    ];
+    let whole = mutated(&stems, &mutations);
+    mutations.push(Mutation { file, from, to });
+    let changed = mutated(&stems, &mutations);
+    for order in [0, 1, 77] {
+        streamed::int4_in_parts(&kernel_device(&whole, order));
+        let device = kernel_device(&changed, order);
+        let outcome = catch_unwind(AssertUnwindSafe(|| streamed::int4_in_parts(&device)));
+        assert!(
+            outcome.is_err(),
+            "{file}: nothing notices `{to}` in the place of `{from}`, order {order}"
+        );
+    }
+}
+
+#[test]
+fn a_tile_left_out_is_noticed() {
+    let change = ["at.item + gridDim.x", "at.item + 2 * gridDim.x"];
+    is_noticed_streaming("linear_few.cu", change);
+    let change = ["if (r < here) source.copy", "if (r + 1 < here) source.copy"];
+    is_noticed_streaming("linear_tile.cu", change);
+}
+
+#[test]
+fn a_wait_of_the_pipeline_left_out_is_noticed() {
+    let change = ["copies_wait<DEPTH - 2>();", "copies_wait<DEPTH - 1>();"];
+    is_noticed_streaming("linear_few.cu", change);
+    is_noticed_streaming("linear_tile.cu", change);
+    let change = [
+        "__syncthreads(); // all copies of this stage have arrived",
+        "// all copies of this stage have arrived",
+    ];
+    is_noticed_streaming("linear_tile.cu", change);
+}
+
+#[test]
+fn the_scale_of_another_tile_or_group_is_noticed() {
+    let change = [
+        "(static_cast<size_t>(tile + r) * w.groups + group)",
+        "(static_cast<size_t>(tile) * w.groups + group)",
+    ];
+    is_noticed_streaming("common/stream.cuh", change);
+    let change = ["return (step * STEP) >> group_log;", "return 0;"];
+    is_noticed_streaming("common/stream.cuh", change);
+}
+
+#[test]
+fn a_part_of_a_sum_left_out_is_noticed() {
+    let change = ["s < args.splits; s++", "s + 1 < args.splits; s++"];
+    is_noticed_streaming("linear_few.cu", change);
+    is_noticed_streaming("linear_tile.cu", change);
 }
 
 #[test]

@@ -37,9 +37,8 @@ struct Weight {
 }
 
 fn weight(packing: Packing, [n, k]: [usize; 2], noise: &mut Noise) -> Weight {
-    let Packing {
-        format, scale_rows, ..
-    } = packing;
+    let format = packing.format;
+    let scale_rows = packing.scale_rows.min(n);
     let group = if packing.group == 0 { k } else { packing.group };
     let mut codes = noise.codes(n * k, format);
     if format == CodeFormat::E4M3 {
@@ -268,6 +267,21 @@ fn packings() -> Vec<Packing> {
         ..packing(I8, 0, F32)
     });
     all
+}
+
+/// Nibbles with several tiles, steps, groups and parts, by every kernel for one token and for many.
+pub(super) fn int4_in_parts(device: &Device) {
+    for tokens in [1, 40] {
+        let packing = packing(CodeFormat::U4, 128, DType::BF16);
+        check(
+            device,
+            packing,
+            [150, 1280],
+            tokens,
+            DType::BF16,
+            PLAIN_REST,
+        );
+    }
 }
 
 #[test]
