@@ -37,7 +37,7 @@
 //!
 //! # Where `unsafe` lives
 //!
-//! In `kernels/simd.rs` (vector instructions behind tokens that prove they exist), `kernels/parallel.rs` (columns of one
+//! In `kernels/simd/` (vector instructions behind tokens that prove they exist), `kernels/parallel.rs` (columns of one
 //! matrix for several threads) and `kernels/cuda/` (launches), nowhere else.
 //!
 //! # The CUDA build

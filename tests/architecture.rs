@@ -456,7 +456,7 @@ fn clocks(source: &Source) -> Vec<String> {
 
 fn unsafe_code(source: &Source) -> Vec<String> {
     if source.is_in(&[
-        "src/kernels/simd.rs",
+        "src/kernels/simd/",
         "src/kernels/parallel.rs",
         "src/kernels/cuda/",
     ]) {
@@ -464,7 +464,7 @@ fn unsafe_code(source: &Source) -> Vec<String> {
     }
     source.forbid(
         |word| word == "unsafe",
-        "outside kernels/simd.rs, kernels/parallel.rs and kernels/cuda",
+        "outside kernels/simd, kernels/parallel.rs and kernels/cuda",
     )
 }
 
