@@ -9,7 +9,7 @@ use super::quantize::check_group;
 use crate::error::Result;
 use crate::kernels::linear::{Input, Linear, LinearWeight, WeightData};
 use crate::kernels::{Buf, BufType};
-use crate::scheme::{Bits, DType};
+use crate::scheme::{CodeFormat, DType};
 
 /// Tokens that one pass of the `few` kernels serves.
 const FEW_TOKENS: usize = 8;
@@ -135,7 +135,7 @@ pub(crate) fn linear(
             let x = op.reads("x", x, x.kind(), &[tokens, k])?;
             let plain = match &weight.data {
                 WeightData::Plain(data) => Some(data.dtype()?),
-                WeightData::Packed { .. } => None,
+                WeightData::Packed(_) => None,
             };
             match Method::choose(tokens, x_type, plain) {
                 Method::Few => {
@@ -184,22 +184,21 @@ fn weight_args(op: Op<'_>, weight: &LinearWeight) -> Result<(&'static str, Weigh
             };
             Ok((data.dtype()?.name(), args))
         }
-        WeightData::Packed {
-            bits,
-            group,
-            codes,
-            scales,
-        } => {
-            check_group(op, *bits, k, *group)?;
+        WeightData::Packed(packed) => {
+            packed.check_simple("products on a GPU", k)?;
+            let (format, group) = (packed.format, packed.group);
+            check_group(op, format, k, group)?;
+            let (codes, scales) = (&packed.codes, &packed.scales);
             let args = WeightArgs {
-                data: op.reads("codes", codes, BufType::U8, &[n, bits.row_bytes(k)])?,
+                data: op.reads("codes", codes, BufType::U8, &[n, format.row_bytes(k)])?,
                 scales: op.reads("scales", scales, scales.kind(), &[n, k / group])?,
                 scale_type: elem_type(scales.dtype()?),
-                group: op.dim("group", *group)?,
+                group: op.dim("group", group)?,
             };
-            let storage = match bits {
-                Bits::Eight => "int8",
-                Bits::Four => "int4",
+            let storage = if format == CodeFormat::U4 {
+                "int4"
+            } else {
+                "int8"
             };
             Ok((storage, args))
         }

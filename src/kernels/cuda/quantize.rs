@@ -5,7 +5,7 @@ use super::launch::{Op, WARP, launch};
 use crate::error::Result;
 use crate::kernels::quantize::{QuantizeAct, QuantizeRows};
 use crate::kernels::{Buf, BufType};
-use crate::scheme::{BLOCK, Bits, DType};
+use crate::scheme::{BLOCK, CodeFormat, DType};
 
 const THREADS: u32 = 256;
 
@@ -25,10 +25,10 @@ pub(crate) fn quantize_rows(
     let QuantizeRows {
         rows,
         k,
-        bits,
+        format,
         group,
     } = *shape;
-    check_group(op, bits, k, group)?;
+    check_group(op, format, k, group)?;
     let groups_per_row = k / group;
     let groups = rows * groups_per_row;
     if groups == 0 {
@@ -37,7 +37,7 @@ pub(crate) fn quantize_rows(
     let dtype = source.dtype()?;
     let kind = BufType::Float(dtype);
     let source = op.reads("source", source, kind, &[rows, k])?;
-    let row_bytes = bits.row_bytes(k);
+    let row_bytes = format.row_bytes(k);
     let codes = op.writes(
         "codes",
         codes,
@@ -54,9 +54,10 @@ pub(crate) fn quantize_rows(
     )?;
     let group = op.dim("group", group)?;
     let grid = op.grid(groups.div_ceil(THREADS as usize / WARP), 1, THREADS)?;
-    let name = match bits {
-        Bits::Eight => format!("quantize_int8_{dtype}"),
-        Bits::Four => format!("quantize_int4_{dtype}"),
+    let name = if format == CodeFormat::U4 {
+        format!("quantize_int4_{dtype}")
+    } else {
+        format!("quantize_int8_{dtype}")
     };
     // SAFETY: the arguments of quantize_int8 and quantize_int4 in quantize.cu; every array holds its shape, and the groups
     // tile the rows.
@@ -90,12 +91,12 @@ pub(crate) fn quantize_act(
 }
 
 /// Checks that groups of this size tile rows of `k` in a way that the kernels can follow.
-pub(super) fn check_group(op: Op<'_>, bits: Bits, k: usize, group: usize) -> Result<()> {
-    let whole_blocks = bits == Bits::Eight || group.is_multiple_of(BLOCK);
+pub(super) fn check_group(op: Op<'_>, format: CodeFormat, k: usize, group: usize) -> Result<()> {
+    let whole_blocks = format == CodeFormat::I8 || group.is_multiple_of(BLOCK);
     if group == 0 || !k.is_multiple_of(group) || !whole_blocks {
         return Err(op.bug(&format!(
-            "groups of {group} do not tile rows of {k} {}-bit codes",
-            bits.count()
+            "groups of {group} do not tile rows of {k} {} codes",
+            format.name()
         )));
     }
     Ok(())

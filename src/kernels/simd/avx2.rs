@@ -54,6 +54,8 @@ macro_rules! both {
 impl Simd for Avx2 {
     type V = (__m256, __m256);
     type I = (__m256i, __m256i);
+    /// Zero points as bytes, and the scale.
+    type Nibbles = (__m128i, __m256);
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -92,13 +94,34 @@ impl Simd for Avx2 {
         unsafe { signed8(_mm_loadu_si128(x.as_ptr().cast())) }
     }
     #[inline(always)]
-    fn load_nibbles(self, x: &[u8; LANES]) -> (Self::V, Self::V) {
+    fn load_e4m3(self, x: &[u8; LANES]) -> Self::V {
         unsafe {
-            let bytes = _mm_loadu_si128(x.as_ptr().cast());
-            let (mask, eight) = (_mm_set1_epi8(15), _mm_set1_epi8(8));
-            let low = _mm_sub_epi8(_mm_and_si128(bytes, mask), eight);
-            let high = _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16::<4>(bytes), mask), eight);
-            (signed8(low), signed8(high))
+            let halves = e4m3_as_f16(_mm_loadu_si128(x.as_ptr().cast()));
+            (
+                _mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
+                _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves)),
+            )
+        }
+    }
+    #[inline(always)]
+    fn nibbles(self, zero: u8, scale: f32) -> Self::Nibbles {
+        unsafe { (_mm_set1_epi8(zero.cast_signed()), _mm256_set1_ps(scale)) }
+    }
+    #[inline(always)]
+    fn load_nibbles(self, x: &[u8; LANES], (zero, scale): Self::Nibbles) -> (Self::V, Self::V) {
+        unsafe {
+            let (low, high) = nibbles(x);
+            let low = signed8(_mm_sub_epi8(low, zero));
+            let high = signed8(_mm_sub_epi8(high, zero));
+            let scale = (scale, scale);
+            (self.mul(low, scale), self.mul(high, scale))
+        }
+    }
+    #[inline(always)]
+    fn lookup(self, x: &[u8; LANES], table: Self::V) -> (Self::V, Self::V) {
+        unsafe {
+            let (low, high) = nibbles(x);
+            (entries(low, table), entries(high, table))
         }
     }
     #[inline(always)]
@@ -210,5 +233,53 @@ unsafe fn exp8(x: __m256) -> __m256 {
         let y = _mm256_andnot_ps(low, y);
         let y = _mm256_blendv_ps(y, _mm256_set1_ps(f32::INFINITY), high);
         _mm256_blendv_ps(y, x, nan)
+    }
+}
+
+/// The low and the high halves of sixteen bytes.
+#[inline(always)]
+unsafe fn nibbles(x: &[u8; LANES]) -> (__m128i, __m128i) {
+    // SAFETY: called only from methods of a token that implies AVX2; the array is as long as the register.
+    unsafe {
+        let bytes = _mm_loadu_si128(x.as_ptr().cast());
+        let mask = _mm_set1_epi8(15);
+        let high = _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask);
+        (_mm_and_si128(bytes, mask), high)
+    }
+}
+
+/// The entries of a table of sixteen that sixteen bytes below 16 name.
+#[inline(always)]
+unsafe fn entries(index: __m128i, table: (__m256, __m256)) -> (__m256, __m256) {
+    // SAFETY: called only from methods of a token that implies AVX2.
+    unsafe {
+        let wide = (
+            _mm256_cvtepu8_epi32(index),
+            _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(index)),
+        );
+        both!(entries8, wide, (table, table))
+    }
+}
+
+#[inline(always)]
+unsafe fn entries8(index: __m256i, table: (__m256, __m256)) -> __m256 {
+    // SAFETY: called only from methods of a token that implies AVX2.
+    unsafe {
+        // The permutation looks at the low three bits; the fourth, moved to the sign, says in which half.
+        let below_eight = _mm256_permutevar8x32_ps(table.0, index);
+        let from_eight = _mm256_permutevar8x32_ps(table.1, index);
+        let half = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
+        _mm256_blendv_ps(below_eight, from_eight, half)
+    }
+}
+
+/// Sixteen E4M3 numbers as f16, divided by [`super::E4M3_UNIT`]: exponent and mantissa move up to where an f16 has them,
+/// and of the sign, which the widening copied into every upper bit, only the top one stays.
+#[inline(always)]
+pub(super) unsafe fn e4m3_as_f16(codes: __m128i) -> __m256i {
+    // SAFETY: called only from methods of tokens that imply AVX2.
+    unsafe {
+        let moved = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(codes));
+        _mm256_and_si256(moved, _mm256_set1_epi16(!0x4000))
     }
 }

@@ -4,8 +4,8 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::avx2::{EXP, EXP_RANGE, LN2, sum8};
-use super::{LANES, Simd, Work};
+use super::avx2::{EXP, EXP_RANGE, LN2, e4m3_as_f16, sum8};
+use super::{LANES, NIBBLES, Simd, Work};
 
 /// Proof that the machine has AVX-512.
 #[derive(Clone, Copy)]
@@ -22,6 +22,8 @@ pub(super) fn run<W: Work>(work: W) -> W::Out {
 impl Simd for Avx512 {
     type V = __m512;
     type I = __m512i;
+    /// All sixteen weights: a permutation takes the place of subtracting, converting and multiplying.
+    type Nibbles = __m512;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -47,12 +49,24 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
     }
     #[inline(always)]
-    fn load_nibbles(self, x: &[u8; LANES]) -> (__m512, __m512) {
+    fn load_e4m3(self, x: &[u8; LANES]) -> __m512 {
+        unsafe { _mm512_cvtph_ps(e4m3_as_f16(_mm_loadu_si128(x.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn nibbles(self, zero: u8, scale: f32) -> __m512 {
         unsafe {
-            // A table of the sixteen values beats convert-and-subtract: the permutation looks at the low four bits.
-            let table = _mm512_setr_ps(
-                -8., -7., -6., -5., -4., -3., -2., -1., 0., 1., 2., 3., 4., 5., 6., 7.,
-            );
+            let values = _mm512_sub_ps(self.load(&NIBBLES), _mm512_set1_ps(f32::from(zero)));
+            _mm512_mul_ps(values, _mm512_set1_ps(scale))
+        }
+    }
+    #[inline(always)]
+    fn load_nibbles(self, x: &[u8; LANES], group: __m512) -> (__m512, __m512) {
+        self.lookup(x, group)
+    }
+    #[inline(always)]
+    fn lookup(self, x: &[u8; LANES], table: __m512) -> (__m512, __m512) {
+        unsafe {
+            // The permutation looks at the low four bits of an index only.
             let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()));
             let high = _mm512_srli_epi32::<4>(wide);
             (

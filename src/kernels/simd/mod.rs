@@ -20,6 +20,15 @@ use portable::Portable;
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
+/// What [`Simd::load_e4m3`] divides by: the bits of an E4M3 number, moved up within an f16, lack the difference of the
+/// two exponents' biases, and a scale that is multiplied by anyway mends it for free.
+pub(crate) const E4M3_UNIT: f32 = 256.0;
+
+/// What nibbles name.
+pub(crate) const NIBBLES: [f32; LANES] = [
+    0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.,
+];
+
 /// A level of vector instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
@@ -37,15 +46,12 @@ impl Level {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
-            if has!("avx512f")
-                && has!("avx512bw")
-                && has!("avx512vl")
-                && has!("avx512dq")
-                && has!("fma")
-            {
+            let avx2 = has!("avx2") && has!("fma") && has!("f16c");
+            let wide = has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq");
+            if avx2 && wide && has!("bmi2") {
                 return Self::Avx512;
             }
-            if has!("avx2") && has!("fma") && has!("f16c") {
+            if avx2 {
                 return Self::Avx2;
             }
         }
@@ -97,6 +103,8 @@ pub(crate) trait Simd: Copy {
     type V: Copy;
     /// Sixteen i32.
     type I: Copy;
+    /// What turns nibbles into the weights of one group.
+    type Nibbles: Copy;
 
     /// The same value in every lane.
     fn splat(self, x: f32) -> Self::V;
@@ -108,8 +116,14 @@ pub(crate) trait Simd: Copy {
     fn load_f16(self, x: &[f16; LANES]) -> Self::V;
     /// Sixteen bytes as signed integers.
     fn load_i8(self, x: &[u8; LANES]) -> Self::V;
-    /// Sixteen bytes as thirty-two nibbles less 8: the low halves, then the high halves.
-    fn load_nibbles(self, x: &[u8; LANES]) -> (Self::V, Self::V);
+    /// Sixteen bytes of E4M3, each number divided by [`E4M3_UNIT`]; the codes of NaN give other numbers.
+    fn load_e4m3(self, x: &[u8; LANES]) -> Self::V;
+    /// For weights `(u - zero) * scale` of nibbles `u`; `zero` is at most 15.
+    fn nibbles(self, zero: u8, scale: f32) -> Self::Nibbles;
+    /// Sixteen bytes as thirty-two weights: those of the low halves, then those of the high halves.
+    fn load_nibbles(self, x: &[u8; LANES], group: Self::Nibbles) -> (Self::V, Self::V);
+    /// Sixteen bytes as thirty-two entries of a table: those of the low halves, then those of the high halves.
+    fn lookup(self, x: &[u8; LANES], table: Self::V) -> (Self::V, Self::V);
     /// Writes sixteen f32.
     fn store(self, v: Self::V, out: &mut [f32; LANES]);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -138,6 +152,7 @@ pub(crate) trait Simd: Copy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scheme::CodeFormat;
 
     /// Everything a level computes, so that levels can be held against each other and against plain arithmetic.
     struct Probe<'a> {
@@ -158,17 +173,8 @@ mod tests {
             };
             let halves = self.x.map(f16::from_f32);
             let brains = self.x.map(bf16::from_f32);
-            let bytes = self.bytes.first_chunk().unwrap();
             let v = s.load(self.x);
-            let (low, high) = s.load_nibbles(bytes);
-            for part in [
-                s.load_f16(&halves),
-                s.load_bf16(&brains),
-                s.load_i8(bytes),
-                low,
-                high,
-                s.exp(v),
-            ] {
+            for part in [s.load_f16(&halves), s.load_bf16(&brains), s.exp(v)] {
                 keep(part);
             }
             keep(s.fma(
@@ -192,24 +198,112 @@ mod tests {
         (x, bytes, wide)
     }
 
+    /// What some work gives at every level that the machine has, plain Rust first.
+    fn at_every_level<W: Work>(work: impl Fn() -> W) -> Vec<(Level, W::Out)> {
+        let mut found = vec![(Level::Portable, work().run(Portable))];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let best = Level::detect();
+            if best != Level::Portable {
+                // SAFETY: both levels above plain Rust imply AVX2.
+                found.push((Level::Avx2, unsafe { avx2::run(work()) }));
+            }
+            if best == Level::Avx512 {
+                // SAFETY: `detect` saw the features.
+                found.push((Level::Avx512, unsafe { avx512::run(work()) }));
+            }
+        }
+        found
+    }
+
     #[test]
-    fn the_best_level_agrees_with_plain_rust() {
+    fn every_level_agrees_with_plain_rust() {
         let (x, bytes, wide) = probe();
-        let best = dispatch(Probe {
+        let all = at_every_level(|| Probe {
             x: &x,
             bytes: &bytes,
             wide: &wide,
         });
-        let plain = Probe {
-            x: &x,
-            bytes: &bytes,
-            wide: &wide,
+        let plain = &all[0].1;
+        for (level, out) in &all {
+            for (a, b) in out.0.iter().zip(&plain.0) {
+                assert!((a - b).abs() <= 3e-7 * b.abs(), "{level:?}: {a} {b}");
+            }
+            let exact = (out.1, out.2, out.3);
+            assert_eq!(exact, (plain.1, plain.2, plain.3), "{level:?}");
         }
-        .run(Portable);
-        for (a, b) in best.0.iter().zip(&plain.0) {
-            assert!((a - b).abs() <= 3e-7 * b.abs(), "{a} {b}");
+        // The two that fuse products do so alike.
+        if let [_, (_, avx2), (_, avx512)] = &all[..] {
+            assert_eq!(avx2, avx512);
         }
-        assert_eq!((best.1, best.2, best.3), (plain.1, plain.2, plain.3));
+    }
+
+    /// Everything that bytes are read as.
+    struct Codes<'a> {
+        bytes: &'a [u8; 256],
+        zero: u8,
+        scale: f32,
+        table: &'a [f32; LANES],
+    }
+
+    impl Work for Codes<'_> {
+        type Out = [Vec<f32>; 4];
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Self::Out {
+            let mut out = [const { Vec::new() }; 4];
+            let mut keep = |at: usize, v| {
+                let mut lanes = [0.0; LANES];
+                s.store(v, &mut lanes);
+                out[at].extend(lanes);
+            };
+            let group = s.nibbles(self.zero, self.scale);
+            let table = s.load(self.table);
+            for bytes in self.bytes.as_chunks().0 {
+                keep(0, s.load_i8(bytes));
+                keep(1, s.load_e4m3(bytes));
+                let (low, high) = s.load_nibbles(bytes, group);
+                keep(2, low);
+                keep(2, high);
+                let (low, high) = s.lookup(bytes, table);
+                keep(3, low);
+                keep(3, high);
+            }
+            out
+        }
+    }
+
+    #[test]
+    fn every_level_reads_every_code() {
+        let bytes: [u8; 256] = std::array::from_fn(|i| i as u8);
+        let table = std::array::from_fn(|i| (i as f32 - 3.7) * 0.3);
+        for zero in 0..16 {
+            let scale = 0.1 + f32::from(zero);
+            let all = at_every_level(|| Codes {
+                bytes: &bytes,
+                zero,
+                scale,
+                table: &table,
+            });
+            for (level, [i8s, e4m3s, nibbles, entries]) in all {
+                for (code, (whole, small)) in (0..=255).zip(i8s.iter().zip(&e4m3s)) {
+                    assert_eq!(*whole, CodeFormat::I8.value(code), "{level:?} {code:#x}");
+                    if code & 0x7f != 0x7f {
+                        let value = small * E4M3_UNIT;
+                        assert_eq!(value, CodeFormat::E4M3.value(code), "{level:?} {code:#x}");
+                    }
+                }
+                for (block, bytes) in bytes.chunks(LANES).enumerate() {
+                    for (i, byte) in bytes.iter().enumerate() {
+                        for (half, u) in [byte & 15, byte >> 4].into_iter().enumerate() {
+                            let at = 2 * LANES * block + LANES * half + i;
+                            let weight = (f32::from(u) - f32::from(zero)) * scale;
+                            assert_eq!(nibbles[at], weight, "{level:?} {u} {zero}");
+                            assert_eq!(entries[at], table[usize::from(u)], "{level:?} {u}");
+                        }
+                    }
+                }
+            }
+        }
     }
 
     struct Exp<'a>(&'a [f32]);

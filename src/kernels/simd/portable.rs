@@ -16,6 +16,8 @@ fn lanes(mut f: impl FnMut(usize) -> f32) -> [f32; LANES] {
 impl Simd for Portable {
     type V = [f32; LANES];
     type I = [i32; LANES];
+    /// Zero point and scale.
+    type Nibbles = (f32, f32);
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -38,10 +40,29 @@ impl Simd for Portable {
         lanes(|i| f32::from(x[i].cast_signed()))
     }
     #[inline(always)]
-    fn load_nibbles(self, x: &[u8; LANES]) -> (Self::V, Self::V) {
+    fn load_e4m3(self, x: &[u8; LANES]) -> Self::V {
+        // As f16: the mantissa's three bits end ten bits up, and the sign goes to the top.
+        lanes(|i| {
+            let code = u16::from(x[i]);
+            f16::from_bits((code & 0x7f) << 7 | (code & 0x80) << 8).to_f32()
+        })
+    }
+    #[inline(always)]
+    fn nibbles(self, zero: u8, scale: f32) -> Self::Nibbles {
+        (f32::from(zero), scale)
+    }
+    #[inline(always)]
+    fn load_nibbles(self, x: &[u8; LANES], (zero, scale): Self::Nibbles) -> (Self::V, Self::V) {
         (
-            lanes(|i| f32::from(x[i] & 15) - 8.0),
-            lanes(|i| f32::from(x[i] >> 4) - 8.0),
+            lanes(|i| (f32::from(x[i] & 15) - zero) * scale),
+            lanes(|i| (f32::from(x[i] >> 4) - zero) * scale),
+        )
+    }
+    #[inline(always)]
+    fn lookup(self, x: &[u8; LANES], table: Self::V) -> (Self::V, Self::V) {
+        (
+            lanes(|i| table[usize::from(x[i] & 15)]),
+            lanes(|i| table[usize::from(x[i] >> 4)]),
         )
     }
     #[inline(always)]
