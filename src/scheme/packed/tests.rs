@@ -213,15 +213,18 @@ fn stacking_repeats_no_more_scales_than_it_must() {
     assert_eq!((rows.scale_rows, rows.scales.len()), (1, 13 * 2));
 }
 
+/// Something done to a weight that was whole.
+type Change = fn(&mut PackedWeight);
+
 #[test]
 fn weights_that_differ_do_not_stack() {
     let one = || weight(CodeFormat::U4, [4, 64], [32, 1], 0, false, 1);
-    let other = |change: fn(&mut PackedWeight)| {
+    let other = |change: Change| {
         let mut other = one();
         change(&mut other);
         PackedWeight::stack(vec![one(), other]).unwrap_err()
     };
-    let cases: [(fn(&mut PackedWeight), &str); 6] = [
+    let cases: [(Change, &str); 6] = [
         (|w| w.k = 32, "K"),
         (|w| w.format = CodeFormat::I8, "the format of their codes"),
         (|w| w.group = 64, "their groups"),
@@ -246,15 +249,14 @@ fn weights_that_differ_do_not_stack() {
 
 #[test]
 fn a_check_names_what_does_not_fit() {
-    let fault = |kind, format, change: fn(&mut PackedWeight)| {
+    let fault = |kind, format, change: Change| {
         let mut weight = weight(format, [6, 96], [32, 2], kind, true, 3);
         weight.check().unwrap();
         change(&mut weight);
         weight.check().unwrap_err()
     };
     use CodeFormat::{E4M3, I8, U4};
-    type Case = (usize, CodeFormat, fn(&mut PackedWeight), &'static str);
-    let cases: [Case; 20] = [
+    let cases: [(usize, CodeFormat, Change, &str); 20] = [
         (0, U4, |w| w.group = 0, "groups of 0 columns"),
         (0, U4, |w| w.group = 48, "groups of 48 columns"),
         (0, I8, |w| w.group = 128, "groups of 128 columns"),

@@ -64,12 +64,12 @@ impl<R: Rows> FewTask<'_, R> {
         sums: &[[f32; N]; M],
     ) {
         let first = self.columns.range().start;
+        let scales: [f32; N] = std::array::from_fn(|i| self.rows.scale(row + i));
         for (token, sums) in (token..).zip(sums) {
-            let out = self.columns.row(token);
-            for (i, sum) in (row..).zip(sums) {
-                self.job
-                    .epilogue
-                    .store(sum * self.rows.scale(i), i, &mut out[i - first]);
+            let out = &mut self.columns.row(token)[row - first..][..N];
+            for (i, (out, (sum, scale))) in out.iter_mut().zip(sums.iter().zip(scales)).enumerate()
+            {
+                self.job.epilogue.store(sum * scale, row + i, out);
             }
         }
     }

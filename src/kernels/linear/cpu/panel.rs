@@ -79,13 +79,16 @@ impl<R: Rows> PanelTask<'_, '_, R> {
             let w: [&[f32]; TILE] = std::array::from_fn(|i| &w[i * padded..][..padded]);
             let sums = tile_of_dots::<S, M>(s, x, w);
             let columns = tile * TILE..(tile * TILE + TILE).min(range.len());
+            let mut scales = [1.0; TILE];
+            for (scale, column) in scales.iter_mut().zip(columns.clone()) {
+                *scale = self.rows.scale(range.start + column);
+            }
             for (i, sums) in sums.iter().enumerate() {
                 let out = self.columns.row(token + i);
-                for (column, sum) in columns.clone().zip(sums) {
+                for (column, (sum, scale)) in columns.clone().zip(sums.iter().zip(scales)) {
                     let row = range.start + column;
-                    self.job
-                        .epilogue
-                        .store(sum * self.rows.scale(row), row, &mut out[column]);
+                    let out = &mut out[column];
+                    self.job.epilogue.store(sum * scale, row, out);
                 }
             }
         }
