@@ -86,7 +86,7 @@ fn candles_own_models_do_not_run_on_the_emulator() {
     let Device::Gpu(gpu) = emulated(0) else {
         unreachable!("it is a GPU")
     };
-    let error = gpu.candle_device().err().expect("refused");
+    let error = gpu.candle_device().unwrap_err();
     assert_eq!(error.exit_code(), 2, "{error}");
     assert!(error.to_string().contains("emulator"), "{error}");
 }
