@@ -2,7 +2,7 @@
 //!
 //! Each source becomes a fatbin of its own, `$OUT_DIR/<stem>.fatbin`, so that they compile in parallel and only what has
 //! changed compiles again. What ptxas says of kernels, registers and spills is kept beside each, in `<stem>.ptxas`, for
-//! gates to read. `$OUT_DIR/fatbins.rs` lists fatbins and kernels for `src/kernels/cuda/`.
+//! gates to read. `$OUT_DIR/fatbins.rs` lists fatbins and kernels for `src/kernels/gpu/cuda/`.
 
 use std::collections::BTreeSet;
 use std::env;

@@ -26,6 +26,9 @@
 //! - **One forward pass, two devices.** A step is a short list of ops over buffers that are allocated once
 //!   (`engine::transformer`). Each op's `run` is one call for the CPU reference and the GPU launch, so the engine has no
 //!   branch between them and every kernel has its judge.
+//! - **One launch layer, two drivers.** What is launched, with which grid and arguments, is in [`kernels::gpu`] and in
+//!   every build. It speaks to a driver: a real GPU's (feature `cuda`), or the emulator's, which runs the same kernels
+//!   compiled for the host, in host memory between guards.
 //! - **One packed weight** ([`scheme::PackedWeight`]) is what formats and quantisers end in. Round-to-nearest needs no data
 //!   and works row by row, so it is an op ([`kernels::quantize`]) and runs where the weights are going to live; the
 //!   original is never whole on the host.
@@ -37,8 +40,8 @@
 //!
 //! # Where `unsafe` lives
 //!
-//! In `kernels/simd.rs` (vector instructions behind tokens that prove they exist), `kernels/parallel.rs` (columns of one
-//! matrix for several threads) and `kernels/cuda/` (launches), nowhere else.
+//! In `kernels/simd` (vector instructions behind tokens that prove they exist), `kernels/parallel.rs` (columns of one
+//! matrix for several threads) and `kernels/gpu/` (launches), nowhere else.
 //!
 //! # The CUDA build
 //!

@@ -1,5 +1,23 @@
-//! The ops through the public API against plain loops in f64, at shapes that no tile divides. Where the build and the
-//! machine have a GPU, it is held to the same truths; without one only the CPU is.
+//! The ops through the public API against plain loops in f64, at shapes that no tile divides: the CPU's references, the
+//! GPU's kernels compiled for the host and launched as on a GPU, and, where the build and the machine have one, the GPU
+//! itself.
+
+#[path = "kernels/arrays.rs"]
+mod arrays;
+#[path = "kernels/attention.rs"]
+mod attention;
+#[path = "emulator/mod.rs"]
+mod build;
+#[path = "kernels/driver.rs"]
+mod driver;
+#[path = "kernels/engine.rs"]
+mod engine;
+#[path = "kernels/logits.rs"]
+mod logits;
+#[path = "kernels/mutations.rs"]
+mod mutations;
+
+use std::path::Path;
 
 use candlepower::kernels::attention::{Attention, LayerCache, Places};
 use candlepower::kernels::embed::Gather;
@@ -9,18 +27,39 @@ use candlepower::kernels::quantize::QuantizeAct;
 use candlepower::kernels::rope::{HeadNorms, RopeAppend, RopeTable};
 use candlepower::kernels::silu_mul::SiluMul;
 use candlepower::kernels::{Buf, BufType, Device};
-use candlepower::scheme::{Bits, DType, PackedWeight, Scales};
+use candlepower::scheme::{CodeFormat, DType, Levels, PackedWeight, Scales};
 use half::{bf16, f16};
 
 const TYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 const TOKENS: [usize; 6] = [1, 2, 3, 4, 5, 17];
 const FEATURES: [usize; 4] = [1, 3, 33, 70];
 
-/// The CPU, and the GPU where there is one.
+/// Everything that computes.
 fn devices() -> Vec<Device> {
-    std::iter::once(Device::Cpu)
+    std::iter::once(Device::Cpu).chain(gpus()).collect()
+}
+
+/// Emulated GPUs that run their blocks forward, backward and interleaved, and the GPU where there is one.
+fn gpus() -> Vec<Device> {
+    [0, 1, 77]
+        .map(emulated)
+        .into_iter()
         .chain(Device::cuda(0))
         .collect()
+}
+
+/// An emulated GPU that runs the blocks of a grid in this order.
+fn emulated(order: u64) -> Device {
+    kernel_device(&build::kernels(), order)
+}
+
+/// The same with the kernels of `folder`.
+fn kernel_device(folder: &Path, order: u64) -> Device {
+    let device = Device::emulated(folder).unwrap();
+    if let Device::Gpu(gpu) = &device {
+        gpu.set_emulated_order(order);
+    }
+    device
 }
 
 /// Numbers in -1 .. 1, the same for the same seed (SplitMix64).
@@ -44,12 +83,9 @@ impl Noise {
         (0..count).map(|_| dtype.round(self.number())).collect()
     }
 
-    fn codes(&mut self, count: usize, bits: Bits) -> Vec<i8> {
-        let (low, high) = bits.range();
-        let width = u64::try_from(high - low + 1).unwrap();
-        (0..count)
-            .map(|_| (low + i32::try_from(self.bits() % width).unwrap()) as i8)
-            .collect()
+    fn codes(&mut self, count: usize, format: CodeFormat) -> Vec<u8> {
+        let last = if format == CodeFormat::U4 { 15 } else { 255 };
+        (0..count).map(|_| self.bits() as u8 & last).collect()
     }
 }
 
@@ -124,17 +160,17 @@ fn assert_close(got: &[f32], truth: &[f64], tolerance: impl Fn(usize) -> f64, wh
 #[derive(Clone, Copy, Debug)]
 enum Form {
     Plain(DType),
-    /// Bits, columns per scale (0 for all), type of the scales.
-    Packed(Bits, usize, DType),
+    /// Codes, columns per scale (0 for all), type of the scales.
+    Packed(CodeFormat, usize, DType),
 }
 
 fn forms(k: usize) -> Vec<Form> {
     let mut forms: Vec<Form> = TYPES.map(Form::Plain).into();
     for scales in TYPES {
-        forms.push(Form::Packed(Bits::Eight, 0, scales));
+        forms.push(Form::Packed(CodeFormat::I8, 0, scales));
         for group in [32, 64, 128] {
             if k.is_multiple_of(group) {
-                forms.push(Form::Packed(Bits::Four, group, scales));
+                forms.push(Form::Packed(CodeFormat::U4, group, scales));
             }
         }
     }
@@ -158,45 +194,40 @@ fn matrix(device: &Device, form: Form, [n, k]: [usize; 2], seed: u64) -> Matrix 
                 weight: LinearWeight { n, k, data },
             }
         }
-        Form::Packed(bits, group, dtype) => {
+        Form::Packed(format, group, dtype) => {
             let group = if group == 0 { k } else { group };
-            let codes = noise.codes(n * k, bits);
+            let codes = noise.codes(n * k, format);
             let scales: Vec<f32> = (0..n * (k / group))
                 .map(|_| 0.01 + 0.1 * noise.number().abs())
                 .collect();
             let scales = Scales::new(dtype, &scales);
-            let mut packed = vec![0; n * bits.row_bytes(k)];
-            for (row, packed) in codes.chunks(k).zip(packed.chunks_mut(bits.row_bytes(k))) {
-                bits.pack_row(row, packed);
+            let mut packed = vec![0; n * format.row_bytes(k)];
+            for (row, packed) in codes.chunks(k).zip(packed.chunks_mut(format.row_bytes(k))) {
+                format.pack_row(row, packed);
             }
             let packed = PackedWeight {
                 n,
                 k,
-                bits,
+                format,
                 group,
+                scale_rows: 1,
                 codes: packed,
                 scales,
+                levels: Levels::Symmetric,
+                order: None,
             };
-            packed.check().unwrap();
-            let scale =
-                |i: usize| f64::from(packed.scales.get(i / k * (k / group) + i % k / group));
+            let number = |code| f64::from(format.value(code));
             let numbers = codes
                 .iter()
                 .enumerate()
-                .map(|(i, &q)| f64::from(q) * scale(i))
+                .map(|(i, &code)| {
+                    let scale = packed.scales.get(packed.scale_index(i / k, i % k));
+                    (number(code) - number(format.middle())) * f64::from(scale)
+                })
                 .collect();
-            let held: Vec<f32> = (0..packed.scales.len())
-                .map(|i| packed.scales.get(i))
-                .collect();
-            let data = WeightData::Packed {
-                bits,
-                group,
-                codes: put_bytes(device, &packed.codes),
-                scales: put(device, &held, dtype),
-            };
             Matrix {
                 numbers,
-                weight: LinearWeight { n, k, data },
+                weight: LinearWeight::from_packed(device, packed).unwrap(),
             }
         }
     }
@@ -407,7 +438,8 @@ fn integer_products_are_exact() {
 fn integer_product(device: &Device, [tokens, n, k]: [usize; 3], extreme: bool) {
     let mut noise = Noise((tokens * n * k) as u64);
     let mut codes = |count| {
-        let codes = noise.codes(count, Bits::Eight);
+        let codes = noise.codes(count, CodeFormat::I8).into_iter();
+        let codes = codes.map(u8::cast_signed).collect::<Vec<i8>>();
         // The smallest codes give the largest sums, and are where unsigned tricks go wrong.
         if extreme {
             vec![-128; codes.len()]
@@ -423,13 +455,18 @@ fn integer_product(device: &Device, [tokens, n, k]: [usize; 3], extreme: bool) {
     let x_codes = put_bytes(device, &bytes(&x));
     let x_held = put(device, &x_scales, DType::F32);
     for scale_type in TYPES {
-        let data = WeightData::Packed {
-            bits: Bits::Eight,
+        let packed = PackedWeight {
+            n,
+            k,
+            format: CodeFormat::I8,
             group: k,
-            codes: put_bytes(device, &bytes(&w)),
-            scales: put(device, &w_scales, scale_type),
+            scale_rows: 1,
+            codes: bytes(&w),
+            scales: Scales::new(scale_type, &w_scales),
+            levels: Levels::Symmetric,
+            order: None,
         };
-        let weight = LinearWeight { n, k, data };
+        let weight = LinearWeight::from_packed(device, packed).unwrap();
         for out_type in TYPES {
             for beside in BESIDE {
                 let bias: Vec<f32> = (0..n).map(|i| i as f32 - 8.0).collect();

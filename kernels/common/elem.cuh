@@ -38,6 +38,15 @@ __device__ inline float load_elem(const void* data, ElemType type, size_t i) {
     }
 }
 
+// Rounds to an element type that is known at run time and stores.
+__device__ inline void store_elem(void* data, ElemType type, size_t i, float value) {
+    switch (type) {
+        case ELEM_F16: static_cast<f16*>(data)[i] = from_f32<f16>(value); break;
+        case ELEM_BF16: static_cast<bf16*>(data)[i] = from_f32<bf16>(value); break;
+        default: static_cast<f32*>(data)[i] = value;
+    }
+}
+
 // Whether 16-byte loads may start at `p`.
 __device__ inline bool is_aligned16(const void* p) { return reinterpret_cast<size_t>(p) % 16 == 0; }
 

@@ -1,8 +1,8 @@
-// Weight matrices [n, k] as a linear layer reads them, one row per output feature, whatever their storage.
+// Weight matrices [n, k] as the product for any shape and type reads them: one row per output feature, in the layouts of
+// src/scheme/packed.
 //
-// Each kind offers `at(row, col)`, one weight in f32, and, for `CHUNK` weights that fill 16 bytes, `load_chunk`, which
+// Each kind offers `at(row, column)`, one weight in f32, and, for `CHUNK` weights that fill 16 bytes, `load_chunk`, which
 // gives them before scaling and returns their scale. Chunks may be used where `has_chunks()` says so.
-// The layouts are those of src/scheme/packed.rs.
 #pragma once
 
 #include "elem.cuh"
@@ -10,9 +10,11 @@
 // How a kernel is told where a matrix lies. Plain weights have no scales.
 struct WeightArgs {
     const void* data;
-    const void* scales; // [n, k / group]
+    const void* scales;       // [n / scale_rows, k / group], both rounded up
+    const signed char* zeros; // as the scales: the code of zero of each group; or null
     ElemType scale_type;
-    unsigned group; // weights of a row that share a scale
+    unsigned group;      // weights of a row that share a scale
+    unsigned scale_rows; // rows that share their scales
 };
 
 // f32, f16 or bf16.
@@ -25,84 +27,109 @@ template <class T> struct PlainWeight {
 
     __device__ bool has_chunks() const { return k % CHUNK == 0 && is_aligned16(data); }
 
-    __device__ float load_chunk(size_t row, unsigned col, float (&w)[CHUNK]) const {
-        load_wide(data + row * k + col, w);
+    __device__ float load_chunk(size_t row, unsigned column, float (&w)[CHUNK]) const {
+        load_wide(data + row * k + column, w);
         return 1.0f;
     }
 
-    __device__ float at(size_t row, unsigned col) const { return to_f32(data[row * k + col]); }
+    __device__ float at(size_t row, unsigned column) const { return to_f32(data[row * k + column]); }
 };
 
-// Scales of a quantised matrix.
-struct GroupScales {
-    const void* data;
-    ElemType type;
-    unsigned group;
-    unsigned groups; // of a row
+// What belongs to the groups of a quantised matrix.
+struct Groups {
+    const WeightArgs& args;
+    unsigned in_row;
 
-    __device__ GroupScales(const WeightArgs& args, unsigned k)
-        : data(args.scales), type(args.scale_type), group(args.group), groups(k / args.group) {}
+    __device__ Groups(const WeightArgs& args, unsigned k) : args(args), in_row((k + args.group - 1) / args.group) {}
 
-    __device__ float at(size_t row, unsigned col) const { return load_elem(data, type, row * groups + col / group); }
+    __device__ size_t of(size_t row, unsigned column) const {
+        return row / args.scale_rows * in_row + column / args.group;
+    }
+    __device__ float scale(size_t group) const { return load_elem(args.scales, args.scale_type, group); }
+    __device__ int zero(size_t group, int otherwise) const { return args.zeros == nullptr ? otherwise : args.zeros[group]; }
 };
 
-// Signed bytes: w = s * q.
-struct Int8Weight {
+// Bytes: w = s * (q - z), or, of FP8 E4M3, w = s * q.
+template <class Code> struct ByteWeight {
     static constexpr unsigned CHUNK = 16;
-    const signed char* codes;
+    const unsigned char* codes;
     unsigned k;
-    GroupScales scales;
+    Groups groups;
 
-    __device__ Int8Weight(const WeightArgs& args, unsigned k)
-        : codes(static_cast<const signed char*>(args.data)), k(k), scales(args, k) {}
+    __device__ ByteWeight(const WeightArgs& args, unsigned k)
+        : codes(static_cast<const unsigned char*>(args.data)), k(k), groups(args, k) {}
 
     __device__ bool has_chunks() const {
-        return k % CHUNK == 0 && scales.group % CHUNK == 0 && is_aligned16(codes);
+        return k % CHUNK == 0 && (groups.args.group % CHUNK == 0 || groups.args.group >= k) && is_aligned16(codes);
     }
 
-    __device__ float load_chunk(size_t row, unsigned col, float (&w)[CHUNK]) const {
-        const uint4 raw = *reinterpret_cast<const uint4*>(codes + row * k + col);
-        signed char q[CHUNK];
+    __device__ float load_chunk(size_t row, unsigned column, float (&w)[CHUNK]) const {
+        const uint4 raw = *reinterpret_cast<const uint4*>(codes + row * k + column);
+        unsigned char q[CHUNK];
         memcpy(q, &raw, sizeof raw);
+        const size_t group = groups.of(row, column);
+        const int zero = groups.zero(group, 0);
 #pragma unroll
-        for (unsigned i = 0; i < CHUNK; i++) w[i] = static_cast<float>(q[i]);
-        return scales.at(row, col);
+        for (unsigned i = 0; i < CHUNK; i++) w[i] = Code::number(q[i], zero);
+        return groups.scale(group);
     }
 
-    __device__ float at(size_t row, unsigned col) const {
-        return scales.at(row, col) * static_cast<float>(codes[row * k + col]);
+    __device__ float at(size_t row, unsigned column) const {
+        const size_t group = groups.of(row, column);
+        return groups.scale(group) * Code::number(codes[row * k + column], groups.zero(group, 0));
     }
 };
 
-// Nibbles u: w = s * (u - 8). A block of 32 weights takes 16 bytes; byte i holds weight i in its low half and weight
-// i + 16 in its high one. k and the group are multiples of 32.
+// Two's complement.
+struct Int8Number {
+    static __device__ float number(unsigned char code, int zero) {
+        return static_cast<float>(static_cast<signed char>(code) - zero);
+    }
+};
+
+// Exponent and mantissa in the place where f32 has them, and 2^120 to mend the bias. NaN codes never get here.
+struct E4m3Number {
+    static __device__ float number(unsigned char code, int) {
+        const float magnitude = __uint_as_float((code & 0x7fu) << 20) * 0x1p120f;
+        return code & 0x80u ? -magnitude : magnitude;
+    }
+};
+
+using Int8Weight = ByteWeight<Int8Number>;
+using E4m3Weight = ByteWeight<E4m3Number>;
+
+// Nibbles u: w = s * (u - z), 8 for z unless it is given. A block of 32 weights takes 16 bytes; byte i holds weight i in its
+// low half and weight i + 16 in its high one. k and the group are multiples of 32, or the group is the row.
 struct Int4Weight {
     static constexpr unsigned CHUNK = 32;
     const unsigned char* codes;
     unsigned k;
-    GroupScales scales;
+    Groups groups;
 
     __device__ Int4Weight(const WeightArgs& args, unsigned k)
-        : codes(static_cast<const unsigned char*>(args.data)), k(k), scales(args, k) {}
+        : codes(static_cast<const unsigned char*>(args.data)), k(k), groups(args, k) {}
 
     __device__ bool has_chunks() const { return is_aligned16(codes); }
 
-    __device__ float load_chunk(size_t row, unsigned col, float (&w)[CHUNK]) const {
-        const uint4 raw = *reinterpret_cast<const uint4*>(codes + (row * k + col) / 2);
+    __device__ float load_chunk(size_t row, unsigned column, float (&w)[CHUNK]) const {
+        const uint4 raw = *reinterpret_cast<const uint4*>(codes + (row * k + column) / 2);
         unsigned char pairs[CHUNK / 2];
         memcpy(pairs, &raw, sizeof raw);
+        const size_t group = groups.of(row, column);
+        const int zero = groups.zero(group, 8);
 #pragma unroll
         for (unsigned i = 0; i < CHUNK / 2; i++) {
-            w[i] = static_cast<float>(static_cast<int>(pairs[i] & 15u) - 8);
-            w[i + CHUNK / 2] = static_cast<float>(static_cast<int>(pairs[i] >> 4) - 8);
+            w[i] = static_cast<float>(static_cast<int>(pairs[i] & 15u) - zero);
+            w[i + CHUNK / 2] = static_cast<float>(static_cast<int>(pairs[i] >> 4) - zero);
         }
-        return scales.at(row, col);
+        return groups.scale(group);
     }
 
-    __device__ float at(size_t row, unsigned col) const {
-        const unsigned in_block = col % CHUNK;
-        const unsigned pair = codes[(row * k + col - in_block) / 2 + in_block % (CHUNK / 2)];
-        const unsigned u = in_block < CHUNK / 2 ? pair & 15u : pair >> 4;
-        return scales.at(row, col) * static_cast<float>(static_cast<int>(u) - 8);
+    __device__ float at(size_t row, unsigned column) const {
+        const unsigned in_block = column % CHUNK;
+        const unsigned pair = codes[(row * k + column - in_block) / 2 + in_block % (CHUNK / 2)];
+        const int u = in_block < CHUNK / 2 ? pair & 15u : pair >> 4;
+        const size_t group = groups.of(row, column);
+        return groups.scale(group) * static_cast<float>(u - groups.zero(group, 8));
     }
 };

@@ -10,3 +10,10 @@
 
 // Declares `name` as the first byte of the block's dynamic shared memory, aligned to 128 bytes.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+
+// The size of that memory in bytes, as the launch asked for it.
+__device__ inline unsigned dynamic_shared_bytes() {
+    unsigned bytes;
+    asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+    return bytes;
+}

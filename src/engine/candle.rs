@@ -58,7 +58,7 @@ impl CandleEngine {
     /// # Errors
     /// If candle has no such model, or what it says.
     pub fn load(model: &Model, weights: DType, act: DType, device: &Device) -> Result<Self> {
-        let candle = candle_device(device);
+        let candle = candle_device(device)?;
         let json = model.config.to_json()?;
         let tensors = read_tensors(model, weights, act, &candle)?;
         let bytes = tensors
@@ -99,7 +99,7 @@ impl CandleEngine {
     /// # Errors
     /// If the file is not readable as such.
     pub fn load_gguf(path: &Path, family: Family, device: &Device) -> Result<Self> {
-        let candle = candle_device(device);
+        let candle = candle_device(device)?;
         let file = File::open(path).map_err(|e| Error::io(path, "cannot open", e))?;
         let mut reader = BufReader::new(file);
         let content = gguf_file::Content::read(&mut reader).map_err(|e| Error::data(path, e))?;
@@ -210,11 +210,10 @@ impl CandleEngine {
     }
 }
 
-fn candle_device(device: &Device) -> CandleDevice {
+fn candle_device(device: &Device) -> Result<CandleDevice> {
     match device {
-        Device::Cpu => CandleDevice::Cpu,
-        #[cfg(feature = "cuda")]
-        Device::Cuda(gpu) => gpu.candle_device(),
+        Device::Cpu => Ok(CandleDevice::Cpu),
+        Device::Gpu(gpu) => gpu.candle_device(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::model::ModelConfig;
-use crate::scheme::{Activations, Bits, DType, Variant, WeightScheme};
+use crate::scheme::{Activations, CodeFormat, DType, Variant, WeightScheme};
 use crate::units::Bytes;
 
 /// The most that an engine is asked to hold at once.
@@ -116,13 +116,13 @@ pub(super) fn table_dtype(config: &ModelConfig, variant: &Variant) -> DType {
 }
 
 fn matrix_bytes(variant: &Variant, source: DType, name: &str, n: usize, k: usize) -> Result<usize> {
-    let bits = match variant.weights {
+    let format = match variant.weights {
         WeightScheme::Plain(dtype) => return Ok(n * k * dtype.size()),
-        WeightScheme::Int8 => Bits::Eight,
-        WeightScheme::Int4 { .. } => Bits::Four,
+        WeightScheme::Int8 => CodeFormat::I8,
+        WeightScheme::Int4 { .. } => CodeFormat::U4,
     };
     let group = variant.group_for(name, k)?;
-    Ok(n * (bits.row_bytes(k) + k / group * source.size()))
+    Ok(n * (format.row_bytes(k) + k / group * source.size()))
 }
 
 /// Bytes of each scratch buffer, in the order of [`super::transformer::Scratch`].

@@ -13,7 +13,7 @@ use crate::kernels::linear::{LinearWeight, WeightData};
 use crate::kernels::quantize::QuantizeRows;
 use crate::kernels::{Buf, BufType, Device};
 use crate::model::{DummyFill, HostSliceMut, Model};
-use crate::scheme::{Bits, DType, Variant, WeightScheme};
+use crate::scheme::{CodeFormat, DType, Variant, WeightScheme};
 
 /// Elements of one piece: 64 MiB as f32.
 const PIECE: usize = 16 << 20;
@@ -139,11 +139,11 @@ impl Loader<'_> {
         let mut weight = match self.variant.weights {
             WeightScheme::Plain(dtype) => LinearWeight::plain(self.device, [n, k], dtype)?,
             WeightScheme::Int8 => {
-                LinearWeight::packed(self.device, [n, k], Bits::Eight, k, self.source)?
+                LinearWeight::packed(self.device, [n, k], CodeFormat::I8, k, self.source)?
             }
             WeightScheme::Int4 { .. } => {
                 let group = self.variant.group_for(&names[0], k)?;
-                LinearWeight::packed(self.device, [n, k], Bits::Four, group, self.source)?
+                LinearWeight::packed(self.device, [n, k], CodeFormat::U4, group, self.source)?
             }
         };
         let mut first = 0;
@@ -163,6 +163,7 @@ impl Loader<'_> {
         } else {
             None
         };
+        let weight = weight.streamed(self.device, self.act)?;
         Ok(Projection { weight, bias })
     }
 
@@ -201,8 +202,8 @@ impl Loader<'_> {
     ) -> Result<()> {
         let rows_at_once = (PIECE / k.max(1)).clamp(1, n.max(1));
         let mut staging = match &weight.data {
-            WeightData::Plain(_) => None,
-            WeightData::Packed { .. } => Some(
+            WeightData::Plain(_) | WeightData::Streamed(_) => None,
+            WeightData::Packed(_) => Some(
                 self.device
                     .alloc(BufType::Float(self.source), rows_at_once * k)?,
             ),
@@ -213,17 +214,18 @@ impl Loader<'_> {
                 (WeightData::Plain(out), _) => {
                     self.piece(name, [n, k], start, rows, out, (first + start) * k)?
                 }
-                (WeightData::Packed { bits, group, .. }, Some(staging)) => {
+                (WeightData::Packed(packed), Some(staging)) => {
                     let op = QuantizeRows {
                         rows,
                         k,
-                        bits: *bits,
-                        group: *group,
+                        format: packed.format,
+                        group: packed.group,
                     };
                     self.piece(name, [n, k], start, rows, staging, 0)?;
                     op.run(self.device, staging, weight, first + start)?;
                 }
-                (WeightData::Packed { .. }, None) => unreachable!("packed weights are staged"),
+                (WeightData::Packed(_), None) => unreachable!("packed weights are staged"),
+                (WeightData::Streamed(_), _) => unreachable!("rows come before tiles"),
             }
             self.advance(rows * k)?;
         }

@@ -105,8 +105,7 @@ impl Attention {
                 self.reference::<T>(qkv.host()?, places, cache.k.host()?, cache.v.host()?, out);
                 Ok(())
             }),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => super::cuda::attention(gpu, self, qkv, places, cache, out),
+            Device::Gpu(gpu) => super::gpu::attention(gpu, self, qkv, places, cache, out),
         }
     }
 

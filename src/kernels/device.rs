@@ -1,11 +1,12 @@
 //! Where tensors live: the device, typed buffers on it, and the two ways across.
 
 use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
 
 use half::{bf16, f16};
 
-#[cfg(feature = "cuda")]
-use super::cuda::{Gpu, GpuBytes};
+use super::gpu::{Gpu, GpuBytes};
 use crate::error::{Error, Result};
 use crate::scheme::DType;
 
@@ -14,9 +15,8 @@ use crate::scheme::DType;
 pub enum Device {
     /// This machine's processor.
     Cpu,
-    /// An NVIDIA GPU, opened through candle.
-    #[cfg(feature = "cuda")]
-    Cuda(std::sync::Arc<Gpu>),
+    /// An NVIDIA GPU, or the emulation of one.
+    Gpu(Arc<Gpu>),
 }
 
 /// Element type of a buffer.
@@ -61,8 +61,7 @@ pub enum Data {
     /// u32 on the host.
     U32(Vec<u32>),
     /// Anything on the GPU.
-    #[cfg(feature = "cuda")]
-    Cuda(GpuBytes),
+    Gpu(GpuBytes),
 }
 
 /// Element types that a buffer may hold.
@@ -169,19 +168,17 @@ impl Buf {
     }
 
     /// The bytes on the GPU.
-    #[cfg(feature = "cuda")]
     pub(crate) fn gpu(&self) -> Result<&GpuBytes> {
         match &self.data {
-            Data::Cuda(bytes) => Ok(bytes),
+            Data::Gpu(bytes) => Ok(bytes),
             _ => Err(Error::Internal("expected a buffer on the GPU".into())),
         }
     }
 
     /// The bytes on the GPU, to write.
-    #[cfg(feature = "cuda")]
     pub(crate) fn gpu_mut(&mut self) -> Result<&mut GpuBytes> {
         match &mut self.data {
-            Data::Cuda(bytes) => Ok(bytes),
+            Data::Gpu(bytes) => Ok(bytes),
             _ => Err(Error::Internal("expected a buffer on the GPU".into())),
         }
     }
@@ -195,12 +192,11 @@ impl Buf {
 }
 
 impl Device {
-    /// `cpu` or `cuda`.
+    /// `cpu`, `cuda` or `emulator`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
-            #[cfg(feature = "cuda")]
-            Self::Cuda(_) => "cuda",
+            Self::Gpu(gpu) => gpu.kind(),
         }
     }
 
@@ -223,7 +219,17 @@ impl Device {
     /// [`Error::NoDevice`] with what to do, if this machine has none.
     #[cfg(feature = "cuda")]
     pub fn cuda(ordinal: usize) -> Result<Self> {
-        Ok(Self::Cuda(std::sync::Arc::new(Gpu::open(ordinal)?)))
+        Ok(Self::Gpu(Arc::new(Gpu::open(ordinal)?)))
+    }
+
+    /// An emulated GPU that runs the kernels compiled for the host which lie in `folder`, one shared object for every
+    /// `.cu` file.
+    ///
+    /// # Errors
+    /// If there are none, or a file is not what it should be.
+    #[doc(hidden)]
+    pub fn emulated(folder: &Path) -> Result<Self> {
+        Ok(Self::Gpu(Arc::new(Gpu::emulated(folder)?)))
     }
 
     /// Allocates `len` elements, all zero.
@@ -239,8 +245,7 @@ impl Device {
                 BufType::U8 => Data::U8(zeroed(len)?),
                 BufType::U32 => Data::U32(zeroed(len)?),
             },
-            #[cfg(feature = "cuda")]
-            Self::Cuda(gpu) => Data::Cuda(gpu.alloc(len * kind.size())?),
+            Self::Gpu(gpu) => Data::Gpu(gpu.alloc(len * kind.size())?),
         };
         Ok(Buf { kind, len, data })
     }
@@ -253,8 +258,7 @@ impl Device {
         buf.check_range::<T>(&(offset..offset + elements.len()))?;
         match self {
             Self::Cpu => buf.host_mut::<T>()?[offset..][..elements.len()].copy_from_slice(elements),
-            #[cfg(feature = "cuda")]
-            Self::Cuda(gpu) => {
+            Self::Gpu(gpu) => {
                 gpu.upload(
                     buf.gpu_mut()?,
                     offset * size_of::<T>(),
@@ -273,8 +277,7 @@ impl Device {
         buf.check_range::<T>(&range)?;
         match self {
             Self::Cpu => Ok(buf.host::<T>()?[range].to_vec()),
-            #[cfg(feature = "cuda")]
-            Self::Cuda(gpu) => {
+            Self::Gpu(gpu) => {
                 let mut elements = vec![T::default(); range.len()];
                 gpu.download(
                     buf.gpu()?,
@@ -290,8 +293,7 @@ impl Device {
     pub(crate) fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match self {
             Self::Cpu => super::parallel::on_pool(work),
-            #[cfg(feature = "cuda")]
-            Self::Cuda(_) => work(),
+            Self::Gpu(_) => work(),
         }
     }
 
@@ -302,8 +304,7 @@ impl Device {
     pub fn synchronize(&self) -> Result<()> {
         match self {
             Self::Cpu => Ok(()),
-            #[cfg(feature = "cuda")]
-            Self::Cuda(gpu) => gpu.synchronize(),
+            Self::Gpu(gpu) => gpu.synchronize(),
         }
     }
 
@@ -311,8 +312,7 @@ impl Device {
     pub fn memory(&self) -> Option<(u64, u64)> {
         match self {
             Self::Cpu => None,
-            #[cfg(feature = "cuda")]
-            Self::Cuda(gpu) => gpu.memory().ok(),
+            Self::Gpu(gpu) => gpu.memory().ok(),
         }
     }
 }

@@ -39,8 +39,7 @@ impl Gather {
             Device::Cpu => with_dtype!(table.dtype()?, W => with_dtype!(out.dtype()?, T => {
                 self.reference::<W, T>(ids.host()?, table.host()?, out.host_mut()?)
             })),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => super::cuda::gather(gpu, self, ids, table, out),
+            Device::Gpu(gpu) => super::gpu::gather(gpu, self, ids, table, out),
         }
     }
 

@@ -50,8 +50,7 @@ impl Filling {
                 });
                 Ok(())
             }),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => super::cuda::fill(gpu, *self, out, offset, count),
+            Device::Gpu(gpu) => super::gpu::fill(gpu, *self, out, offset, count),
         }
     }
 

@@ -4,11 +4,10 @@
 
 pub mod attention;
 mod cost;
-#[cfg(feature = "cuda")]
-pub mod cuda;
 pub mod device;
 pub mod embed;
 pub mod fill;
+pub mod gpu;
 pub mod linear;
 pub mod norm;
 mod parallel;

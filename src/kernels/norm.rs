@@ -56,8 +56,7 @@ impl RmsNorm {
                 });
                 Ok(())
             }),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => super::cuda::rms_norm(gpu, self, x, weight, out),
+            Device::Gpu(gpu) => super::gpu::rms_norm(gpu, self, x, weight, out),
         }
     }
 }

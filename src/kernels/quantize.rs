@@ -6,12 +6,12 @@
 
 use rayon::prelude::*;
 
-use super::device::{Buf, BufType, Device, HostElem, with_dtype};
+use super::device::{Buf, Device, HostElem, with_dtype};
 use super::linear::{LinearWeight, WeightData};
 use super::parallel::least;
 use super::{Cost, check_len};
 use crate::error::{Error, Result};
-use crate::scheme::{Bits, DType, Elem};
+use crate::scheme::{CodeFormat, DType, Elem};
 
 /// Symmetric round-to-nearest of some rows of a weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,8 +20,8 @@ pub struct QuantizeRows {
     pub rows: usize,
     /// Columns.
     pub k: usize,
-    /// Width of the codes.
-    pub bits: Bits,
+    /// How codes are written: as integers, so not [`CodeFormat::E4M3`].
+    pub format: CodeFormat,
     /// Columns per scale; divides `k`.
     pub group: usize,
 }
@@ -32,7 +32,7 @@ impl QuantizeRows {
         let numbers = (self.rows * self.k) as f64;
         Cost {
             read: numbers * dtype.size() as f64,
-            written: (self.rows * self.bits.row_bytes(self.k)) as f64
+            written: (self.rows * self.format.row_bytes(self.k)) as f64
                 + numbers / self.group as f64 * dtype.size() as f64,
             flops: 3.0 * numbers,
         }
@@ -50,26 +50,22 @@ impl QuantizeRows {
         first: usize,
     ) -> Result<()> {
         check_len("rows to quantise", source, self.rows * self.k)?;
-        let WeightData::Packed {
-            bits,
-            group,
-            codes,
-            scales,
-        } = &mut weight.data
-        else {
+        let WeightData::Packed(packed) = &mut weight.data else {
             return Err(Error::Internal(
                 "quantising into a weight that is not packed".into(),
             ));
         };
-        if (*bits, *group, weight.k) != (self.bits, self.group, self.k)
-            || scales.dtype()? != source.dtype()?
+        packed.check_simple("rounding to nearest", self.k)?;
+        if (packed.format, packed.group, weight.k) != (self.format, self.group, self.k)
+            || packed.scales.dtype()? != source.dtype()?
         {
             return Err(Error::Internal(
                 "quantising into a weight of another form".into(),
             ));
         }
+        let (codes, scales) = (&mut packed.codes, &mut packed.scales);
         let groups = self.k / self.group;
-        let width = self.bits.row_bytes(self.k);
+        let width = self.format.row_bytes(self.k);
         check_len("codes", codes, (first + self.rows) * width)?;
         check_len("scales", scales, (first + self.rows) * groups)?;
         match device {
@@ -80,28 +76,25 @@ impl QuantizeRows {
                 self.reference::<T>(source, codes, scales);
                 Ok(())
             }),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => {
-                super::cuda::quantize_rows(gpu, self, source, codes, scales, first)
-            }
+            Device::Gpu(gpu) => super::gpu::quantize_rows(gpu, self, source, codes, scales, first),
         }
     }
 
     fn reference<T: Elem>(&self, source: &[T], codes: &mut [u8], scales: &mut [T]) {
         let groups = self.k / self.group;
         let outputs = codes
-            .par_chunks_exact_mut(self.bits.row_bytes(self.k))
+            .par_chunks_exact_mut(self.format.row_bytes(self.k))
             .zip(scales.par_chunks_exact_mut(groups));
         source.par_chunks_exact(self.k).zip(outputs).for_each_init(
-            || vec![0_i8; self.k],
-            |signed, (row, (codes, scales))| {
+            || vec![0_u8; self.k],
+            |single, (row, (codes, scales))| {
                 let parts = row
                     .chunks_exact(self.group)
-                    .zip(signed.chunks_exact_mut(self.group));
+                    .zip(single.chunks_exact_mut(self.group));
                 for ((x, q), scale) in parts.zip(scales) {
-                    *scale = round_group(x, self.bits, q);
+                    *scale = round_group(x, self.format, q);
                 }
-                self.bits.pack_row(signed, codes);
+                self.format.pack_row(single, codes);
             },
         );
     }
@@ -116,61 +109,24 @@ fn largest<T: Elem>(x: &[T]) -> f32 {
 }
 
 /// Codes and scale of one group.
-fn round_group<T: Elem>(x: &[T], bits: Bits, codes: &mut [i8]) -> T {
-    let (low, high) = bits.range();
+fn round_group<T: Elem>(x: &[T], format: CodeFormat, codes: &mut [u8]) -> T {
+    let (low, high) = format.range();
+    let middle = format.middle();
+    let (low, high) = (low - f32::from(middle), high - f32::from(middle));
     let largest = largest(x);
-    let scale = T::from_f32(largest / ((high - low) as f32 / 2.0));
+    let scale = T::from_f32(largest / ((high - low) / 2.0));
     // A group of zeros, or of numbers so small that their scale is, gets any scale but 0.
     let scale = if scale.to_f32() == 0.0 {
         T::from_f32(1.0)
     } else {
         scale
     };
-    let (low, high) = (low as f32, high as f32);
-    for (q, x) in codes.iter_mut().zip(x) {
+    for (code, x) in codes.iter_mut().zip(x) {
         let quotient = T::from_f32(x.to_f32() / scale.to_f32()).to_f32();
-        *q = quotient.clamp(low, high).round_ties_even() as i8;
+        let steps = quotient.clamp(low, high).round_ties_even() as i8;
+        *code = steps.cast_unsigned().wrapping_add(middle);
     }
     scale
-}
-
-impl LinearWeight {
-    /// A packed weight `[n, k]` with nothing in it yet.
-    ///
-    /// # Errors
-    /// If the memory is not there.
-    pub fn packed(
-        device: &Device,
-        [n, k]: [usize; 2],
-        bits: Bits,
-        group: usize,
-        scales: DType,
-    ) -> Result<Self> {
-        let codes = device.alloc(BufType::U8, n * bits.row_bytes(k))?;
-        let scales = device.alloc(BufType::Float(scales), n * (k / group))?;
-        Ok(Self {
-            n,
-            k,
-            data: WeightData::Packed {
-                bits,
-                group,
-                codes,
-                scales,
-            },
-        })
-    }
-
-    /// A plain weight `[n, k]` with nothing in it yet.
-    ///
-    /// # Errors
-    /// If the memory is not there.
-    pub fn plain(device: &Device, [n, k]: [usize; 2], dtype: DType) -> Result<Self> {
-        Ok(Self {
-            n,
-            k,
-            data: WeightData::Plain(device.alloc(BufType::Float(dtype), n * k)?),
-        })
-    }
 }
 
 /// Symmetric int8 codes of a product's input, one scale per token, found on the fly.
@@ -210,8 +166,7 @@ impl QuantizeAct {
                 self.reference::<T>(x, codes, scales);
                 Ok(())
             }),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => super::cuda::quantize_act(gpu, self, x, codes, scales),
+            Device::Gpu(gpu) => super::gpu::quantize_act(gpu, self, x, codes, scales),
         }
     }
 
@@ -237,7 +192,7 @@ mod tests {
     use half::bf16;
 
     use super::*;
-    use crate::scheme::{PackedWeight, Scales};
+    use crate::scheme::{Levels, PackedWeight, Scales};
 
     /// The weights of the vectors CT-6 and CT-7, run through compressed-tensors 0.20.
     const W: [f32; 16] = [
@@ -245,20 +200,25 @@ mod tests {
         -0.02, 0.01, 0.03, -0.04, 0.60, 0.50, -0.10, 0.20,
     ];
 
-    fn quantised<T: Elem + HostElem>(x: &[T], bits: Bits, group: usize) -> (Vec<i8>, Vec<f32>) {
+    /// Steps from the middle, and scales.
+    fn quantised<T: Elem>(x: &[T], format: CodeFormat, group: usize) -> (Vec<f32>, Vec<f32>) {
         let mut codes = vec![0; x.len()];
         let scales = x
             .chunks(group)
             .zip(codes.chunks_mut(group))
-            .map(|(x, q)| round_group(x, bits, q).to_f32());
+            .map(|(x, q)| round_group(x, format, q).to_f32());
         let scales = scales.collect();
-        (codes, scales)
+        let middle = format.value(format.middle());
+        let steps = codes.iter().map(|&code| format.value(code) - middle);
+        (steps.collect(), scales)
     }
 
     #[test]
     fn four_bit_codes_equal_those_of_compressed_tensors() {
-        let expected = [1, -8, 4, 1, 7, -1, 4, -5, -4, 2, 6, -8, 7, 6, -1, 2];
-        let (codes, scales) = quantised(&W, Bits::Four, 4);
+        let expected = [
+            1.0, -8.0, 4.0, 1.0, 7.0, -1.0, 4.0, -5.0, -4.0, 2.0, 6.0, -8.0, 7.0, 6.0, -1.0, 2.0,
+        ];
+        let (codes, scales) = quantised(&W, CodeFormat::U4, 4);
         assert_eq!(codes, expected);
         for (scale, truth) in
             scales
@@ -267,7 +227,7 @@ mod tests {
         {
             assert!((scale - truth).abs() < 1e-8, "{scale} {truth}");
         }
-        let (codes, scales) = quantised(&W.map(<bf16 as Elem>::from_f32), Bits::Four, 4);
+        let (codes, scales) = quantised(&W.map(<bf16 as Elem>::from_f32), CodeFormat::U4, 4);
         assert_eq!(codes, expected);
         assert_eq!(
             scales,
@@ -277,11 +237,12 @@ mod tests {
 
     #[test]
     fn eight_bit_codes_equal_those_of_compressed_tensors() {
-        let (codes, scales) = quantised(&W, Bits::Eight, 8);
+        let (codes, scales) = quantised(&W, CodeFormat::I8, 8);
         assert_eq!(
             codes,
             [
-                8, -59, 30, 4, 127, -17, 64, -85, -4, 2, 6, -8, 127, 106, -21, 42
+                8.0, -59.0, 30.0, 4.0, 127.0, -17.0, 64.0, -85.0, -4.0, 2.0, 6.0, -8.0, 127.0,
+                106.0, -21.0, 42.0
             ]
         );
         assert_eq!(scales, [0.011_764_706, 0.004_705_882_6]);
@@ -318,40 +279,47 @@ mod tests {
         let source: Vec<f32> = (0..64 * 128)
             .map(|i| ((i * 7919) % 1013) as f32 / 500.0 - 1.0)
             .collect();
-        for (bits, group) in [(Bits::Four, 32), (Bits::Four, 128), (Bits::Eight, 128)] {
+        use CodeFormat::{I8, U4};
+        for (format, group) in [(U4, 32), (U4, 128), (I8, 128), (I8, 32)] {
             let op = QuantizeRows {
                 rows: 64,
                 k: 128,
-                bits,
+                format,
                 group,
             };
+            let shape = [64, 128];
             let mut weight =
-                LinearWeight::packed(&Device::Cpu, [64, 128], bits, group, DType::F32).unwrap();
+                LinearWeight::packed(&Device::Cpu, shape, format, group, DType::F32).unwrap();
             op.run(&Device::Cpu, &Buf::from_vec(source.clone()), &mut weight, 0)
                 .unwrap();
-            let WeightData::Packed { codes, scales, .. } = &weight.data else {
+            let WeightData::Packed(bufs) = &weight.data else {
                 unreachable!()
             };
             let packed = PackedWeight {
                 n: 64,
                 k: 128,
-                bits,
+                format,
                 group,
-                codes: codes.host::<u8>().unwrap().to_vec(),
-                scales: Scales::F32(scales.host::<f32>().unwrap().to_vec()),
+                scale_rows: 1,
+                codes: bufs.codes.host::<u8>().unwrap().to_vec(),
+                scales: Scales::F32(bufs.scales.host::<f32>().unwrap().to_vec()),
+                levels: Levels::Symmetric,
+                order: None,
             };
             packed.check().unwrap();
             for row in 0..64 {
                 let codes = packed.row_codes(row);
-                let again: Vec<i8> = packed
+                let middle = format.value(format.middle());
+                let again: Vec<f32> = packed
                     .dequantise_row(row)
                     .iter()
                     .enumerate()
                     .map(|(j, w)| {
-                        (w / packed.scales.get((row * 128 + j) / group)).round_ties_even() as i8
+                        (w / packed.scales.get((row * 128 + j) / group)).round_ties_even() + middle
                     })
                     .collect();
-                assert_eq!(codes, again);
+                let named: Vec<f32> = codes.iter().map(|&code| format.value(code)).collect();
+                assert_eq!(named, again);
                 for (j, w) in packed.dequantise_row(row).iter().enumerate() {
                     let scale = packed.scales.get((row * 128 + j) / group);
                     let error = (w - source[row * 128 + j]).abs();

@@ -103,9 +103,8 @@ impl RopeAppend {
             Device::Cpu => with_dtype!(qkv.dtype()?, T => {
                 self.reference::<T>(qkv.host_mut()?, norms, table, places, cache)
             }),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => {
-                super::cuda::rope_append(gpu, self, qkv, norms, table, places, cache)
+            Device::Gpu(gpu) => {
+                super::gpu::rope_append(gpu, self, qkv, norms, table, places, cache)
             }
         }
     }

@@ -46,8 +46,7 @@ impl Argmax {
                 });
                 Ok(())
             }),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => super::cuda::argmax(gpu, self, logits, out),
+            Device::Gpu(gpu) => super::gpu::argmax(gpu, self, logits, out),
         }
     }
 }
@@ -107,8 +106,7 @@ impl LogProb {
                 });
                 Ok(())
             }),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => super::cuda::log_prob(gpu, self, logits, targets, out),
+            Device::Gpu(gpu) => super::gpu::log_prob(gpu, self, logits, targets, out),
         }
     }
 }

@@ -48,8 +48,7 @@ impl SiluMul {
                 });
                 Ok(())
             }),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => super::cuda::silu_mul(gpu, self, gate_up, out),
+            Device::Gpu(gpu) => super::gpu::silu_mul(gpu, self, gate_up, out),
         }
     }
 }

@@ -3,7 +3,6 @@
 use rayon::prelude::*;
 
 use super::device::{Buf, Device};
-#[cfg(feature = "cuda")]
 use super::sample::Argmax;
 use super::simd::{LANES, Simd, Work, dispatch};
 use super::{Cost, check_len};
@@ -43,8 +42,7 @@ impl ReadAll {
                     .for_each(|(out, x)| *out = dispatch(Sum { x }).to_bits());
                 Ok(())
             }
-            #[cfg(feature = "cuda")]
-            Device::Cuda(_) => Argmax {
+            Device::Gpu(_) => Argmax {
                 rows: self.count / TASK,
                 vocab: TASK,
             }
@@ -109,8 +107,7 @@ impl CopyAll {
                     .for_each(|(out, x)| out.copy_from_slice(x));
                 Ok(())
             }
-            #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => gpu.copy(x.gpu()?, out.gpu_mut()?),
+            Device::Gpu(gpu) => gpu.copy(x.gpu()?, out.gpu_mut()?),
         }
     }
 }

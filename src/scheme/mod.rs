@@ -6,5 +6,5 @@ mod packed;
 mod variant;
 
 pub use dtype::{DType, Elem};
-pub use packed::{BLOCK, Bits, PackedWeight, Scales};
+pub use packed::{BLOCK, CodeFormat, Levels, PackedWeight, Scales};
 pub use variant::{Activations, Method, QuantScheme, Variant, WeightScheme};

@@ -22,7 +22,6 @@ use crate::units::{Bytes, Clock};
 
 /// Chunks of a prompt that the CPU and a GPU take by default: large enough to be limited by arithmetic.
 const CPU_CHUNK: usize = 512;
-#[cfg(feature = "cuda")]
 const GPU_CHUNK: usize = 8192;
 
 /// Prompts of this trial number fill the cache before the first one.
@@ -42,8 +41,7 @@ pub(super) struct Bench<'a> {
 pub(super) fn limits(plan: &Plan, device: &Device, cell: &Cell) -> Limits {
     let chunk = plan.chunk.unwrap_or(match device {
         Device::Cpu => CPU_CHUNK,
-        #[cfg(feature = "cuda")]
-        Device::Cuda(_) => GPU_CHUNK,
+        Device::Gpu(_) => GPU_CHUNK,
     });
     Limits::new(cell.batch, positions(cell), chunk)
 }

@@ -27,8 +27,9 @@ pub struct Ceiling {
 
 /// Bytes of a streamed buffer: far beyond any cache.
 const CPU_STREAM: usize = 256 << 20;
-#[cfg(feature = "cuda")]
 const GPU_STREAM: usize = 2 << 30;
+/// An emulated GPU has no speed; this shows that the code runs.
+const EMULATED_STREAM: usize = 4 << 20;
 /// Repetitions of each; the first is thrown away.
 const REPEATS: usize = 8;
 
@@ -39,8 +40,8 @@ const REPEATS: usize = 8;
 pub fn ceilings(device: &Device, clock: &dyn Clock) -> Result<Vec<Ceiling>> {
     let (stream, square, types): (usize, usize, &[DType]) = match device {
         Device::Cpu => (CPU_STREAM, 1024, &[DType::F32]),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(_) => (GPU_STREAM, 8192, &[DType::BF16, DType::F16, DType::F32]),
+        Device::Gpu(gpu) if gpu.kind() == "emulator" => (EMULATED_STREAM, 64, &[DType::BF16]),
+        Device::Gpu(_) => (GPU_STREAM, 8192, &[DType::BF16, DType::F16, DType::F32]),
     };
     let count = stream / 4;
     let f32s = BufType::Float(DType::F32);

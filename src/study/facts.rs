@@ -1,19 +1,25 @@
 //! Facts about model, variant and machine in the terms of records.
 
+use super::sensors;
 use crate::error::{Error, Result};
-use crate::kernels::Device;
+use crate::kernels::{self, Device};
 use crate::measure::{self, GpuSelector};
 use crate::model::{HostSliceMut, Model};
 use crate::results::environment::{Cpu, Device as DeviceFacts, Environment};
 use crate::results::record::{self, Scheme};
 use crate::scheme::{Activations, DType, Variant, WeightScheme};
 
-/// How NVML names the GPU that `device` is; `None` on the CPU.
+/// How NVML names the GPU that `device` is; `None` where there is no board.
 pub(super) fn selector(device: &Device) -> Option<GpuSelector> {
+    let uuid = gpu_facts_of(device)?.uuid?;
+    Some(GpuSelector::from_cuda_uuid(uuid))
+}
+
+/// What `device` is, if it is a GPU.
+fn gpu_facts_of(device: &Device) -> Option<&kernels::gpu::Facts> {
     match device {
         Device::Cpu => None,
-        #[cfg(feature = "cuda")]
-        Device::Cuda(gpu) => Some(GpuSelector::from_cuda_uuid(gpu.uuid())),
+        Device::Gpu(gpu) => Some(gpu.facts()),
     }
 }
 
@@ -50,7 +56,7 @@ pub fn environment(device: &Device) -> Environment {
             driver: gpu.and_then(|g| g.driver.clone()),
             cuda: gpu.and_then(|g| g.cuda_driver.clone()),
             compute_capability: compute_capability(device),
-            multiprocessors: None,
+            multiprocessors: gpu_facts_of(device).map(|gpu| gpu.multiprocessors),
             power_limit_watts: gpu.and_then(|g| g.power_limit).map(|w| w.0),
         },
         cpu: Cpu {
@@ -72,37 +78,25 @@ pub fn environment(device: &Device) -> Environment {
 /// The reason, where there is no GPU or no driver.
 pub fn gpu_facts(device: &Device) -> std::result::Result<Vec<(String, String)>, String> {
     let Some(selector) = selector(device) else {
-        return Err("the device is the CPU".into());
+        return Err(match device {
+            Device::Cpu => "the device is the CPU".into(),
+            Device::Gpu(gpu) => format!("the device is a {}", gpu.facts().name),
+        });
     };
     let (facts, now) = measure::gpu_now(&selector).map_err(|why| why.reason)?;
-    let mut rows: Vec<(String, String)> = Vec::new();
-    let mut row = |name: &str, value: Option<String>| {
-        rows.extend(value.map(|value| (name.to_owned(), value)))
-    };
-    row("driver", facts.driver.clone());
-    row("CUDA driver", facts.cuda_driver.clone());
-    row("power limit", facts.power_limit.map(|w| w.to_string()));
-    row("state", Some(format!("{now:?}")));
-    Ok(rows)
+    Ok(sensors::rows(&facts, &now))
 }
 
 fn device_name(device: &Device, facts: &measure::Environment) -> String {
     match device {
         Device::Cpu => facts.cpu.model.clone().unwrap_or_else(|| "CPU".into()),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(gpu) => gpu.name().to_owned(),
+        Device::Gpu(gpu) => gpu.facts().name.clone(),
     }
 }
 
 fn compute_capability(device: &Device) -> Option<String> {
-    match device {
-        Device::Cpu => None,
-        #[cfg(feature = "cuda")]
-        Device::Cuda(gpu) => {
-            let (major, minor) = gpu.compute_capability();
-            Some(format!("{major}.{minor}"))
-        }
-    }
+    let (major, minor) = gpu_facts_of(device)?.compute_capability;
+    Some(format!("{major}.{minor}"))
 }
 
 /// The model by content: its configuration, and the first and last row of every tensor. Enough to tell checkpoints

@@ -9,6 +9,7 @@ mod prompts;
 mod quality;
 mod run;
 mod runner;
+mod sensors;
 mod single;
 mod verify;
 

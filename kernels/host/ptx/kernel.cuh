@@ -16,3 +16,5 @@
 #define EMULATOR_TEXT_OF(name) #name
 #define EMULATOR_JOIN(a, b) EMULATOR_JOIN_OF(a, b)
 #define EMULATOR_JOIN_OF(a, b) a##b
+
+inline unsigned dynamic_shared_bytes() { return emulator::dynamic_shared_bytes(); }

@@ -2,64 +2,21 @@
 
 mod cpu;
 mod rows;
+mod weight;
 
 use super::device::{Buf, Device, with_dtype};
 use super::{Cost, check_len};
 use crate::error::Result;
-use crate::scheme::{Bits, DType};
-
-/// A weight matrix `[n, k]` on a device, in the form that the kernels stream.
-pub struct LinearWeight {
-    /// Output features.
-    pub n: usize,
-    /// Input features.
-    pub k: usize,
-    /// The numbers.
-    pub data: WeightData,
-}
-
-/// The numbers of a [`LinearWeight`].
-pub enum WeightData {
-    /// `[n, k]`, not quantised.
-    Plain(Buf),
-    /// Codes and scales as in [`crate::scheme::PackedWeight`].
-    Packed {
-        /// Width and order of the codes.
-        bits: Bits,
-        /// Columns per scale.
-        group: usize,
-        /// `[n, bits.row_bytes(k)]` bytes.
-        codes: Buf,
-        /// `[n, k / group]`.
-        scales: Buf,
-    },
-}
-
-impl LinearWeight {
-    /// Bytes on the device, scales included.
-    pub fn bytes(&self) -> usize {
-        match &self.data {
-            WeightData::Plain(w) => w.bytes(),
-            WeightData::Packed { codes, scales, .. } => codes.bytes() + scales.bytes(),
-        }
-    }
-
-    /// Columns per scale, where it is quantised.
-    pub fn group(&self) -> Option<usize> {
-        match self.data {
-            WeightData::Plain(_) => None,
-            WeightData::Packed { group, .. } => Some(group),
-        }
-    }
-}
+use crate::scheme::DType;
+pub use weight::{LevelBufs, LinearWeight, PackedBufs, WeightData};
 
 /// The input of a product.
 #[derive(Clone, Copy)]
 pub enum Input<'a> {
     /// `[tokens, k]`; its type may differ from the output's, as before logits.
     Float(&'a Buf),
-    /// What [`super::QuantizeAct`] made: int8 codes `[tokens, k]` as bytes, and f32 scales `[tokens]`. Only for
-    /// eight-bit weights with one scale per row.
+    /// What [`super::quantize::QuantizeAct`] made: int8 codes `[tokens, k]` as bytes, and f32 scales `[tokens]`. Only
+    /// for symmetric [`CodeFormat::I8`](crate::scheme::CodeFormat::I8) weights.
     Int8 {
         /// Codes.
         codes: &'a Buf,
@@ -153,8 +110,7 @@ impl Linear {
                     self.reference::<T>(input, weight, bias, out)
                 })
             }
-            #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => super::cuda::linear(gpu, self, input, weight, bias, out),
+            Device::Gpu(gpu) => super::gpu::linear(gpu, self, input, weight, bias, out),
         }
     }
 }

@@ -1,0 +1,45 @@
+// What streaming products share: their argument, and how blocks that share a tile find the last of them.
+#pragma once
+
+#include <ptx/sync.cuh>
+
+#include "outcome.cuh"
+#include "stream.cuh"
+
+struct ProductArgs {
+    StreamedWeight weight;
+    const void* x;         // [tokens, k]
+    const float* x_scales; // [tokens], of codes
+    Outcome outcome;
+    // Where blocks that share a tile leave their sums, [tiles, splits, tokens of a tile, rows of a tile]; and for each tile how
+    // many have, zero before and after the launch.
+    float* partial;
+    unsigned* arrived;
+    unsigned tokens;
+    unsigned splits;          // blocks that share the columns of a tile
+    unsigned steps_per_split; // of each but perhaps the last
+
+    // A finished sum becomes a result: scales that were left to the end, then the outcome.
+    template <class Format> __device__ void finish(unsigned token, unsigned row, typename Format::Sum sum) const {
+        float value = static_cast<float>(sum);
+        if constexpr (std::is_same_v<typename Format::Sum, int>) {
+            value *= x_scales[token] * load_elem(weight.scales, weight.scale_type, row);
+        } else if constexpr (Format::ROW_SCALES) {
+            value *= load_elem(weight.scales, weight.scale_type, row);
+        }
+        outcome.store(token, row, value);
+    }
+};
+
+// Whether this block is the last of those that share `tile` to get here; whatever the others wrote before is then visible
+// to all its threads. Makes the counter ready for the next launch.
+__device__ inline bool is_last_of_tile(const ProductArgs& args, unsigned tile) {
+    __shared__ unsigned last;
+    __syncthreads(); // all of this block has written
+    if (threadIdx.x == 0) {
+        last = count_up(args.arrived + tile) == args.splits - 1;
+        if (last) args.arrived[tile] = 0;
+    }
+    __syncthreads();
+    return last != 0;
+}

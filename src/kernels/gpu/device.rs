@@ -1,0 +1,363 @@
+//! One GPU: its memory, its stream, and what is recorded and timed on it.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::driver::{Driver, Facts, Grid, Mark, Memory, Recording};
+use super::emulator;
+use super::gemm::Gemm;
+use super::launch::Address;
+use super::linear::{Choices, LinearKernel};
+use super::workspace::{Scratch, Workspace};
+use crate::error::{Error, Result};
+use crate::units::Seconds;
+
+/// A GPU with the kernels of this program loaded. One host thread at a time drives it.
+pub struct Gpu {
+    // Goes before the driver, whose memory it is.
+    workspace: Mutex<Workspace>,
+    choices: Mutex<Choices>,
+    driver: Box<dyn Driver>,
+    capture: Arc<Capture>,
+}
+
+/// An allocation on a GPU.
+pub struct GpuBytes {
+    memory: Arc<dyn Memory>,
+    capture: Arc<Capture>,
+}
+
+/// The memory that the graph in the making must keep; `None` while none is made.
+#[derive(Default)]
+struct Capture(Mutex<Option<Vec<Arc<dyn Memory>>>>);
+
+impl Capture {
+    fn kept(&self) -> MutexGuard<'_, Option<Vec<Arc<dyn Memory>>>> {
+        // A panic elsewhere leaves the list as it was before or after one push.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep(&self, memory: &Arc<dyn Memory>) {
+        if let Some(kept) = &mut *self.kept() {
+            kept.push(Arc::clone(memory));
+        }
+    }
+}
+
+impl GpuBytes {
+    /// Its size in bytes.
+    pub fn len(&self) -> usize {
+        self.memory.bytes()
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Drop for GpuBytes {
+    /// Memory that is given back while a graph is recorded would become part of the graph, so the graph takes it over.
+    fn drop(&mut self) {
+        self.capture.keep(&self.memory);
+    }
+}
+
+/// Work that was recorded by [`Gpu::capture`]. It keeps the memory that it uses.
+pub struct Graph {
+    // Goes before the memory.
+    recording: Box<dyn Recording>,
+    _kept: Vec<Arc<dyn Memory>>,
+}
+
+impl Graph {
+    /// Puts all of it into the GPU's stream.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn launch(&self) -> Result<()> {
+        // SAFETY: the graph has kept the memory.
+        unsafe { self.recording.launch() }
+    }
+}
+
+/// A point in a GPU's stream, to measure time from or to.
+pub struct Event(Box<dyn Mark>);
+
+impl Gpu {
+    /// Opens GPU `ordinal` and loads every kernel, so that no later call has to.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] if there is no such GPU, or none that the kernels were compiled for.
+    #[cfg(feature = "cuda")]
+    pub fn open(ordinal: usize) -> Result<Self> {
+        Ok(Self::new(Box::new(super::cuda::Cuda::open(ordinal)?)))
+    }
+
+    /// The kernels that were compiled for the host into the libraries of `folder`.
+    ///
+    /// # Errors
+    /// If there are none, or one is not such a library.
+    pub fn emulated(folder: &Path) -> Result<Self> {
+        Ok(Self::new(Box::new(emulator::open(folder)?)))
+    }
+
+    fn new(driver: Box<dyn Driver>) -> Self {
+        Self {
+            workspace: Mutex::default(),
+            choices: Mutex::default(),
+            driver,
+            capture: Arc::default(),
+        }
+    }
+
+    /// `cuda` or `emulator`.
+    pub fn kind(&self) -> &'static str {
+        self.driver.kind()
+    }
+
+    /// What it is.
+    pub fn facts(&self) -> &Facts {
+        self.driver.facts()
+    }
+
+    /// The same GPU as candle knows it; it shares the stream.
+    ///
+    /// # Errors
+    /// If candle has no such device.
+    pub fn candle_device(&self) -> Result<candle_core::Device> {
+        self.driver.candle().ok_or_else(|| {
+            Error::Usage(format!(
+                "candle's own models do not run on the device '{}'",
+                self.kind()
+            ))
+        })
+    }
+
+    /// The kernels that are loaded, sorted.
+    #[doc(hidden)]
+    pub fn kernels(&self) -> Vec<String> {
+        let mut kernels = self.driver.kernels();
+        kernels.sort_unstable();
+        kernels
+    }
+
+    /// In which order the emulator runs the blocks of a grid: 0 forward, 1 backward, else the seed of a random
+    /// interleaving. A real GPU has its own mind.
+    #[doc(hidden)]
+    pub fn set_emulated_order(&self, order: u64) {
+        self.driver.set_order(order);
+    }
+
+    /// Free and total memory in bytes; the free part is what all programs on the GPU have left.
+    ///
+    /// # Errors
+    /// If the driver does not answer.
+    pub fn memory(&self) -> Result<(u64, u64)> {
+        self.driver.memory()
+    }
+
+    /// Allocates `bytes`, all zero.
+    ///
+    /// # Errors
+    /// If the memory is not there, or a graph is being recorded.
+    pub fn alloc(&self, bytes: usize) -> Result<GpuBytes> {
+        self.not_recorded("an allocation")?;
+        Ok(GpuBytes {
+            memory: self.driver.alloc(bytes)?.into(),
+            capture: Arc::clone(&self.capture),
+        })
+    }
+
+    /// Copies `source` to `target`, from byte `offset` on.
+    ///
+    /// # Errors
+    /// If it does not fit, the device fails, or a graph is being recorded.
+    pub fn upload(&self, target: &mut GpuBytes, offset: usize, source: &[u8]) -> Result<()> {
+        self.not_recorded("an upload")?;
+        let to = self.part("upload", target, offset, source.len())?;
+        if source.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the bytes have just been found within the allocation.
+        unsafe { self.driver.upload(to, source) }
+    }
+
+    /// Copies `source`, from byte `offset` on, to `target`, after all work before it is done.
+    ///
+    /// # Errors
+    /// If there are fewer bytes, the device fails, now or in that work, or a graph is being recorded.
+    pub fn download(&self, source: &GpuBytes, offset: usize, target: &mut [u8]) -> Result<()> {
+        self.not_recorded("a download")?;
+        let from = self.part("download", source, offset, target.len())?;
+        if target.is_empty() {
+            return self.driver.synchronize();
+        }
+        // SAFETY: the bytes have just been found within the allocation.
+        unsafe { self.driver.download(from, target) }
+    }
+
+    /// Copies all of `source` to the start of `target`.
+    ///
+    /// # Errors
+    /// If it does not fit, or the device fails.
+    pub fn copy(&self, source: &GpuBytes, target: &mut GpuBytes) -> Result<()> {
+        let bytes = source.len();
+        let from = self.part("copy", source, 0, bytes)?;
+        let to = self.part("copy", target, 0, bytes)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: both have that many bytes, and two allocations do not overlap: one is borrowed mutably.
+        unsafe { self.driver.copy(from, to, bytes) }
+    }
+
+    /// Waits until everything that was asked for is done.
+    ///
+    /// # Errors
+    /// What the device says of work that failed.
+    pub fn synchronize(&self) -> Result<()> {
+        self.not_recorded("a synchronisation")?;
+        self.driver.synchronize()
+    }
+
+    /// Records what `work` asks of this GPU, without running it. Launches, products and copies within the GPU can be
+    /// recorded; nothing can that the host waits for, or that allocates.
+    ///
+    /// # Errors
+    /// Those of `work`; if a graph is being recorded already, or the device fails.
+    pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        self.not_recorded("another graph")?;
+        self.driver.begin_recording()?;
+        *self.capture.kept() = Some(Vec::new());
+        let done = work();
+        // Ends in any case: what follows is meant to be run.
+        let recording = self.driver.end_recording();
+        let kept = self.capture.kept().take().unwrap_or_default();
+        done?;
+        Ok(Graph {
+            recording: recording?,
+            _kept: kept,
+        })
+    }
+
+    /// A new point of time, not yet in the stream.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn event(&self) -> Result<Event> {
+        self.driver.mark().map(Event)
+    }
+
+    /// Puts `event` behind everything that was asked for.
+    ///
+    /// # Errors
+    /// If the device fails, or a graph is being recorded.
+    pub fn record(&self, event: &Event) -> Result<()> {
+        self.not_recorded("an event")?;
+        event.0.record()
+    }
+
+    /// The time that the device took from `start` to `end`; waits for both.
+    ///
+    /// # Errors
+    /// If one has not been recorded, or the work before it failed.
+    pub fn elapsed(&self, start: &Event, end: &Event) -> Result<Seconds> {
+        self.not_recorded("a measurement")?;
+        start.0.wait()?;
+        end.0.wait()?;
+        end.0.since(&*start.0)
+    }
+
+    /// Where an allocation begins, for work that is about to be asked for. A graph that records this work keeps the
+    /// memory.
+    ///
+    /// # Errors
+    /// If it belongs to another device.
+    pub(super) fn address(&self, bytes: &GpuBytes) -> Result<u64> {
+        if !Arc::ptr_eq(&self.capture, &bytes.capture) {
+            return Err(Error::Internal("a buffer of another device".into()));
+        }
+        self.capture.keep(&bytes.memory);
+        Ok(bytes.memory.address())
+    }
+
+    /// Where byte `offset` lies, once `count` bytes are known to follow it.
+    fn part(&self, doing: &str, bytes: &GpuBytes, offset: usize, count: usize) -> Result<u64> {
+        let end = offset.checked_add(count);
+        if end.is_none_or(|end| end > bytes.len()) {
+            return Err(Error::Internal(format!(
+                "{doing} of {count} bytes at {offset}: the buffer has {}",
+                bytes.len()
+            )));
+        }
+        Ok(self.address(bytes)? + offset as u64)
+    }
+
+    /// Memory for a launch that is about to be asked for; see [`Workspace`].
+    ///
+    /// # Errors
+    /// If there is not as much yet and a graph is being recorded, or the memory is not there.
+    pub(super) fn scratch(&self, purpose: Scratch, bytes: usize) -> Result<Address> {
+        lock(&self.workspace).get(self, purpose, bytes)
+    }
+
+    /// Which kernels products get.
+    pub(super) fn choices(&self) -> MutexGuard<'_, Choices> {
+        lock(&self.choices)
+    }
+
+    /// Every product gets this kernel, whether it fits or not, for tests and microbenchmarks; `None` to choose again.
+    #[doc(hidden)]
+    pub fn force_linear(&self, kernel: Option<LinearKernel>) {
+        self.choices().force(kernel);
+    }
+
+    /// Whether its clock says anything about speed.
+    pub(super) fn is_timed(&self) -> bool {
+        self.driver.kind() == "cuda"
+    }
+
+    /// Whether a graph is being recorded.
+    pub(super) fn is_recording(&self) -> bool {
+        self.capture.kept().is_some()
+    }
+
+    fn not_recorded(&self, what: &str) -> Result<()> {
+        if self.is_recording() {
+            return Err(Error::Internal(format!(
+                "{what} while a graph is being recorded"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Launches a kernel; [`super::launch::launch!`] is how.
+    ///
+    /// # Safety
+    /// As [`Driver::launch`].
+    pub(super) unsafe fn launch(
+        &self,
+        kernel: &str,
+        grid: Grid,
+        args: &mut [*mut std::ffi::c_void],
+        sizes: &[usize],
+    ) -> Result<()> {
+        // SAFETY: by contract.
+        unsafe { self.driver.launch(kernel, grid, args, sizes) }
+    }
+
+    /// A product by the device's library.
+    ///
+    /// # Safety
+    /// As [`Driver::gemm`].
+    pub(super) unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
+        // SAFETY: by contract.
+        unsafe { self.driver.gemm(gemm) }
+    }
+}
+
+/// The lock, also after a panic elsewhere: what it guards is whole between any two calls.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,159 @@
+//! What runs kernels: the interface between the launch functions and a driver, which is a real GPU's or the emulator's.
+
+use std::ffi::c_void;
+
+use super::gemm::Gemm;
+use crate::error::Result;
+use crate::units::Seconds;
+
+/// What a GPU is, as far as plans and reports ask.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    /// The marketing name.
+    pub name: String,
+    /// The identity under which NVML knows it too; `None` where there is no board.
+    pub uuid: Option<[u8; 16]>,
+    /// Compute capability, major and minor.
+    pub compute_capability: (i32, i32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: usize,
+    /// Bytes of the second-level cache.
+    pub cache_bytes: usize,
+    /// The most bytes of shared memory that one block may have.
+    pub shared_bytes: usize,
+    /// Clock of the memory, in kHz, where the driver tells.
+    pub memory_clock_khz: Option<u32>,
+    /// Width of the memory's bus in bits, where the driver tells.
+    pub memory_bus_bits: Option<u32>,
+}
+
+/// How many blocks of how many threads a launch has, and how it follows the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Grid {
+    /// Blocks along x, y and z.
+    pub(super) blocks: [u32; 3],
+    /// Threads of a block.
+    pub(super) threads: u32,
+    /// Dynamic shared memory of a block.
+    pub(super) shared_bytes: u32,
+    /// Whether the grid may start while the one before it in the stream still runs (programmatic dependent launch). Only
+    /// for kernels that wait for their predecessor before they read what it wrote; ignored before compute capability 9.
+    pub(super) overlaps: bool,
+}
+
+/// A type that a kernel takes by value.
+///
+/// # Safety
+/// The layout is that of the C++ parameter of the kernel, and it holds no reference.
+pub(super) unsafe trait KernelArg: Copy + 'static {
+    /// Where the argument lies, as launches want it.
+    fn place(&self) -> *mut c_void {
+        (&raw const *self).cast_mut().cast()
+    }
+}
+
+// SAFETY: the same numbers in Rust and in CUDA C++ on every platform that CUDA supports.
+unsafe impl KernelArg for u32 {}
+// SAFETY: as above.
+unsafe impl KernelArg for u64 {}
+// SAFETY: as above; size_t.
+unsafe impl KernelArg for usize {}
+// SAFETY: as above.
+unsafe impl KernelArg for f32 {}
+
+/// An allocation; dropping it gives the memory back after all work in the stream that may use it.
+pub(super) trait Memory: Send + Sync {
+    /// Where it begins, aligned to 256 bytes.
+    fn address(&self) -> u64;
+    /// Its size in bytes.
+    fn bytes(&self) -> usize;
+}
+
+/// A point in the stream.
+pub(super) trait Mark: Send + Sync {
+    /// Puts it behind everything that was asked for.
+    fn record(&self) -> Result<()>;
+    /// Waits until everything before it is done.
+    fn wait(&self) -> Result<()>;
+    /// Time from `start` to here by the device's own clock; both are recorded and done. `start` is of the same driver.
+    fn since(&self, start: &dyn Mark) -> Result<Seconds>;
+    /// So that a driver recognises its own.
+    fn any(&self) -> &dyn std::any::Any;
+}
+
+/// Work recorded once, to be run often.
+pub(super) trait Recording: Send + Sync {
+    /// Puts all of it into the stream.
+    ///
+    /// # Safety
+    /// The memory that it uses is still there.
+    unsafe fn launch(&self) -> Result<()>;
+}
+
+/// One stream of work on one device: calls take effect in their order. Addresses are those of [`Memory`].
+pub(super) trait Driver: Send + Sync {
+    /// `cuda` or `emulator`.
+    fn kind(&self) -> &'static str;
+
+    fn facts(&self) -> &Facts;
+
+    /// The kernels that can be launched, in any order.
+    fn kernels(&self) -> Vec<String>;
+
+    /// Free and total memory in bytes.
+    fn memory(&self) -> Result<(u64, u64)>;
+
+    /// `bytes` bytes, all zero.
+    fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>>;
+
+    /// # Safety
+    /// `bytes.len()` bytes from `to` on lie within one allocation.
+    unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Returns when the bytes are there.
+    ///
+    /// # Safety
+    /// `bytes.len()` bytes from `from` on lie within one allocation.
+    unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()>;
+
+    /// # Safety
+    /// `bytes` bytes from both addresses on lie within one allocation each, and do not overlap.
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
+
+    fn synchronize(&self) -> Result<()>;
+
+    /// Launches the kernel of this name. `args` leads to the arguments, `sizes` holds their sizes; they are read before
+    /// the call returns.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel in number, order and type, and every address in them leads to as much memory
+    /// as the kernel uses with them.
+    unsafe fn launch(
+        &self,
+        kernel: &str,
+        grid: Grid,
+        args: &mut [*mut c_void],
+        sizes: &[usize],
+    ) -> Result<()>;
+
+    /// A product by the device's library of such.
+    ///
+    /// # Safety
+    /// The addresses lead to matrices of the shapes and types that `gemm` says.
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<()>;
+
+    /// A new point, not yet in the stream.
+    fn mark(&self) -> Result<Box<dyn Mark>>;
+
+    /// From here on work is recorded, not run.
+    fn begin_recording(&self) -> Result<()>;
+
+    /// What has been recorded since.
+    fn end_recording(&self) -> Result<Box<dyn Recording>>;
+
+    /// The same device as candle knows it; `None` where candle has none.
+    fn candle(&self) -> Option<candle_core::Device>;
+
+    /// In which order the emulator runs the blocks of a grid; a device of its own will has no such setting.
+    fn set_order(&self, _order: u64) {}
+}

@@ -1,0 +1,165 @@
+//! Launches of `linear_few.cu` and `linear_tile.cu`.
+
+use super::plan::{LinearKernel, Problem, ROWS, STEP, THREADS, WARPS};
+use super::storage::StreamedBufs;
+use super::{Outcome, Product};
+use crate::error::Result;
+use crate::kernels::gpu::driver::Grid;
+use crate::kernels::gpu::launch::{Address, KernelArg, Op, elem_type, launch};
+use crate::kernels::gpu::workspace::Scratch;
+use crate::kernels::linear::{LinearWeight, WeightData};
+use crate::kernels::{Buf, BufType};
+use crate::scheme::DType;
+
+/// `StreamedWeight` of `common/stream.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct StreamedWeight {
+    data: Address,
+    scales: Address,
+    zeros: Address,
+    n: u32,
+    k: u32,
+    row_bytes: u32,
+    groups: u32,
+    group_log: u32,
+    scale_type: u32,
+}
+
+// SAFETY: the layout of the C++ struct of the same name: the same fields in the same order, none of them a reference.
+unsafe impl KernelArg for StreamedWeight {}
+
+impl StreamedWeight {
+    /// Where the numbers lie.
+    pub(super) const fn data(&self) -> Address {
+        self.data
+    }
+
+    /// Where the scales lie, and their type.
+    pub(super) const fn scales(&self) -> (Address, u32) {
+        (self.scales, self.scale_type)
+    }
+}
+
+/// `ProductArgs` of `common/product.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct ProductArgs {
+    weight: StreamedWeight,
+    x: Address,
+    x_scales: Address,
+    outcome: Outcome,
+    partial: Address,
+    arrived: Address,
+    tokens: u32,
+    splits: u32,
+    steps_per_split: u32,
+}
+
+// SAFETY: the layout of the C++ struct of the same name: the same fields in the same order, none of them a reference.
+unsafe impl KernelArg for ProductArgs {}
+
+/// Runs `kernel`, which is one of the two.
+pub(super) fn run(product: &Product<'_>, problem: &Problem, kernel: LinearKernel) -> Result<()> {
+    let op = product.op;
+    let facts = op.gpu.facts();
+    let tile_count = problem.n.div_ceil(ROWS);
+    let (family, tiles, blocks_of_tokens, splits, blocks) = match kernel {
+        LinearKernel::Few {
+            tiles,
+            tokens,
+            splits,
+        } => {
+            let items = tile_count.div_ceil(tiles) * splits;
+            let at_once = kernel.blocks_per_multiprocessor(problem.storage, facts);
+            let most = (facts.multiprocessors * at_once).max(1);
+            // A single token is a kernel of its own, named as no block of tokens.
+            ("few", tiles, tokens / 8, splits, [items.min(most), 1])
+        }
+        LinearKernel::Tile {
+            tiles,
+            tokens,
+            splits,
+        } => {
+            let groups = tile_count.div_ceil(tiles * WARPS);
+            let blocks = [groups * splits, problem.tokens.div_ceil(tokens)];
+            ("tile", tiles, tokens / 8, splits, blocks)
+        }
+        other => return Err(op.bug(&format!("'{other}' does not stream weights"))),
+    };
+    let (sums, counters) = kernel.workspace(problem);
+    let (partial, arrived) = if splits > 1 {
+        (
+            op.gpu.scratch(Scratch::Partial, sums * 4)?,
+            op.gpu.scratch(Scratch::Counters, counters * 4)?,
+        )
+    } else {
+        (Address::NULL, Address::NULL)
+    };
+    let args = ProductArgs {
+        weight: weight_args(op, product.weight)?,
+        x: product.input.x,
+        x_scales: product.input.scales,
+        outcome: product.outcome,
+        partial,
+        arrived,
+        tokens: op.dim("tokens", product.tokens)?,
+        splits: op.dim("splits", splits)?,
+        steps_per_split: op.dim("steps", problem.k.div_ceil(STEP).div_ceil(splits))?,
+    };
+    let grid = Grid {
+        shared_bytes: op.dim("shared memory", kernel.shared_bytes(problem.storage))?,
+        ..op.grid(blocks[0], blocks[1], THREADS)?
+    };
+    let storage = problem.storage.name();
+    let name = format!("linear_{family}_{storage}_{tiles}x{blocks_of_tokens}");
+    // SAFETY: the argument of both .cu files; every array holds its shape, and the workspace what `workspace` says.
+    unsafe { launch!(op.gpu, &name, grid; args) }
+}
+
+/// The weight as kernels take it, once its arrays are known to hold it.
+pub(super) fn weight_args(op: Op<'_>, weight: &LinearWeight) -> Result<StreamedWeight> {
+    let (n, k) = (weight.n, weight.k);
+    let tiles = n.div_ceil(ROWS);
+    match &weight.data {
+        WeightData::Plain(data) => Ok(StreamedWeight {
+            data: op.reads("weight", data, data.kind(), &[tiles * ROWS, k])?,
+            scales: Address::NULL,
+            zeros: Address::NULL,
+            n: op.dim("n", n)?,
+            k: op.dim("k", k)?,
+            row_bytes: op.dim("row", k * data.dtype()?.size())?,
+            groups: 1,
+            group_log: 31,
+            scale_type: elem_type(DType::F32),
+        }),
+        WeightData::Streamed(bufs) => packed_args(op, bufs, [n, k]),
+        WeightData::Packed(_) => Err(op.bug("weights that were not repacked cannot be streamed")),
+    }
+}
+
+fn packed_args(op: Op<'_>, bufs: &StreamedBufs, [n, k]: [usize; 2]) -> Result<StreamedWeight> {
+    let tiles = n.div_ceil(ROWS);
+    let groups = k.div_ceil(bufs.group);
+    let per_row = groups == 1;
+    let row_bytes = bufs.row_bytes(k);
+    let scales = |what: &str, buf: &Buf, kind: BufType| {
+        // One scale a row is not repacked, so there are no more of them than rows.
+        let count = if per_row { n } else { tiles * ROWS * groups };
+        op.reads(what, buf, kind, &[count])
+    };
+    Ok(StreamedWeight {
+        data: op.reads("codes", &bufs.codes, BufType::U8, &[tiles * ROWS, row_bytes])?,
+        scales: scales("scales", &bufs.scales, bufs.scales.kind())?,
+        zeros: match &bufs.zeros {
+            Some(zeros) => scales("zeros", zeros, BufType::U8)?,
+            None => Address::NULL,
+        },
+        n: op.dim("n", n)?,
+        k: op.dim("k", k)?,
+        row_bytes: op.dim("row", row_bytes)?,
+        groups: op.dim("groups", groups)?,
+        group_log: if per_row { 31 } else { bufs.group.ilog2() },
+        scale_type: elem_type(bufs.scales.dtype()?),
+    })
+}

@@ -1,0 +1,40 @@
+//! The GPU: its memory, and one launch function for every kernel of `kernels/*.cu`.
+//!
+//! Launch functions speak to a [`driver`]: `cuda` (feature `cuda`), which is a real GPU, or `emulator`, which runs the
+//! same kernels compiled for the host. So what is launched, with which grid and which arguments, is one piece of code and
+//! tested without a GPU.
+//!
+//! All `unsafe` of the kernels lives here. The launch functions check every buffer against the shapes before they hand
+//! addresses to the device; what lies in device memory (ids, positions, slots, targets) the kernels check themselves,
+//! answering NaN where it leads outside. So no argument makes a kernel touch memory that is not its own.
+//!
+//! Everything goes to one stream, in the order of the calls; nothing here waits but `download`, `synchronize` and
+//! `elapsed`. A buffer may be longer than its shape: arenas are sized for the largest batch.
+
+mod attention;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod device;
+mod driver;
+mod emulator;
+mod fill;
+mod gemm;
+mod launch;
+mod linear;
+mod names;
+mod quantize;
+mod rows;
+mod workspace;
+
+pub(crate) use attention::{attention, rope_append};
+#[cfg(feature = "cuda")]
+pub use cuda::KERNELS_HASH;
+pub use device::{Event, Gpu, GpuBytes, Graph};
+pub use driver::Facts;
+pub(crate) use fill::fill;
+pub(crate) use linear::{linear, linear_kernels, rows_held, streamed};
+pub use linear::{LinearKernel, StreamedBufs};
+#[doc(hidden)]
+pub use names::names;
+pub(crate) use quantize::{quantize_act, quantize_rows};
+pub(crate) use rows::{argmax, gather, log_prob, rms_norm, silu_mul};

@@ -1,0 +1,137 @@
+//! Ops that work row by row, one block each.
+
+use super::device::Gpu;
+use super::launch::{Op, launch};
+use crate::error::Result;
+use crate::kernels::embed::Gather;
+use crate::kernels::norm::RmsNorm;
+use crate::kernels::sample::{Argmax, LogProb};
+use crate::kernels::silu_mul::SiluMul;
+use crate::kernels::{Buf, BufType};
+use crate::scheme::DType;
+
+/// Threads for a row of activations.
+const ROW_THREADS: u32 = 256;
+
+/// Threads for a row as wide as a vocabulary.
+const VOCABULARY_THREADS: u32 = 1024;
+
+/// `embed.cu`. An id outside the table gives a row of NaN.
+pub(crate) fn gather(
+    gpu: &Gpu,
+    shape: &Gather,
+    ids: &Buf,
+    table: &Buf,
+    out: &mut Buf,
+) -> Result<()> {
+    let op = Op {
+        gpu,
+        name: "gather",
+    };
+    let Gather { count, rows, width } = *shape;
+    if count == 0 {
+        return Ok(());
+    }
+    let name = format!("gather_{}_{}", table.dtype()?, out.dtype()?);
+    let ids = op.reads("ids", ids, BufType::U32, &[count])?;
+    let table = op.reads("table", table, table.kind(), &[rows, width])?;
+    let out = op.writes("out", out, out.kind(), 0, &[count, width])?;
+    let (rows, width) = (op.dim("rows", rows)?, op.dim("width", width)?);
+    let grid = op.grid(count, 1, ROW_THREADS)?;
+    // SAFETY: the arguments of embed.cu; every array holds its shape, and the kernel checks each id.
+    unsafe { launch!(gpu, &name, grid; ids, table, out, rows, width) }
+}
+
+/// `norm.cu`.
+pub(crate) fn rms_norm(
+    gpu: &Gpu,
+    shape: &RmsNorm,
+    x: &Buf,
+    weight: &Buf,
+    out: &mut Buf,
+) -> Result<()> {
+    let op = Op {
+        gpu,
+        name: "rms_norm",
+    };
+    let RmsNorm { rows, width, eps } = *shape;
+    if rows == 0 {
+        return Ok(());
+    }
+    let dtype = out.dtype()?;
+    let kind = BufType::Float(dtype);
+    let x = op.reads("x", x, kind, &[rows, width])?;
+    let weight = op.reads("weight", weight, kind, &[width])?;
+    let out = op.writes("out", out, kind, 0, &[rows, width])?;
+    let width = op.dim("width", width)?;
+    let grid = op.grid(rows, 1, ROW_THREADS)?;
+    let name = format!("rms_norm_{dtype}");
+    // SAFETY: the arguments of norm.cu; every array holds its shape.
+    unsafe { launch!(gpu, &name, grid; x, weight, out, width, eps) }
+}
+
+/// `silu_mul.cu`.
+pub(crate) fn silu_mul(gpu: &Gpu, shape: &SiluMul, gate_up: &Buf, out: &mut Buf) -> Result<()> {
+    let op = Op {
+        gpu,
+        name: "silu_mul",
+    };
+    let SiluMul { rows, width } = *shape;
+    if rows == 0 {
+        return Ok(());
+    }
+    let dtype = out.dtype()?;
+    let kind = BufType::Float(dtype);
+    let gate_up = op.reads("gate_up", gate_up, kind, &[rows, 2, width])?;
+    let out = op.writes("out", out, kind, 0, &[rows, width])?;
+    let width = op.dim("width", width)?;
+    let grid = op.grid(rows, 1, ROW_THREADS)?;
+    let name = format!("silu_mul_{dtype}");
+    // SAFETY: the arguments of silu_mul.cu; every array holds its shape.
+    unsafe { launch!(gpu, &name, grid; gate_up, out, width) }
+}
+
+/// `argmax` of `sample.cu`.
+pub(crate) fn argmax(gpu: &Gpu, shape: &Argmax, logits: &Buf, out: &mut Buf) -> Result<()> {
+    let op = Op {
+        gpu,
+        name: "argmax",
+    };
+    let Argmax { rows, vocab } = *shape;
+    if rows == 0 {
+        return Ok(());
+    }
+    let name = format!("argmax_{}", logits.dtype()?);
+    let logits = op.reads("logits", logits, logits.kind(), &[rows, vocab])?;
+    let out = op.writes("out", out, BufType::U32, 0, &[rows])?;
+    let vocab = op.dim("vocab", vocab)?;
+    let grid = op.grid(rows, 1, VOCABULARY_THREADS)?;
+    // SAFETY: the arguments of argmax in sample.cu; every array holds its shape.
+    unsafe { launch!(gpu, &name, grid; logits, out, vocab) }
+}
+
+/// `log_prob` of `sample.cu`. A target outside the vocabulary gives NaN.
+pub(crate) fn log_prob(
+    gpu: &Gpu,
+    shape: &LogProb,
+    logits: &Buf,
+    targets: &Buf,
+    out: &mut Buf,
+) -> Result<()> {
+    let op = Op {
+        gpu,
+        name: "log_prob",
+    };
+    let LogProb { rows, vocab } = *shape;
+    if rows == 0 {
+        return Ok(());
+    }
+    let name = format!("log_prob_{}", logits.dtype()?);
+    let logits = op.reads("logits", logits, logits.kind(), &[rows, vocab])?;
+    let targets = op.reads("targets", targets, BufType::U32, &[rows])?;
+    let out = op.writes("out", out, BufType::Float(DType::F32), 0, &[rows])?;
+    let vocab = op.dim("vocab", vocab)?;
+    let grid = op.grid(rows, 1, VOCABULARY_THREADS)?;
+    // SAFETY: the arguments of log_prob in sample.cu; every array holds its shape, and the kernel checks each target.
+    unsafe { launch!(gpu, &name, grid; logits, targets, out, vocab) }
+}

@@ -1,0 +1,92 @@
+//! A whole model on a GPU against the same model on the CPU: every op in the order and shapes of real steps, with prompts
+//! in chunks, sequences of different lengths, and weights in every form.
+
+use candlepower::engine::{DeviceWeights, Engine, Limits, Prompt};
+use candlepower::kernels::Device;
+use candlepower::model::{Model, ModelSpec, WeightsChoice};
+use candlepower::scheme::DType;
+
+use super::emulated;
+
+fn tiny() -> Model {
+    Model::open(&ModelSpec {
+        source: "tiny".into(),
+        revision: None,
+        weights: WeightsChoice::AsStored,
+        tokenizer: None,
+    })
+    .unwrap()
+}
+
+/// The logits after two prompts of 11 and 5 tokens, in chunks, and one more step of both.
+fn logits(model: &Model, variant: &str, act: DType, device: &Device) -> Vec<f32> {
+    let variant = variant.parse().unwrap();
+    let weights = DeviceWeights::load(model, &variant, act, device, &mut |_, _| Ok(())).unwrap();
+    let mut engine = Engine::new(device.clone(), weights, Limits::new(2, 16, 12)).unwrap();
+    let tokens: Vec<u32> = (0..13).map(|i| (i * 389 + 17) % 2048).collect();
+    let prompt = |slot, start, tokens| Prompt {
+        slot,
+        start,
+        tokens,
+    };
+    let steps = [
+        [prompt(0, 0, &tokens[..11]), prompt(1, 0, &tokens[6..11])],
+        [prompt(0, 11, &tokens[11..12]), prompt(1, 5, &tokens[12..])],
+    ];
+    steps
+        .iter()
+        .flat_map(|step| engine.logits(step).unwrap().concat())
+        .collect()
+}
+
+/// How far `got` is from `truth`, relative to the size of `truth`.
+fn distance(got: &[f32], truth: &[f32]) -> f64 {
+    assert_eq!(got.len(), truth.len());
+    let square = |x: f64| x * x;
+    let pairs = got.iter().zip(truth);
+    let error: f64 = pairs
+        .map(|(x, y)| square(f64::from(*x) - f64::from(*y)))
+        .sum();
+    let size: f64 = truth.iter().map(|x| square(f64::from(*x))).sum();
+    (error / size).sqrt()
+}
+
+#[test]
+fn a_model_on_a_gpu_gives_the_logits_of_the_cpu() {
+    let model = tiny();
+    // One order of blocks; ops are tested in more.
+    for device in [emulated(77)].into_iter().chain(Device::cuda(0)) {
+        for (variant, act, limit) in [
+            // Sums in another order, and nothing else.
+            ("f32", DType::F32, 1e-5),
+            ("int8", DType::F32, 1e-5),
+            ("w4a16", DType::F32, 1e-5),
+            // A sum that differs by a rounding error may round an input to the next code.
+            ("w8a8", DType::F32, 1e-2),
+            // Activations rounded to eight and eleven bits after every op.
+            ("bf16", DType::BF16, 2e-2),
+            ("w4a16", DType::BF16, 2e-2),
+            ("f16", DType::F16, 3e-3),
+        ] {
+            let truth = logits(&model, variant, act, &Device::Cpu);
+            let got = logits(&model, variant, act, &device);
+            let off = distance(&got, &truth);
+            // Not less, so that NaN fails.
+            assert!(
+                off <= limit,
+                "{variant} in {act} on {}: off by {off:e}",
+                device.kind()
+            );
+        }
+    }
+}
+
+#[test]
+fn candles_own_models_do_not_run_on_the_emulator() {
+    let Device::Gpu(gpu) = emulated(0) else {
+        unreachable!("it is a GPU")
+    };
+    let error = gpu.candle_device().err().expect("refused");
+    assert_eq!(error.exit_code(), 2, "{error}");
+    assert!(error.to_string().contains("emulator"), "{error}");
+}
