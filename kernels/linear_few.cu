@@ -10,6 +10,17 @@
 //
 // A single token is a kind of its own (0 blocks of tokens): its numbers are read by all lanes at once, and seven of eight
 // columns of the matrix instructions are not used.
+//
+// What the loop over steps may take per lane and weight, for every architecture: instructions in its body, which has the
+// change to the next tile in it, and those of them that make numbers of codes. Held by tests/cuda_build.
+// gate plain_bf16 2x0: 3.7 0.2
+// gate int8_bf16 4x0: 3.8 2.2
+// gate int8_f16 4x0: 3.4 1.8
+// gate e4m3_bf16 4x0: 4.2 2.7
+// gate int4_bf16 4x0: 4.1 1.8
+// gate int4_f16 4x0: 4.0 1.8
+// gate int4_bf16 4x2: 4.4 1.7
+// gate w8a8 4x0: 1.9 0.1
 #include <ptx/kernel.cuh>
 
 #include "common/product.cuh"

@@ -24,6 +24,9 @@ wheels=(
   nvidia-cuda-nvrtc==13.0.88
   nvidia-cublas==13.0.2.14
   nvidia-curand==10.4.0.35
+  # Disassemblers, for the tests that read the machine code; these releases read code of 13.0.
+  nvidia-cuda-cuobjdump==13.5.37
+  nvidia-cuda-nvdisasm==13.5.37
 )
 cudarc_version=13000
 

@@ -1,6 +1,9 @@
 //! The `cuda` build where there is no GPU: it starts, says so, and carries code for every GPU that it is meant for.
 #![cfg(feature = "cuda")]
 
+#[path = "cuda_build/sass.rs"]
+mod sass;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::cublas::result::CublasError;
+use cudarc::cublaslt::result::CublasError;
 use cudarc::cublaslt::{result, sys};
 use cudarc::driver::sys::CUevent_flags;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
@@ -152,7 +152,8 @@ impl Lt {
             // Overwritten below; the library knows no empty one.
             algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
         };
-        let transposed = sys::cublasOperation_t::CUBLAS_OP_T;
+        // CUBLAS_OP_T; the bindings of cuBLASLt leave the type out.
+        let transposed = 1_i32;
         // SAFETY: the descriptor has just been made, and the value is of the attribute's type.
         unsafe {
             result::set_matmul_desc_attribute(

@@ -1,0 +1,258 @@
+//! What the compiler made of the kernels, read off the machine code: nothing spills, the streaming products load 16 bytes at
+//! a time and multiply by matrix instructions, and their loops keep to the budgets written beside them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::fatbins;
+
+/// One instruction: where it lies, what it does, on what.
+struct Instruction {
+    address: u64,
+    opcode: String,
+    operands: String,
+}
+
+/// The machine code of one kernel for one architecture.
+struct Code {
+    kernel: String,
+    architecture: String,
+    instructions: Vec<Instruction>,
+}
+
+/// Every kernel of a fatbin for every architecture, by the disassembler of the CUDA toolkit.
+fn disassembled(fatbin: &Path) -> Vec<Code> {
+    let output = Command::new("cuobjdump")
+        .arg("-sass")
+        .arg(fatbin)
+        .output()
+        .expect("cuobjdump of a CUDA toolkit in PATH: kernels/toolkit.sh run cargo test ...");
+    assert!(
+        output.status.success(),
+        "cuobjdump {}: {}",
+        fatbin.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut all: Vec<Code> = Vec::new();
+    let mut architecture = String::new();
+    for line in text.lines() {
+        let line = line.trim();
+        if let Some(name) = line.strip_prefix("code for ") {
+            architecture = name.to_owned();
+        } else if let Some(name) = line.strip_prefix("Function : ") {
+            all.push(Code {
+                kernel: name.to_owned(),
+                architecture: architecture.clone(),
+                instructions: Vec::new(),
+            });
+        } else if let (Some(code), Some(instruction)) = (all.last_mut(), instruction(line)) {
+            code.instructions.push(instruction);
+        }
+    }
+    assert!(!all.is_empty(), "{} holds no kernel", fatbin.display());
+    all
+}
+
+/// `/*0010*/ @!P0 LDS.128 R4, [R2] ; /* encoding */`; nothing on lines that hold an encoding alone.
+fn instruction(line: &str) -> Option<Instruction> {
+    let (address, rest) = line.strip_prefix("/*")?.split_once("*/")?;
+    let address = u64::from_str_radix(address, 16).ok()?;
+    let (text, _) = rest.split_once(';')?;
+    let mut text = text.trim();
+    if text.starts_with('@') {
+        text = text.split_once(' ')?.1.trim_start();
+    }
+    let (opcode, operands) = text.split_once(' ').unwrap_or((text, ""));
+    Some(Instruction {
+        address,
+        opcode: opcode.to_owned(),
+        operands: operands.trim().to_owned(),
+    })
+}
+
+impl Code {
+    /// The name with the architecture, for messages.
+    fn name(&self) -> String {
+        format!("{} for {}", self.kernel, self.architecture)
+    }
+
+    fn has(&self, prefix: &str) -> bool {
+        self.instructions
+            .iter()
+            .any(|i| i.opcode.starts_with(prefix))
+    }
+
+    fn first(&self, prefix: &str) -> Option<u64> {
+        let found = self
+            .instructions
+            .iter()
+            .find(|i| i.opcode.starts_with(prefix));
+        found.map(|i| i.address)
+    }
+
+    /// The instructions of the shortest loop with a matrix instruction in it.
+    fn main_loop(&self) -> &[Instruction] {
+        let mut best: Option<&[Instruction]> = None;
+        for (end, branch) in self.instructions.iter().enumerate() {
+            let target = branch
+                .opcode
+                .starts_with("BRA")
+                .then(|| branch.operands.rsplit("0x").next())
+                .flatten()
+                .and_then(|target| u64::from_str_radix(target.trim(), 16).ok());
+            let Some(target) = target.filter(|&target| target < branch.address) else {
+                continue;
+            };
+            let start = self.instructions.partition_point(|i| i.address < target);
+            let body = &self.instructions[start..=end];
+            if body.iter().any(is_matrix) && best.is_none_or(|best| body.len() < best.len()) {
+                best = Some(body);
+            }
+        }
+        best.unwrap_or_else(|| panic!("{}: no loop with a matrix instruction", self.name()))
+    }
+}
+
+fn is_matrix(instruction: &Instruction) -> bool {
+    ["HMMA", "IMMA"]
+        .iter()
+        .any(|name| instruction.opcode.starts_with(name))
+}
+
+/// Bit operations, byte permutations and packed 16-bit arithmetic: what turns codes into numbers.
+fn dequantises(instruction: &Instruction) -> bool {
+    ["LOP3", "SHF", "PRMT", "HFMA2", "HADD2", "HMUL2"]
+        .iter()
+        .any(|name| instruction.opcode.starts_with(name))
+}
+
+#[test]
+fn nothing_spills_or_lies_in_local_memory() {
+    for fatbin in fatbins() {
+        let log = fs::read_to_string(fatbin.with_extension("ptxas")).unwrap();
+        let mut kernel = "";
+        for line in log.lines() {
+            if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+                kernel = rest.split('\'').next().unwrap();
+            }
+            if line.contains("bytes stack frame") {
+                assert_eq!(
+                    line.trim(),
+                    "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads",
+                    "{kernel} of {}",
+                    fatbin.display()
+                );
+            }
+        }
+        for code in disassembled(&fatbin) {
+            for opcode in ["LDL", "STL"] {
+                assert!(!code.has(opcode), "{}: {opcode}", code.name());
+            }
+        }
+    }
+}
+
+/// What a line `// gate <storage> <size>: <issued> <dequantising>` of a source allows per weight of a lane.
+struct Budget {
+    issued: f64,
+    dequantising: f64,
+}
+
+/// By kernel name.
+fn budgets(stem: &str) -> BTreeMap<String, Budget> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("kernels")
+        .join(stem)
+        .with_extension("cu");
+    let source = fs::read_to_string(path).unwrap();
+    let lines = source.lines().filter_map(|l| l.strip_prefix("// gate "));
+    lines
+        .map(|line| {
+            let words: Vec<&str> = line.split([' ', ':']).filter(|w| !w.is_empty()).collect();
+            let [storage, size, issued, dequantising] = words[..] else {
+                panic!("{stem}.cu: '{line}' is no budget");
+            };
+            let budget = Budget {
+                issued: issued.parse().unwrap(),
+                dequantising: dequantising.parse().unwrap(),
+            };
+            (format!("{stem}_{storage}_{size}"), budget)
+        })
+        .collect()
+}
+
+/// Weights of a step that a lane turns into fragments: 16 x 64 of each tile.
+fn weights_of_a_lane(kernel: &str) -> f64 {
+    let size = kernel.rsplit('_').next().unwrap();
+    let tiles: f64 = size.split('x').next().unwrap().parse().unwrap();
+    tiles * 16.0 * 64.0 / 32.0
+}
+
+#[test]
+fn streaming_products_load_wide_multiply_by_matrix_instructions_and_keep_to_their_budgets() {
+    for stem in ["linear_few", "linear_tile"] {
+        let fatbin = fatbins()
+            .into_iter()
+            .find(|path| path.file_stem().is_some_and(|s| s == stem))
+            .unwrap();
+        let budgets = budgets(stem);
+        assert!(!budgets.is_empty(), "{stem}.cu states no budget");
+        let mut held = 0;
+        for code in disassembled(&fatbin) {
+            let name = code.name();
+            let body = code.main_loop();
+            let count =
+                |test: &dyn Fn(&Instruction) -> bool| body.iter().filter(|i| test(i)).count();
+            let copies = count(&|i| i.opcode.starts_with("LDGSTS") && i.opcode.contains(".128"));
+            assert!(copies > 0, "{name}: no copies of 16 bytes");
+            assert_eq!(
+                copies,
+                count(&|i| i.opcode.starts_with("LDGSTS")),
+                "{name}: copies of less than 16 bytes"
+            );
+            assert!(
+                count(&|i| i.opcode.starts_with("LDS") && i.opcode.contains(".128")) > 0,
+                "{name}: no loads of 16 bytes from shared memory"
+            );
+            // 8 instructions of 16 x 8 x 16 a tile, block of tokens and step would be too many.
+            let instruction = if code.kernel.contains("w8a8") {
+                "IMMA.16832"
+            } else {
+                "HMMA.16816.F32"
+            };
+            assert!(
+                count(&|i| i.opcode.starts_with(instruction)) > 0,
+                "{name}: no {instruction}"
+            );
+            if code.architecture.starts_with("sm_9") {
+                let (wait, copy) = (code.first("ACQBULK"), code.first("LDGSTS"));
+                assert!(
+                    code.has("PREEXIT") && wait.is_some() && copy < wait,
+                    "{name}: weights are not on their way before the wait for the launch before"
+                );
+            }
+            if let Some(budget) = budgets.get(&code.kernel) {
+                held += 1;
+                let weights = weights_of_a_lane(&code.kernel);
+                let (issued, dequantising) = (
+                    body.len() as f64 / weights,
+                    count(&dequantises) as f64 / weights,
+                );
+                assert!(
+                    issued <= budget.issued && dequantising <= budget.dequantising,
+                    "{name}: {issued:.2} instructions per weight, {dequantising:.2} to dequantise; the budget is {} and {}",
+                    budget.issued,
+                    budget.dequantising
+                );
+            }
+        }
+        assert_eq!(
+            held,
+            2 * budgets.len(),
+            "a budget of {stem}.cu is for no kernel"
+        );
+    }
+}
