@@ -26,9 +26,11 @@
 //! - **One forward pass, two devices.** A step is a short list of ops over buffers that are allocated once
 //!   (`engine::transformer`). Each op's `run` is one call for the CPU reference and the GPU launch, so the engine has no
 //!   branch between them and every kernel has its judge.
-//! - **One packed weight** ([`scheme::PackedWeight`]) is what formats and quantisers end in. Round-to-nearest needs no data
-//!   and works row by row, so it is an op ([`kernels::quantize`]) and runs where the weights are going to live; the
-//!   original is never whole on the host.
+//! - **One packed weight** ([`scheme::PackedWeight`]) is what formats and quantisers end in: codes of four or eight bits,
+//!   scales per row, group, block or tensor, what the codes stand for (symmetric, zero points, offsets, a codebook), and
+//!   the order of the columns. [`kernels::linear`] takes it as it is. Round-to-nearest needs no data and works row by row,
+//!   so it is an op ([`kernels::quantize`]) and runs where the weights are going to live; the original is never whole on
+//!   the host.
 //! - **The same bits in any batch.** On the CPU every sum runs in one order whatever the number of tokens or the chunk, so
 //!   a row alone, in a batch, or in pieces gives identical logits. Tests hold this exactly.
 //! - **Verify, then time.** A variant that fails a check (`study::verify`) gets no number.
