@@ -8,10 +8,14 @@ use super::simd::{LANES, Simd, Work, dispatch};
 use super::{Cost, check_len};
 use crate::error::{Error, Result};
 
-/// Elements of one parallel task: a core's second-level cache many times over, yet many tasks a buffer.
+/// Elements of one parallel task of a copy: a core's second-level cache many times over, yet many tasks a buffer.
 const TASK: usize = 1 << 20;
 
-/// Reads every element of an f32 buffer and makes one number of them, so that nothing can be left out.
+/// Elements that one result of reading depends on.
+const PART: usize = 1 << 14;
+
+/// Reads every element of an f32 buffer and leaves what depends on each, so that nothing can be left out: the exclusive
+/// or of all results is that of all elements' bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadAll {
     /// Elements; a multiple of 2^20 on a GPU.
@@ -27,19 +31,24 @@ impl ReadAll {
         }
     }
 
-    /// Reads `x [count]`; something that depends on every element lands in `out` (u32, one per 2^20 elements).
+    /// How many results there are.
+    pub fn results(&self) -> usize {
+        self.count.div_ceil(PART)
+    }
+
+    /// Reads `x [count]` into `out [results]` (u32).
     ///
     /// # Errors
     /// If a buffer is too short or of another type.
     pub fn run(&self, device: &Device, x: &Buf, out: &mut Buf) -> Result<()> {
         check_len("stream", x, self.count)?;
-        check_len("stream result", out, self.count.div_ceil(TASK))?;
+        check_len("stream result", out, self.results())?;
         match device {
             Device::Cpu => {
-                let x = &x.host::<f32>()?[..self.count];
+                let x: &[u32] = bytemuck::cast_slice(&x.host::<f32>()?[..self.count]);
                 let out = out.host_mut::<u32>()?.par_iter_mut();
-                out.zip(x.par_chunks(TASK))
-                    .for_each(|(out, x)| *out = dispatch(Sum { x }).to_bits());
+                out.zip(x.par_chunks(PART))
+                    .for_each(|(out, x)| *out = dispatch(Folded { x }));
                 Ok(())
             }
             Device::Gpu(_) => Argmax {
@@ -51,23 +60,23 @@ impl ReadAll {
     }
 }
 
-struct Sum<'a> {
-    x: &'a [f32],
+/// The exclusive or of all elements.
+struct Folded<'a> {
+    x: &'a [u32],
 }
 
-impl Work for Sum<'_> {
-    type Out = f32;
+impl Work for Folded<'_> {
+    type Out = u32;
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
+    fn run<S: Simd>(self, _: S) -> u32 {
         let (blocks, rest) = self.x.as_chunks::<{ 4 * LANES }>();
-        let mut sums = [s.splat(0.0); 4];
+        let mut lanes = [0; 4 * LANES];
         for block in blocks {
-            for (sum, x) in sums.iter_mut().zip(block.as_chunks::<LANES>().0) {
-                *sum = s.add(*sum, s.load(x));
+            for (lane, x) in lanes.iter_mut().zip(block) {
+                *lane ^= x;
             }
         }
-        let sum = s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3]));
-        s.sum(sum) + rest.iter().sum::<f32>()
+        lanes.iter().chain(rest).fold(0, |all, x| all ^ x)
     }
 }
 

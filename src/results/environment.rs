@@ -39,6 +39,9 @@ pub struct Device {
     pub kind: Option<String>,
     /// Its memory.
     pub memory_bytes: Option<u64>,
+    /// Its last-level cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_bytes: Option<u64>,
     /// The version of the driver.
     pub driver: Option<String>,
     /// The version of CUDA that the driver speaks.

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::study::{Amount, Interval, Memory, Speed, Stats, Study, Variant};
-use super::table::{self, Column};
+use super::columns::Column;
+use super::table;
 use super::{report, store};
 use crate::error::{Error, Result};
 

@@ -6,6 +6,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::units::{Bytes, Joules, Seconds, Watts};
 
 /// One point: what was measured, and what came of it.
@@ -22,7 +25,8 @@ pub struct Record {
 }
 
 /// The address of a point: a hash over everything that identifies it, nothing that was measured.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
 pub struct Key(pub(super) String);
 
 impl fmt::Display for Key {

@@ -51,10 +51,10 @@ pub fn ceilings(device: &Device, clock: &dyn Clock) -> Result<Vec<Ceiling>> {
         amplitude: 1.0,
     }
     .run(device, &mut from, 0, count)?;
-    let mut flags = device.alloc(BufType::U32, count >> 20)?;
     let size = format!("{} MiB of f32", stream >> 20);
     let mut found = Vec::new();
     let read = ReadAll { count };
+    let mut flags = device.alloc(BufType::U32, read.results())?;
     let times = repeat(device, clock, || read.run(device, &from, &mut flags))?;
     found.push(traffic("read", &times, read.cost(), &size));
     let mut to = device.alloc(f32s, count)?;

@@ -53,6 +53,11 @@ pub fn environment(device: &Device) -> Environment {
                 Some((_, total)) => Some(total),
                 None => facts.memory.map(|m| m.0),
             },
+            cache_bytes: match device {
+                Device::Cpu => facts.cpu.cache.map(|bytes| bytes.0),
+                #[cfg(feature = "cuda")]
+                Device::Cuda(_) => None,
+            },
             driver: gpu.and_then(|g| g.driver.clone()),
             cuda: gpu.and_then(|g| g.cuda_driver.clone()),
             compute_capability: compute_capability(device),

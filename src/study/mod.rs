@@ -4,6 +4,7 @@
 mod bench;
 mod ceilings;
 mod facts;
+pub mod microbench;
 mod plan;
 mod prompts;
 mod quality;
