@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 
-use super::args::{DeviceFlags, ModelFlags, SpeedFlags};
+use super::args::{EngineFlags, ModelFlags, SpeedFlags};
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
@@ -42,7 +42,7 @@ pub(super) struct Args {
     #[command(flatten)]
     from: ModelFlags,
     #[command(flatten)]
-    device: DeviceFlags,
+    device: EngineFlags,
     #[command(flatten)]
     speed: SpeedFlags,
 }

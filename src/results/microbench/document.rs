@@ -229,7 +229,7 @@ impl Shape {
 }
 
 impl Cell {
-    fn of(record: &Record) -> Self {
+    pub(super) fn of(record: &Record) -> Self {
         let subject = &record.subject;
         let (reason, figures) = match &record.outcome {
             Outcome::Failed { reason } => (Some(reason.clone()), None),

@@ -15,7 +15,7 @@ const TOKENS: [usize; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
 /// Name, bytes per weight, share of the matrix rate that it reaches.
 const VARIANTS: [(&str, f64, f64); 3] = [
     ("bf16", 2.0, 0.92),
-    ("int8", 1.0, 0.8),
+    ("int8", 1.0, 0.5),
     ("w4a16", 0.516, 0.55),
 ];
 

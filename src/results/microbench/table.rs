@@ -3,6 +3,7 @@
 use super::super::columns::{Column, column, filled, laid_out};
 use super::super::format;
 use super::document::{Cell, Figures, Library, Microbench, Shape};
+use super::record::Record;
 use crate::units::{Seconds, three_digits};
 
 /// Marks the fastest variant of a number of tokens.
@@ -272,13 +273,16 @@ fn library_name(figures: &Figures) -> Option<&str> {
     }
 }
 
-/// One line for a cell as it is done, without its shape.
-pub fn cell_line(variant: &str, tokens: usize, figures: &Figures) -> String {
-    format!(
-        "{variant}, M {tokens}: {}, {} % of the read floor",
-        Seconds(figures.cold.us.p50 * 1e-6),
-        percent(figures.percent_of_read_floor)
-    )
+/// What came of a cell, in a few words.
+pub fn outcome(record: &Record) -> String {
+    match Cell::of(record).figures {
+        Some(figures) => format!(
+            "{} cold, {} % of the read floor",
+            Seconds(figures.cold.us.p50 * 1e-6),
+            percent(figures.percent_of_read_floor)
+        ),
+        None => "no figures".to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -16,4 +16,4 @@ pub(super) mod timer;
 
 pub use ops::{OPS, OpEntry};
 pub use plan::MicrobenchPlan;
-pub use run::{MicrobenchOutcome, MicrobenchWatcher, run};
+pub use run::{MicrobenchOutcome, MicrobenchWatcher, check_inputs, run};

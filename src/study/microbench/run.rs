@@ -23,8 +23,8 @@ use crate::units::{Bytes, Clock};
 pub trait MicrobenchWatcher {
     /// A cell is being prepared, judged or timed; the share of the whole run that is done.
     fn progress(&mut self, subject: &Subject, overall: f64);
-    /// A cell is on record.
-    fn cell(&mut self, record: &Record, resumed: bool);
+    /// A cell is on record; it is this share of the whole run.
+    fn cell(&mut self, record: &Record, resumed: bool, share: f64);
 }
 
 /// What a run came to.
@@ -101,6 +101,16 @@ pub fn run(
         }
     }
     Ok(session.outcome)
+}
+
+/// Opens every model of `plan`.
+///
+/// # Errors
+/// What is missing or broken.
+pub fn check_inputs(plan: &MicrobenchPlan) -> Result<()> {
+    plan.models
+        .iter()
+        .try_for_each(|spec| Model::open(spec).map(drop))
 }
 
 struct Session<'a> {
@@ -203,7 +213,8 @@ impl Session<'_> {
 
     fn note(&mut self, record: Record, resumed: bool) {
         self.outcome.failed += usize::from(record.failure().is_some());
-        self.watcher.cell(&record, resumed);
+        self.watcher
+            .cell(&record, resumed, 1.0 / self.total as f64);
         self.outcome.records.push(record);
     }
 }
