@@ -53,8 +53,8 @@ pub fn ceilings(device: &Device, clock: &dyn Clock) -> Result<Vec<Ceiling>> {
     .run(device, &mut from, 0, count)?;
     let size = format!("{} MiB of f32", stream >> 20);
     let mut found = Vec::new();
-    let read = ReadAll { count };
-    let mut flags = device.alloc(BufType::U32, read.results())?;
+    let read = ReadAll::new(count);
+    let mut flags = device.alloc(BufType::U32, read.results(device))?;
     let times = repeat(device, clock, || read.run(device, &from, &mut flags))?;
     found.push(traffic("read", &times, read.cost(), &size));
     let mut to = device.alloc(f32s, count)?;

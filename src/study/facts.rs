@@ -55,8 +55,7 @@ pub fn environment(device: &Device) -> Environment {
             },
             cache_bytes: match device {
                 Device::Cpu => facts.cpu.cache.map(|bytes| bytes.0),
-                #[cfg(feature = "cuda")]
-                Device::Cuda(_) => None,
+                Device::Gpu(gpu) => Some(gpu.facts().cache_bytes as u64),
             },
             driver: gpu.and_then(|g| g.driver.clone()),
             cuda: gpu.and_then(|g| g.cuda_driver.clone()),

@@ -48,9 +48,7 @@ impl Sizes<'_> {
         match (self.plan.act, self.device, variant.weights) {
             (Some(act), ..) => act,
             (None, Device::Cpu, _) => DType::F32,
-            #[allow(unreachable_patterns)] // without CUDA there is only the CPU
             (None, _, WeightScheme::Plain(dtype)) => dtype,
-            #[allow(unreachable_patterns)]
             (None, _, _) => DType::BF16,
         }
     }

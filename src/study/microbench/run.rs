@@ -285,9 +285,7 @@ fn measure(
 
 /// Times a kernel that only reads, over as many bytes, cold.
 fn read_floor(bed: &Bed<'_>, timer: &Timer<'_>, bytes: f64) -> Result<Timing> {
-    let op = ReadAll {
-        count: (bytes / 4.0).ceil().max(1.0) as usize,
-    };
+    let op = ReadAll::new((bytes / 4.0).ceil().max(1.0) as usize);
     let size = 4 * op.count as u64;
     let mut sets = (0..bed.copies(size)?)
         .map(|_| {
@@ -295,7 +293,7 @@ fn read_floor(bed: &Bed<'_>, timer: &Timer<'_>, bytes: f64) -> Result<Timing> {
             let mut x = bed.device.alloc(BufType::Float(DType::F32), op.count)?;
             let filling = crate::kernels::fill::Filling::Constant(1.0);
             filling.run(bed.device, &mut x, 0, op.count)?;
-            Ok((x, bed.device.alloc(BufType::U32, op.results())?))
+            Ok((x, bed.device.alloc(BufType::U32, op.results(bed.device))?))
         })
         .collect::<Result<Vec<_>>>()?;
     let copies = sets.len();
@@ -396,8 +394,8 @@ mod tests {
     fn a_reader_reads_everything() {
         let mut x = vec![0.0_f32; 100_001];
         x[100_000] = 3.5;
-        let op = ReadAll { count: x.len() };
-        let mut out = Buf::from_vec(vec![u32::MAX; op.results()]);
+        let op = ReadAll::new(x.len());
+        let mut out = Buf::from_vec(vec![u32::MAX; op.results(&Device::Cpu)]);
         op.run(&Device::Cpu, &Buf::from_vec(x), &mut out).unwrap();
         let all = out.host::<u32>().unwrap().iter().fold(0, |a, b| a ^ b);
         assert_eq!(all, 3.5_f32.to_bits());
