@@ -55,6 +55,9 @@ impl ReadPlan {
     /// What is known to be enough on every GPU that the kernels are compiled for.
     pub const PLENTY: Self = Self::ALL[4];
 
+    /// Nearly as many bytes in flight by fewer blocks, which start and end sooner: for little to read.
+    pub const FEW_BLOCKS: Self = Self::ALL[3];
+
     /// Bytes in flight on each multiprocessor.
     pub const fn in_flight(self) -> usize {
         self.loads * 16 * THREADS * self.blocks

@@ -34,6 +34,9 @@ pub(super) trait Family {
 pub(super) trait Bench: Send {
     fn facts(&self) -> &Facts;
 
+    /// How it is computed, once it has been.
+    fn plan(&self) -> String;
+
     /// Computes once and compares.
     ///
     /// # Errors
@@ -64,8 +67,6 @@ pub(super) struct Facts {
     pub(super) cost: Cost,
     /// The type of the matrix product that bounds its arithmetic, where one does.
     pub(super) product: Option<&'static str>,
-    /// How it is computed.
-    pub(super) plan: String,
     /// Sets of buffers.
     pub(super) copies: usize,
     /// Bytes of all sets.
@@ -125,6 +126,7 @@ impl Bed<'_> {
 pub(super) struct Rotated<'a, S> {
     pub(super) facts: Facts,
     pub(super) sets: Vec<S>,
+    pub(super) plan: Box<dyn Fn() -> String + Send + 'a>,
     pub(super) call: Box<dyn Fn(&mut S, usize) -> Result<()> + Send + 'a>,
     pub(super) judge: Box<dyn Fn(&mut S) -> Result<Judgement> + Send + 'a>,
 }
@@ -132,6 +134,10 @@ pub(super) struct Rotated<'a, S> {
 impl<S: Send> Bench for Rotated<'_, S> {
     fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    fn plan(&self) -> String {
+        (self.plan)()
     }
 
     fn judge(&mut self) -> Result<Judgement> {

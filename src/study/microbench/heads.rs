@@ -175,7 +175,6 @@ fn attention(bed: &Bed<'_>, heads: Heads, act: DType) -> Result<Box<dyn Bench>> 
     let facts = Facts {
         cost: op.cost(act, seen, seen),
         product: None,
-        plan: "a running maximum over the cache".to_owned(),
         copies: sets.len(),
         bytes: heads.bytes(act) * sets.len() as u64,
     };
@@ -198,6 +197,7 @@ fn attention(bed: &Bed<'_>, heads: Heads, act: DType) -> Result<Box<dyn Bench>> 
     Ok(Box::new(Rotated {
         facts,
         sets,
+        plan: Box::new(|| "a running maximum over the cache".to_owned()),
         call: Box::new(move |set, copy| call(set, copy)),
         judge: Box::new(judge),
     }))
@@ -270,7 +270,6 @@ fn rope(bed: &Bed<'_>, heads: Heads, act: DType) -> Result<Box<dyn Bench>> {
     let facts = Facts {
         cost: op.cost(act),
         product: None,
-        plan: "head by head".to_owned(),
         copies: sets.len(),
         bytes: heads.bytes(act) * sets.len() as u64,
     };
@@ -304,6 +303,7 @@ fn rope(bed: &Bed<'_>, heads: Heads, act: DType) -> Result<Box<dyn Bench>> {
     Ok(Box::new(Rotated {
         facts,
         sets,
+        plan: Box::new(|| "head by head".to_owned()),
         call: Box::new(move |set, copy| call(set, copy)),
         judge: Box::new(judge),
     }))

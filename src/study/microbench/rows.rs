@@ -195,11 +195,11 @@ fn bench(
         facts: Facts {
             cost,
             product: None,
-            plan: "row by row".to_owned(),
             copies,
             bytes: bytes * copies as u64,
         },
         sets,
+        plan: Box::new(|| "row by row".to_owned()),
         call: Box::new(run),
         judge: Box::new(judge),
     }))
