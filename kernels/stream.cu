@@ -83,21 +83,22 @@ __device__ void read_staged(const unsigned* __restrict__ x, size_t count, unsign
     if (threadIdx.x == 0) out[blockIdx.x] = found;
 }
 
-#define READERS(n)                                                                                                     \
-    KERNEL_OF(THREADS, 1, read_direct_##n, const unsigned* x, size_t count, unsigned* out) {                           \
-        read_direct<n>(x, count, out);                                                                                 \
+// `blocks` of each fit on a multiprocessor at once.
+#define READER(loads, blocks)                                                                                          \
+    KERNEL_OF(THREADS, blocks, read_direct_##loads, const unsigned* x, size_t count, unsigned* out) {                  \
+        read_direct<loads>(x, count, out);                                                                             \
     }
-READERS(1)
-READERS(2)
-READERS(4)
-READERS(8)
+READER(1, 8)
+READER(2, 8)
+READER(4, 6)
+READER(8, 4)
 
-#define STAGED_READERS(n)                                                                                              \
-    KERNEL_OF(THREADS, 1, read_staged_##n, const unsigned* x, size_t count, unsigned* out) {                           \
-        read_staged<n>(x, count, out);                                                                                 \
+#define STAGED_READER(stages)                                                                                          \
+    KERNEL_OF(THREADS, 4, read_staged_##stages, const unsigned* x, size_t count, unsigned* out) {                      \
+        read_staged<stages>(x, count, out);                                                                            \
     }
-STAGED_READERS(4)
-STAGED_READERS(8)
+STAGED_READER(4)
+STAGED_READER(8)
 
 KERNEL_OF(THREADS, 1, copy_words, const unsigned* x, size_t count, unsigned* out) {
     constexpr unsigned LOADS = 4;

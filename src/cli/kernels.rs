@@ -15,7 +15,7 @@ use crate::model::{ModelSpec, WeightsChoice};
 use crate::results::microbench::record::Store;
 use crate::results::microbench::{Microbench, export, table};
 use crate::scheme::{DType, Variant};
-use crate::study;
+use crate::study::{self, Effort};
 use crate::study::microbench::{self, MicrobenchPlan, OPS, OpEntry};
 use crate::units::Seconds;
 
@@ -169,7 +169,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     let mut store = Store::open(&dir)?;
     if !args.no_ceilings {
         say("measuring the device's ceilings");
-        environment.ceilings = Some(study::ceilings_of(&device)?);
+        environment.ceilings = Some(study::ceilings(&device, Effort::Brief, interrupt)?);
     }
     let mut progress = Progress::new();
     let outcome = microbench::run(

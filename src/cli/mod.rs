@@ -83,7 +83,7 @@ fn dispatch(command: Command, interrupt: &Interrupt) -> Result<ExitCode> {
         Command::Ppl(args) => ppl::run(&args, interrupt),
         Command::Generate(args) => generate::run(&args, interrupt),
         Command::Kernels(args) => kernels::run(&args, interrupt),
-        Command::Info(args) => info::run(&args),
+        Command::Info(args) => info::run(&args, interrupt),
         Command::Report(args) => report::run(&args),
         Command::Schema => schema::run(),
         Command::Logits(args) => logits::run(&args),

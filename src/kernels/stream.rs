@@ -26,7 +26,7 @@ pub struct ReadPlan {
     pub staged: bool,
     /// Loads of 16 bytes that each thread has in flight.
     pub loads: usize,
-    /// Blocks of 256 threads for each multiprocessor.
+    /// Blocks of 256 threads for each multiprocessor; no more than fit on it at once.
     pub blocks: usize,
 }
 
@@ -45,8 +45,8 @@ impl ReadPlan {
             plan(false, 2, 2),
             plan(false, 4, 2),
             plan(false, 8, 2),
-            plan(false, 4, 8),
-            plan(false, 8, 8),
+            plan(false, 4, 6),
+            plan(false, 8, 4),
             plan(true, 4, 4),
             plan(true, 8, 4),
         ]

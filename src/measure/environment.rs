@@ -158,14 +158,19 @@ impl Cpu {
             hardware_threads: Some(cpus.len()).filter(|&count| count > 0),
             usable_threads: thread::available_parallelism().ok().map(usize::from),
             pool_threads: rayon::current_num_threads(),
-            cache: largest_cache(Path::new("/sys/devices/system/cpu/cpu0/cache")),
+            cache: largest_cache(),
             simd: simd(),
         }
     }
 }
 
-/// The largest cache of a core by its folder of `sysfs`, where each has a file `size` such as `32768K`.
-fn largest_cache(folder: &Path) -> Option<Bytes> {
+/// The largest cache of the first core; absent where the system does not tell.
+pub fn largest_cache() -> Option<Bytes> {
+    largest_cache_in(Path::new("/sys/devices/system/cpu/cpu0/cache"))
+}
+
+/// The largest of the caches in a folder of `sysfs`, where each has a file `size` such as `32768K`.
+fn largest_cache_in(folder: &Path) -> Option<Bytes> {
     let caches = fs::read_dir(folder).ok()?.filter_map(Result::ok);
     let sizes = caches.filter_map(|cache| fs::read_to_string(cache.path().join("size")).ok());
     sizes.filter_map(|size| parse_size(size.trim())).max()
@@ -261,8 +266,8 @@ mod tests {
             fs::create_dir(&cache).unwrap();
             fs::write(cache.join("size"), size).unwrap();
         }
-        assert_eq!(largest_cache(folder.path()), Some(Bytes(32 << 20)));
-        assert_eq!(largest_cache(&folder.path().join("none")), None);
+        assert_eq!(largest_cache_in(folder.path()), Some(Bytes(32 << 20)));
+        assert_eq!(largest_cache_in(&folder.path().join("none")), None);
         assert_eq!(parse_size("2M"), Some(Bytes(2 << 20)));
         assert_eq!(parse_size("99999999999999999999G"), None);
     }

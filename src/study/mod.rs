@@ -14,7 +14,7 @@ mod sensors;
 mod single;
 mod verify;
 
-pub use ceilings::{Ceiling, ceilings, ceilings_of};
+pub use ceilings::{Effort, ceilings};
 pub use facts::{environment, gpu_facts};
 pub use plan::{DeviceChoice, EngineKind, Plan, QualityPlan, open_device};
 pub use prompts::random_tokens;
