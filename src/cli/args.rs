@@ -7,12 +7,14 @@ use clap::{Args, ValueEnum};
 use super::list::Numbers;
 use crate::error::{Error, Result};
 use crate::kernels::Device;
+use crate::measure::Interrupt;
 use crate::measure::trial::{StopRule, WarmUp};
 use crate::model::{ModelSpec, WeightsChoice};
 use crate::quality::{Protocol, TextFormat};
+use crate::results::environment::Ceilings;
 use crate::results::record::Cell;
 use crate::scheme::DType;
-use crate::study::{DeviceChoice, EngineKind, QualityPlan, open_device};
+use crate::study::{DeviceChoice, Effort, EngineKind, QualityPlan, ceilings, open_device};
 use crate::units::Seconds;
 
 /// Context of the perplexity protocol, as the papers have it.
@@ -190,6 +192,9 @@ pub(super) struct SpeedFlags {
     /// Seed of the random prompts
     #[arg(long, default_value_t = 42, value_name = "N")]
     pub(super) seed: u64,
+    /// Leaves the measured ceilings out, and the share of them that speeds reach
+    #[arg(long)]
+    pub(super) no_ceilings: bool,
 }
 
 impl SpeedFlags {
@@ -214,6 +219,18 @@ impl SpeedFlags {
             }
         }
         cells
+    }
+
+    /// The device's ceilings, measured now, unless they are not wanted.
+    pub(super) fn ceilings(
+        &self,
+        device: &Device,
+        interrupt: &Interrupt,
+    ) -> Result<Option<Ceilings>> {
+        let wanted = !self.no_ceilings;
+        wanted
+            .then(|| ceilings(device, Effort::Brief, interrupt))
+            .transpose()
     }
 
     pub(super) fn rule(&self) -> StopRule {

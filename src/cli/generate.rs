@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::args::{EngineFlags, EngineFlag, ModelFlags, parse_positive};
+use super::args::{EngineFlag, EngineFlags, ModelFlags, parse_positive};
 use crate::engine::Sampling;
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;

@@ -98,7 +98,10 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         .collect();
     let widest = rows.iter().map(|(name, _)| name.chars().count()).max();
     for (name, text) in &rows {
-        super::print(&format!("{name:<width$} {text}\n", width = widest.unwrap_or(0).max(14)));
+        super::print(&format!(
+            "{name:<width$} {text}\n",
+            width = widest.unwrap_or(0).max(14)
+        ));
     }
     super::print(&format!("{:<14} {}\n", "presets", names.join(", ")));
     Ok(ExitCode::SUCCESS)

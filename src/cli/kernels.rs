@@ -15,8 +15,8 @@ use crate::model::{ModelSpec, WeightsChoice};
 use crate::results::microbench::record::Store;
 use crate::results::microbench::{Microbench, export, table};
 use crate::scheme::{DType, Variant};
-use crate::study::{self, Effort};
 use crate::study::microbench::{self, MicrobenchPlan, OPS, OpEntry};
+use crate::study::{self, Effort};
 use crate::units::Seconds;
 
 #[derive(ClapArgs)]
@@ -165,7 +165,10 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     microbench::check_inputs(&plan)?;
     let scratch = tempfile::tempdir()
         .map_err(|e| Error::io(std::env::temp_dir(), "cannot create a folder in", e))?;
-    let dir = args.out.clone().unwrap_or_else(|| scratch.path().to_owned());
+    let dir = args
+        .out
+        .clone()
+        .unwrap_or_else(|| scratch.path().to_owned());
     let mut store = Store::open(&dir)?;
     if !args.no_ceilings {
         say("measuring the device's ceilings");

@@ -7,8 +7,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::quality::TextFormat;
 use crate::results::Record;
-use crate::results::record::{Body, Cell};
 use crate::results::microbench;
+use crate::results::record::{Body, Cell};
 use crate::study::microbench::MicrobenchWatcher;
 use crate::study::{Stage, Watcher};
 use crate::units::{Seconds, three_digits};
@@ -178,7 +178,11 @@ impl MicrobenchWatcher for Progress {
 }
 
 fn op_name(subject: &microbench::record::Subject) -> String {
-    let sizes: Vec<String> = subject.sizes.iter().map(|(name, size)| format!("{name} {size}")).collect();
+    let sizes: Vec<String> = subject
+        .sizes
+        .iter()
+        .map(|(name, size)| format!("{name} {size}"))
+        .collect();
     format!(
         "{} {}, {}, M {}",
         subject.op,

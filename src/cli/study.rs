@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::measure::Interrupt;
 use crate::results::{Store, Study, export, table};
 use crate::scheme::Variant;
-use crate::study::{self, Effort, Plan};
+use crate::study::{self, Plan};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
@@ -112,7 +112,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     // What cannot be opened leaves no folder behind.
     study::check_inputs(&plan)?;
     let mut store = Store::open(&args.out)?;
-    environment.ceilings = Some(study::ceilings(&device, Effort::Brief, interrupt)?);
+    environment.ceilings = args.speed.ceilings(&device, interrupt)?;
     let mut progress = Progress::new();
     let outcome = study::run(
         &plan,

@@ -261,7 +261,11 @@ mod tests {
     #[test]
     fn the_largest_cache_counts() {
         let folder = tempfile::tempdir().unwrap();
-        for (name, size) in [("index0", "48K\n"), ("index3", "32768K\n"), ("index2", "odd")] {
+        for (name, size) in [
+            ("index0", "48K\n"),
+            ("index3", "32768K\n"),
+            ("index2", "odd"),
+        ] {
             let cache = folder.path().join(name);
             fs::create_dir(&cache).unwrap();
             fs::write(cache.join("size"), size).unwrap();

@@ -28,7 +28,11 @@ pub(super) struct Column {
 }
 
 /// A column with a dash where there is no figure.
-pub(super) fn column(head: &str, weight: u8, cells: impl Iterator<Item = Option<String>>) -> Column {
+pub(super) fn column(
+    head: &str,
+    weight: u8,
+    cells: impl Iterator<Item = Option<String>>,
+) -> Column {
     Column {
         head: head.to_owned(),
         cells: cells.map(|cell| or_none(cell, |text| text)).collect(),

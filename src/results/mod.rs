@@ -21,6 +21,7 @@ pub mod pareto;
 mod quality;
 pub mod record;
 pub mod report;
+pub mod roofline;
 pub mod store;
 pub mod study;
 pub mod table;

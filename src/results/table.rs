@@ -3,7 +3,7 @@
 use super::columns::{Column, column, filled, laid_out};
 use super::format;
 use super::record::Cell;
-use super::study::{Perplexity, Speed, Study, Variant};
+use super::study::{Perplexity, Speed, Study, Utilisation, Variant};
 use crate::units::{Bytes, three_digits};
 
 /// Marks a variant that nothing beats in both quality and speed.
@@ -194,6 +194,12 @@ pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
             let interval = s.decode_tokens_per_second_ci95;
             Some(format::with_half_width(rate, interval))
         }),
+        of("prefill\n% of limit", 5, &|s| {
+            of_limit(s.prefill_utilisation.as_ref()?)
+        }),
+        of("decode\n% of limit", 8, &|s| {
+            of_limit(s.decode_utilisation.as_ref()?)
+        }),
         of("vs base", 11, &|s| s.speedup_vs_base.map(format::factor)),
         of("ITL p50\nms", 10, &|s| Some(format::plain(s.itl_ms?.p50))),
         of("ITL p99\nms", 3, &|s| s.itl_ms?.p99.map(format::plain)),
@@ -204,6 +210,23 @@ pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
         }),
     ];
     filled(columns)
+}
+
+fn of_some_limit(speed: &Speed) -> bool {
+    let both = [&speed.prefill_utilisation, &speed.decode_utilisation];
+    both.into_iter()
+        .flatten()
+        .any(|utilisation| utilisation.limit.is_some())
+}
+
+/// `62.1 read`: the share of the measured ceiling that binds, and which it is.
+fn of_limit(utilisation: &Utilisation) -> Option<String> {
+    let limit = utilisation.limit.as_deref()?;
+    let name = limit.strip_prefix("matmul ").unwrap_or(limit);
+    Some(format!(
+        "{} {name}",
+        format::plain(utilisation.percent_of_limit?)
+    ))
 }
 
 /// What the marks mean, and why figures are missing.
@@ -218,6 +241,13 @@ fn notes(study: &Study) -> Vec<String> {
     let mut speeds = study.variants.iter().flat_map(|variant| &variant.speed);
     if speeds.any(|speed| speed.decode_tokens_per_second_ci95.is_some()) {
         lines.push("± CI: half of the 95 % interval over the trials of this run".to_owned());
+    }
+    let mut speeds = study.variants.iter().flat_map(|variant| &variant.speed);
+    if speeds.any(|speed| of_some_limit(speed)) {
+        lines.push(
+            "% of limit: of what bytes and operations leave at best by the measured ceilings, and which of them binds"
+                .to_owned(),
+        );
     }
     for variant in &study.variants {
         let label = study.label(variant);

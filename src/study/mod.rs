@@ -13,6 +13,7 @@ mod runner;
 mod sensors;
 mod single;
 mod verify;
+mod work;
 
 pub use ceilings::{Effort, ceilings};
 pub use facts::{environment, gpu_facts};

@@ -173,9 +173,8 @@ fn nothing_can_be_launched_and_recorded() {
         for overlaps in [false, true] {
             Nothing { overlaps }.run(&device).unwrap();
             if let Device::Gpu(gpu) = &device {
-                let graph = gpu.capture(|| {
-                    (0..3).try_for_each(|_| Nothing { overlaps }.run(&device))
-                });
+                let graph =
+                    gpu.capture(|| (0..3).try_for_each(|_| Nothing { overlaps }.run(&device)));
                 graph.unwrap().launch().unwrap();
             }
             device.synchronize().unwrap();

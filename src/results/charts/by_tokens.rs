@@ -86,7 +86,12 @@ impl Axes {
             let place = self.x.at(m as f64);
             svg.line("axis", (place, BOTTOM), (place, BOTTOM + 4.0));
             if place - last >= TICK_ROOM {
-                svg.text("tick", (place, BOTTOM + 19.0), Anchor::Middle, &m.to_string());
+                svg.text(
+                    "tick",
+                    (place, BOTTOM + 19.0),
+                    Anchor::Middle,
+                    &m.to_string(),
+                );
                 last = place;
             }
         }
@@ -239,6 +244,11 @@ fn draw_labels(svg: &mut Svg, axes: &Axes, lines: &[Line<'_>]) {
         let left = room - i as f64 * LINE;
         let place = y.min(BOTTOM + LINE - left).max(lowest + LINE);
         lowest = place;
-        svg.text("name", (axes.right + 12.0, place + 4.0), Anchor::Start, label);
+        svg.text(
+            "name",
+            (axes.right + 12.0, place + 4.0),
+            Anchor::Start,
+            label,
+        );
     }
 }

@@ -223,7 +223,11 @@ mod tests {
         let rates = Scale::over([0.0, 44_000.0].into_iter(), (0.0, 1.0), Origin::Zero);
         assert_eq!(texts(&rates), ["0", "10k", "20k", "30k", "40k"]);
         let near = Scale::log([11.2, 11.9].into_iter(), (0.0, 1.0));
-        assert!(near.is_log() && texts(&near).len() > 1, "{:?}", texts(&near));
+        assert!(
+            near.is_log() && texts(&near).len() > 1,
+            "{:?}",
+            texts(&near)
+        );
         let far = Scale::log([0.5, 900.0].into_iter(), (0.0, 1.0));
         assert_eq!(
             texts(&far),

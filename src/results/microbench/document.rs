@@ -6,9 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::super::environment::Environment;
+use super::super::roofline::Cost;
 use super::super::study::Stats;
 use super::crossover::{self, Reign};
-use super::record::{Cost, Measured, Outcome, Peer, Record, Timing};
+use super::record::{Measured, Outcome, Peer, Record, Timing};
 use crate::stats::{self, Summary};
 
 /// The versions of the document that this program reads.
@@ -203,11 +204,8 @@ impl Shape {
 
     /// The sizes in one line: `6144 × 4096` for a product, `heads 32, kv_heads 8` for others.
     pub fn size_text(&self) -> String {
-        if let (2, Some(n), Some(k)) = (
-            self.sizes.len(),
-            self.sizes.get("n"),
-            self.sizes.get("k"),
-        ) {
+        if let (2, Some(n), Some(k)) = (self.sizes.len(), self.sizes.get("n"), self.sizes.get("k"))
+        {
             return format!("{n} × {k}");
         }
         let sizes: Vec<String> = self
@@ -259,7 +257,7 @@ impl Figures {
         let read_floor = Spread::of(&measured.read_floor)?;
         let time = cold.us.p50;
         let (bytes, flops) = (measured.cost.bytes(), measured.cost.flops);
-        let bound = bound(measured);
+        let bound = measured.limits.bound(&measured.cost);
         let peer = match &measured.peer {
             Peer::Unavailable { reason } => Library::Unavailable {
                 reason: reason.clone(),
@@ -283,32 +281,15 @@ impl Figures {
             percent_of_read_floor: 100.0 * read_floor.us.p50 / time,
             gb_per_s: bytes / time / 1e3,
             tflop_per_s: flops / time / 1e6,
-            limit: bound.as_ref().map(|(name, _)| name.clone()),
-            predicted_us: bound.as_ref().map(|(_, us)| *us),
-            percent_of_limit: bound.as_ref().map(|(_, us)| 100.0 * us / time),
+            predicted_us: bound.as_ref().map(|bound| bound.seconds * 1e6),
+            percent_of_limit: bound.as_ref().map(|bound| 1e8 * bound.seconds / time),
+            limit: bound.map(|bound| bound.limit),
             peer,
             cold,
             warm,
             read_floor,
         })
     }
-}
-
-/// What bounds the op, and the microseconds that it takes at least; `None` where no ceiling was measured.
-fn bound(measured: &Measured) -> Option<(String, f64)> {
-    let limits = &measured.limits;
-    let read = limits
-        .read_gb_per_s
-        .map(|rate| ("read".to_owned(), measured.cost.bytes() / rate / 1e3));
-    let product = limits
-        .product
-        .as_ref()
-        .zip(limits.product_tflop_per_s)
-        .map(|(name, rate)| (format!("matmul {name}"), measured.cost.flops / rate / 1e6));
-    [read, product]
-        .into_iter()
-        .flatten()
-        .max_by(|a, b| a.1.total_cmp(&b.1))
 }
 
 impl Spread {

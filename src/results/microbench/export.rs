@@ -197,9 +197,6 @@ mod tests {
         let paths = write(&document, dir.path()).unwrap();
         assert!(paths.iter().all(|path| path.is_file()));
         let text = std::fs::read_to_string(&paths[0]).unwrap();
-        assert_eq!(
-            serde_json::from_str::<Microbench>(&text).unwrap(),
-            document
-        );
+        assert_eq!(serde_json::from_str::<Microbench>(&text).unwrap(), document);
     }
 }

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::super::fixture::{Noise, environment};
+use super::super::roofline::{Cost, Limits};
 use super::document::Microbench;
-use super::record::{
-    Cost, Limits, Measured, Outcome, Peer, Record, Subject, Timing, Verification,
-};
+use super::record::{Measured, Outcome, Peer, Record, Subject, Timing, Verification};
 
 pub(in super::super) const READ_GB_PER_S: f64 = 4300.0;
 const TFLOP_PER_S: f64 = 790.0;

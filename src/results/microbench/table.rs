@@ -99,7 +99,9 @@ pub(super) fn columns(shape: &Shape) -> Vec<Column> {
         of("read floor\nµs", 15, &|f| {
             Some(format::plain(f.read_floor.us.p50))
         }),
-        of("of floor\n%", 20, &|f| Some(percent(f.percent_of_read_floor))),
+        of("of floor\n%", 20, &|f| {
+            Some(percent(f.percent_of_read_floor))
+        }),
         of("GB/s", 14, &|f| Some(three_digits(f.gb_per_s))),
         of("TFLOP/s", 11, &|f| {
             (f.tflop_per_s > 0.0).then(|| format::plain(f.tflop_per_s))
@@ -156,8 +158,16 @@ fn percent(x: f64) -> String {
 /// Who is the fastest where, the plans, and what failed.
 pub(super) fn below(shape: &Shape) -> Vec<String> {
     let mut lines: Vec<String> = fastest(shape).into_iter().collect();
-    lines.extend(plans(shape).into_iter().map(|(what, plan)| format!("plan {what}: {plan}")));
-    lines.extend(failures(shape).into_iter().map(|(what, reason)| format!("{what} failed: {reason}")));
+    lines.extend(
+        plans(shape)
+            .into_iter()
+            .map(|(whose, plan)| format!("plan of {whose}: {plan}")),
+    );
+    lines.extend(
+        failures(shape)
+            .into_iter()
+            .map(|(what, reason)| format!("{what} failed: {reason}")),
+    );
     lines
 }
 
@@ -174,32 +184,44 @@ pub(super) fn fastest(shape: &Shape) -> Option<String> {
     Some(text)
 }
 
-/// The plans of each variant, neighbours with the same plan together.
+/// The plans, with the variants that share them: `M 1–8: this; M 16: that`.
 pub(super) fn plans(shape: &Shape) -> Vec<(String, String)> {
-    let mut runs: Vec<(&str, [usize; 2], &str)> = Vec::new();
-    for cell in &shape.cells {
+    let mut groups: Vec<(Vec<String>, String)> = Vec::new();
+    for variant in shape.variants() {
+        let own = shape.cells.iter().filter(|cell| cell.variant == variant);
+        let text = plans_of(own);
+        match groups.iter_mut().find(|(_, same)| *same == text) {
+            _ if text.is_empty() => {}
+            Some((variants, _)) => variants.push(variant),
+            None => groups.push((vec![variant], text)),
+        }
+    }
+    let groups = groups.into_iter();
+    groups
+        .map(|(variants, text)| (variants.join(", "), text))
+        .collect()
+}
+
+/// The plans of one variant, neighbours with the same one together.
+fn plans_of<'a>(cells: impl Iterator<Item = &'a Cell>) -> String {
+    let mut runs: Vec<([usize; 2], &str)> = Vec::new();
+    for cell in cells {
         let Some(figures) = &cell.figures else {
             continue;
         };
         match runs.last_mut() {
-            Some((variant, tokens, plan))
-                if *variant == cell.variant && *plan == figures.plan =>
-            {
-                tokens[1] = cell.tokens;
-            }
-            _ => runs.push((&cell.variant, [cell.tokens; 2], &figures.plan)),
+            Some((tokens, plan)) if *plan == figures.plan => tokens[1] = cell.tokens,
+            _ => runs.push(([cell.tokens; 2], &figures.plan)),
         }
     }
-    runs.into_iter()
-        .map(|(variant, [first, last], plan)| {
-            let tokens = if first == last {
-                format!("{first}")
-            } else {
-                format!("{first}–{last}")
-            };
-            (format!("{variant}, M {tokens}"), plan.to_owned())
-        })
-        .collect()
+    let runs = runs.into_iter().map(|([first, last], plan)| {
+        if first == last {
+            format!("M {first}: {plan}")
+        } else {
+            format!("M {first}–{last}: {plan}")
+        }
+    });
+    runs.collect::<Vec<_>>().join("; ")
 }
 
 /// What has no figures, cells with the same reason together.
@@ -238,7 +260,11 @@ fn notes(document: &Microbench) -> Vec<String> {
         return Vec::new();
     };
     let mut lines = Vec::new();
-    if document.shapes.iter().any(|shape| !shape.fastest.is_empty()) {
+    if document
+        .shapes
+        .iter()
+        .any(|shape| !shape.fastest.is_empty())
+    {
         lines.push(format!("{MARK} the fastest variant at this M, cold"));
     }
     lines.push(
@@ -313,8 +339,8 @@ mod tests {
             "warm",
             "GB/s",
             "fastest: w4a16 up to M ≈",
-            "then bf16",
-            "plan bf16, M 1–1024: stripes of 64 rows",
+            ", then bf16",
+            "plan of bf16, int8, w4a16: M 1–1024: stripes of 64 rows",
             "w4a16, M 8 failed: not timed",
         ] {
             assert!(shown.contains(text), "{text}:\n{shown}");

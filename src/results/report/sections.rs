@@ -4,11 +4,11 @@ use minijinja::context;
 use minijinja::value::Value;
 
 use super::super::charts::{self, Figure};
+use super::super::columns::Column;
 use super::super::environment::Environment;
 use super::super::format::{self, or_none};
 use super::super::record::Cell;
 use super::super::study::{Energy, QualityAxis, Scheme, Speed, Study, Variant};
-use super::super::columns::Column;
 use super::super::table;
 use super::safe;
 use crate::units::{Bytes, Joules, Seconds};

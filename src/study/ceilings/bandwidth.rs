@@ -13,7 +13,7 @@ use crate::units::Bytes;
 const UNKNOWN_CACHE: usize = 32 << 20;
 
 /// Bytes of the largest buffer.
-const MOST_ON_CPU: usize = 512 << 20;
+const MOST_ON_CPU: usize = 256 << 20;
 const MOST_ON_GPU: usize = 2 << 30;
 const MOST_EMULATED: usize = 1 << 20;
 

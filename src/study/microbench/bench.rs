@@ -110,7 +110,9 @@ impl Bed<'_> {
     /// # Errors
     /// [`Error::Config`] if not even one does.
     pub(super) fn copies(&self, bytes: u64) -> Result<usize> {
-        let wanted = (CACHES * self.cache).div_ceil(bytes.max(1)).clamp(2, MOST_COPIES);
+        let wanted = (CACHES * self.cache)
+            .div_ceil(bytes.max(1))
+            .clamp(2, MOST_COPIES);
         match wanted.min(self.room.0 / bytes.max(1)) {
             0 => Err(Error::Config(format!(
                 "its buffers take {}, but only {} may be used: choose a smaller shape or fewer tokens",

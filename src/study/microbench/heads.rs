@@ -231,7 +231,10 @@ fn judge_attention(
                 let products = q.iter().zip(k);
                 products.map(|(q, k)| f64::from(*q) * f64::from(*k)).sum()
             };
-            let scores: Vec<f64> = k.chunks(dim).map(|k| f64::from(op.scale) * dot(k)).collect();
+            let scores: Vec<f64> = k
+                .chunks(dim)
+                .map(|k| f64::from(op.scale) * dot(k))
+                .collect();
             let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
             let total: f64 = weights.iter().sum();
@@ -283,14 +286,7 @@ fn rope(bed: &Bed<'_>, heads: Heads, act: DType) -> Result<Box<dyn Bench>> {
             };
             let (norms, table) = &*shared;
             let norms = norms.as_ref().map(|[q, k]| HeadNorms { q, k, eps });
-            op.run(
-                &device,
-                &mut set.qkv,
-                norms,
-                table,
-                places,
-                &mut set.cache,
-            )
+            op.run(&device, &mut set.qkv, norms, table, places, &mut set.cache)
         }
     });
     let call = run.clone();

@@ -1,8 +1,8 @@
 //! Whether a result is right: element by element, and all together.
 
+use crate::error::Result;
 use crate::kernels::device::HostElem;
 use crate::kernels::{Buf, BufType, Device};
-use crate::error::Result;
 use crate::results::microbench::record::Verification;
 use crate::scheme::{DType, Elem};
 
@@ -187,7 +187,10 @@ mod tests {
             assert!(found.is_sorted() && found[0] == 0 && found[found.len() - 1] == count - 1);
             for first in (0..count).step_by(stride) {
                 let stretch = first..(first + stride).min(count);
-                assert!(found.iter().any(|i| stretch.contains(i)), "{count} {stride} {first}");
+                assert!(
+                    found.iter().any(|i| stretch.contains(i)),
+                    "{count} {stride} {first}"
+                );
             }
         }
     }

@@ -41,7 +41,10 @@ const TOKENS: [usize; 2] = [16, 8];
 /// The distinct products of a model, with what each is for.
 pub(super) fn shapes(config: &ModelConfig) -> Vec<(&'static str, [usize; 2])> {
     vec![
-        ("qkv", [config.q_rows() + 2 * config.kv_rows(), config.hidden]),
+        (
+            "qkv",
+            [config.q_rows() + 2 * config.kv_rows(), config.hidden],
+        ),
         ("o", [config.hidden, config.q_rows()]),
         ("gate_up", [2 * config.intermediate, config.hidden]),
         ("down", [config.hidden, config.intermediate]),
@@ -188,7 +191,13 @@ impl Family for Product {
         let run = {
             let device = device.clone();
             move |set: &mut Set, copy: usize| {
-                product.run(&device, set.input.input(), &weights[copy], None, &mut set.out)
+                product.run(
+                    &device,
+                    set.input.input(),
+                    &weights[copy],
+                    None,
+                    &mut set.out,
+                )
             }
         };
         let plan = {
@@ -357,16 +366,16 @@ impl Form {
             WeightData::Plain(w) => Ok(widened(&numbers(&Device::Cpu, w, 0..self.k)?)),
             WeightData::Packed(packed) => {
                 let mut codes = vec![0; self.k];
-                packed
-                    .format
-                    .unpack_row(packed.codes.host()?, &mut codes);
+                packed.format.unpack_row(packed.codes.host()?, &mut codes);
                 let scales = numbers(&Device::Cpu, &packed.scales, 0..packed.scales.len())?;
                 let middle = f64::from(packed.format.middle());
                 let value = |code: u8| f64::from(packed.format.value(code)) - middle;
                 let parts = codes.chunks(packed.group).zip(scales);
                 Ok(parts
                     .flat_map(|(codes, scale)| {
-                        codes.iter().map(move |&code| value(code) * f64::from(scale))
+                        codes
+                            .iter()
+                            .map(move |&code| value(code) * f64::from(scale))
                     })
                     .collect())
             }
@@ -388,7 +397,11 @@ fn compare(device: &Device, form: &Form, set: &Set, tokens: usize, seed: u64) ->
     let chosen: Vec<usize> = if tokens <= TOKENS[0] {
         (0..tokens).collect()
     } else {
-        spread(tokens, tokens.div_ceil(MOST[1]).max(TOKENS[1]), mixed(seed, 4))
+        spread(
+            tokens,
+            tokens.div_ceil(MOST[1]).max(TOKENS[1]),
+            mixed(seed, 4),
+        )
     };
     let truths = channels
         .par_iter()
@@ -426,12 +439,10 @@ fn compare(device: &Device, form: &Form, set: &Set, tokens: usize, seed: u64) ->
         let sums: Vec<(f64, f64)> = truths
             .par_iter()
             .map(|w| {
-                w.iter()
-                    .zip(&x)
-                    .fold((0.0, 0.0), |(sum, size), (w, x)| {
-                        let product = w * x;
-                        (sum + product, size + product.abs())
-                    })
+                w.iter().zip(&x).fold((0.0, 0.0), |(sum, size), (w, x)| {
+                    let product = w * x;
+                    (sum + product, size + product.abs())
+                })
             })
             .collect();
         for (&channel, (truth, size)) in channels.iter().zip(sums) {

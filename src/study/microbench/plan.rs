@@ -60,7 +60,9 @@ impl MicrobenchPlan {
         if self.models.is_empty() && self.ops.iter().any(|op| op.needs_model) {
             let op = self.ops.iter().find(|op| op.needs_model);
             let name = op.map_or("", |op| op.name);
-            return usage(format!("--op {name} takes its sizes from a --model, not from --shape"));
+            return usage(format!(
+                "--op {name} takes its sizes from a --model, not from --shape"
+            ));
         }
         if self.context.is_some() && !self.ops.iter().any(|op| op.uses_context) {
             return usage("--context is for --op attention and rope".into());

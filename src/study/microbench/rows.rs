@@ -36,7 +36,14 @@ pub(super) const SILU_MUL: OpEntry = OpEntry {
     what: "the gated activation of the feed-forward layer",
     needs_model: true,
     uses_context: false,
-    families: |sizes| Ok(by_width("silu_mul", sizes, &|c| vec![c.intermediate], silu_mul)),
+    families: |sizes| {
+        Ok(by_width(
+            "silu_mul",
+            sizes,
+            &|c| vec![c.intermediate],
+            silu_mul,
+        ))
+    },
 };
 
 pub(super) const ARGMAX: OpEntry = OpEntry {
@@ -46,7 +53,13 @@ pub(super) const ARGMAX: OpEntry = OpEntry {
     uses_context: false,
     families: |sizes| {
         // Logits are f32 whatever the activations.
-        Ok(by_width_of("argmax", sizes, &[DType::F32], &|c| vec![c.vocab], argmax))
+        Ok(by_width_of(
+            "argmax",
+            sizes,
+            &[DType::F32],
+            &|c| vec![c.vocab],
+            argmax,
+        ))
     },
 };
 

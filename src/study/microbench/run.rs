@@ -11,12 +11,11 @@ use crate::kernels::{Buf, BufType, Device};
 use crate::measure::memory::HostMemory;
 use crate::measure::{Interrupt, SystemClock};
 use crate::model::Model;
+use crate::results::Environment;
 use crate::results::environment::Ceilings;
 use crate::results::microbench::Record;
-use crate::results::microbench::record::{
-    Cost, Limits, Measured, Outcome, Store, Subject, Timing,
-};
-use crate::results::Environment;
+use crate::results::microbench::record::{Measured, Outcome, Store, Subject, Timing};
+use crate::results::roofline::{Cost, Limits};
 use crate::scheme::DType;
 use crate::stats::Summary;
 use crate::units::{Bytes, Clock};
@@ -133,7 +132,10 @@ impl Session<'_> {
             .iter()
             .map(|&tokens| self.on_record(&self.subject(family, tokens)))
             .collect();
-        let missing = tokens.iter().zip(&known).filter(|(_, known)| known.is_none());
+        let missing = tokens
+            .iter()
+            .zip(&known)
+            .filter(|(_, known)| known.is_none());
         let fewest = missing.map(|(&tokens, _)| tokens).min();
         // What is free now: the buffers of the family before are gone.
         let bed = fewest.map(|fewest| Bed {
@@ -196,7 +198,13 @@ impl Session<'_> {
     /// Verified, then timed.
     fn cell(&self, family: &mut dyn Family, bed: &Bed<'_>, tokens: usize) -> Result<Outcome> {
         let mut bench = family.prepare(bed, tokens)?;
-        measure(&mut *bench, bed, &self.timer(), &self.environment.ceilings, self.cache())
+        measure(
+            &mut *bench,
+            bed,
+            &self.timer(),
+            self.environment.ceilings.as_ref(),
+            self.cache(),
+        )
     }
 
     fn timer(&self) -> Timer<'_> {
@@ -215,8 +223,7 @@ impl Session<'_> {
 
     fn note(&mut self, record: Record, resumed: bool) {
         self.outcome.failed += usize::from(record.failure().is_some());
-        self.watcher
-            .cell(&record, resumed, 1.0 / self.total as f64);
+        self.watcher.cell(&record, resumed, 1.0 / self.total as f64);
         self.outcome.records.push(record);
     }
 }
@@ -239,7 +246,7 @@ fn measure(
     bench: &mut dyn Bench,
     bed: &Bed<'_>,
     timer: &Timer<'_>,
-    ceilings: &Option<Ceilings>,
+    ceilings: Option<&Ceilings>,
     cache: Option<u64>,
 ) -> Result<Outcome> {
     let verification = match bench.judge()? {
@@ -259,20 +266,12 @@ fn measure(
     let cold = timed(bench, timer, Heat::Cold)?;
     let warm = timed(bench, timer, Heat::Warm)?;
     let read_floor = read_floor(bed, timer, facts.cost.bytes())?;
-    let product_rate = |name: &str| {
-        let rates = &ceilings.as_ref()?.matmul_tflop_per_s;
-        rates.get(name).copied()
-    };
     let result = Measured {
         plan: bench.plan(),
         cpu_reference: is_cpu(timer.device),
         timer: timer.name().to_owned(),
         cost,
-        limits: Limits {
-            read_gb_per_s: ceilings.as_ref().and_then(|c| c.read_gb_per_s),
-            product: facts.product.map(str::to_owned),
-            product_tflop_per_s: facts.product.and_then(product_rate),
-        },
+        limits: Limits::of(ceilings, facts.product),
         verification,
         cold,
         warm,
@@ -314,7 +313,10 @@ fn read_floor(bed: &Bed<'_>, timer: &Timer<'_>, bytes: f64) -> Result<Timing> {
             op.run(timer.device, x, out)
         };
         let timing = timer.time(&mut call, copies, size * copies as u64, Heat::Cold)?;
-        if best.as_ref().is_none_or(|best| median(&timing) < median(best)) {
+        if best
+            .as_ref()
+            .is_none_or(|best| median(&timing) < median(best))
+        {
             best = Some(timing);
         }
     }
@@ -372,7 +374,7 @@ mod tests {
             fewest: 1,
             seed: 1,
         };
-        measure(bench, &bed, &timer, &None, None).unwrap()
+        measure(bench, &bed, &timer, None, None).unwrap()
     }
 
     #[test]
@@ -397,7 +399,10 @@ mod tests {
         assert!(right.sets[0].1 > right.sets[1].1 && right.sets[1].1 > 0);
         assert_eq!((found.cold.samples_s.len(), found.cold.copies), (3, 2));
         assert_eq!((found.warm.copies, found.warm.rotated_bytes), (1, 40_000));
-        assert_eq!(found.read_floor.rotated_bytes / found.read_floor.copies as u64, 40_000);
+        assert_eq!(
+            found.read_floor.rotated_bytes / found.read_floor.copies as u64,
+            40_000
+        );
         assert!(found.cpu_reference && found.limits.product_tflop_per_s.is_none());
         assert_eq!(found.verification.elements, 1);
     }

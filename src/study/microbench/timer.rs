@@ -302,12 +302,7 @@ mod tests {
         let (clock, interrupt) = (VirtualClock::new(), Interrupt::new());
         let rule = StopRule::exactly(3);
         let timer = Timer::new(&Device::Cpu, &clock, &interrupt, rule, WarmUp::default());
-        let failed = timer.time(
-            &mut |_| Err(Error::Device("gone".into())),
-            1,
-            1,
-            Heat::Cold,
-        );
+        let failed = timer.time(&mut |_| Err(Error::Device("gone".into())), 1, 1, Heat::Cold);
         assert!(matches!(failed, Err(Error::Device(_))));
         interrupt.request();
         let stopped = timer.time(
