@@ -13,8 +13,8 @@
 //! | [`engine`] | loading onto a device, the forward pass of every family, the KV cache, sampling; candle's models as the baseline | that it is timed |
 //! | [`quality`] | texts, and perplexity by named protocols | time, records |
 //! | [`measure`] | clocks, trials, the NVML sampler, memory, the environment | what is measured |
-//! | [`results`] | the record and its wire form, the store, the study made of records, tables, exports, the report | candle, CUDA, clocks |
-//! | [`study`] | what to run, running one point of it, putting points on record: where both sides meet | how anything is shown |
+//! | [`results`] | the record and its wire form, the store, the study made of records, tables, exports, the report; the same for single ops | candle, CUDA, clocks |
+//! | [`study`] | what to run, running one point of it, putting points on record; single ops and the device's ceilings: where both sides meet | how anything is shown |
 //! | [`cli`] | one file per command: parse, call, print | how anything is computed |
 //!
 //! Arrows point from user to used and nothing runs back: `cli → study → quality → engine → {kernels, model} → scheme →

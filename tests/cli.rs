@@ -9,5 +9,7 @@ mod common;
 #[cfg(unix)]
 #[path = "cli/interrupt.rs"]
 mod interrupt;
+#[path = "cli/kernels.rs"]
+mod kernels;
 #[path = "cli/study.rs"]
 mod study;

@@ -7,12 +7,14 @@ use clap::{Args, ValueEnum};
 use super::list::Numbers;
 use crate::error::{Error, Result};
 use crate::kernels::Device;
+use crate::measure::Interrupt;
 use crate::measure::trial::{StopRule, WarmUp};
 use crate::model::{ModelSpec, WeightsChoice};
 use crate::quality::{Protocol, TextFormat};
+use crate::results::environment::Ceilings;
 use crate::results::record::Cell;
 use crate::scheme::DType;
-use crate::study::{DeviceChoice, EngineKind, QualityPlan, open_device};
+use crate::study::{DeviceChoice, Effort, EngineKind, QualityPlan, ceilings, open_device};
 use crate::units::Seconds;
 
 /// Context of the perplexity protocol, as the papers have it.
@@ -67,12 +69,19 @@ pub(super) struct DeviceFlags {
     /// auto (a GPU if built for one and present, else the CPU), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", value_name = "DEVICE", value_parser = parse_device)]
     pub(super) device: DeviceChoice,
-    /// Type of activations and KV cache: f32, f16 or bf16 [default: f32 on the CPU, the checkpoint's 16-bit type on a GPU]
-    #[arg(long, value_name = "DTYPE")]
-    pub(super) dtype: Option<DType>,
     /// Threads on the CPU [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) threads: Option<u16>,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Device")]
+pub(super) struct EngineFlags {
+    #[command(flatten)]
+    device: DeviceFlags,
+    /// Type of activations and KV cache: f32, f16 or bf16 [default: f32 on the CPU, the checkpoint's 16-bit type on a GPU]
+    #[arg(long, value_name = "DTYPE")]
+    pub(super) dtype: Option<DType>,
     /// Tokens of one forward pass; longer prompts go in chunks [default: 512 on the CPU, 8192 on a GPU]
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub(super) chunk: Option<usize>,
@@ -90,6 +99,13 @@ impl DeviceFlags {
         let (device, why) = open_device(self.device)?;
         super::progress::say(&format!("device: {} ({why})", device.kind()));
         Ok(device)
+    }
+}
+
+impl EngineFlags {
+    /// Opens the device and says which it is on standard error.
+    pub(super) fn open(&self) -> Result<Device> {
+        self.device.open()
     }
 }
 
@@ -113,7 +129,7 @@ pub(super) fn parse_positive(s: &str) -> Result<usize, String> {
     }
 }
 
-fn parse_seconds(s: &str) -> Result<Seconds, String> {
+pub(super) fn parse_seconds(s: &str) -> Result<Seconds, String> {
     match s.trim_end_matches('s').parse::<f64>() {
         Ok(x) if x.is_finite() && x >= 0.0 => Ok(Seconds(x)),
         _ => Err("expected seconds, such as 3 or 0.5".into()),
@@ -176,6 +192,9 @@ pub(super) struct SpeedFlags {
     /// Seed of the random prompts
     #[arg(long, default_value_t = 42, value_name = "N")]
     pub(super) seed: u64,
+    /// Leaves the measured ceilings out, and the share of them that speeds reach
+    #[arg(long)]
+    pub(super) no_ceilings: bool,
 }
 
 impl SpeedFlags {
@@ -200,6 +219,18 @@ impl SpeedFlags {
             }
         }
         cells
+    }
+
+    /// The device's ceilings, measured now, unless they are not wanted.
+    pub(super) fn ceilings(
+        &self,
+        device: &Device,
+        interrupt: &Interrupt,
+    ) -> Result<Option<Ceilings>> {
+        let wanted = !self.no_ceilings;
+        wanted
+            .then(|| ceilings(device, Effort::Brief, interrupt))
+            .transpose()
     }
 
     pub(super) fn rule(&self) -> StopRule {

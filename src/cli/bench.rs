@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 
-use super::args::{DeviceFlags, ModelFlags, SpeedFlags};
+use super::args::{EngineFlags, ModelFlags, SpeedFlags};
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
@@ -42,7 +42,7 @@ pub(super) struct Args {
     #[command(flatten)]
     from: ModelFlags,
     #[command(flatten)]
-    device: DeviceFlags,
+    device: EngineFlags,
     #[command(flatten)]
     speed: SpeedFlags,
 }
@@ -64,7 +64,9 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     };
     plan.check()?;
     let device = args.device.open()?;
-    let environment = study::environment(&device);
+    let mut environment = study::environment(&device);
+    // What cannot be opened is said before anything is measured.
+    study::check_inputs(&plan)?;
     let scratch = tempfile::tempdir()
         .map_err(|e| Error::io(std::env::temp_dir(), "cannot create a folder in", e))?;
     let dir = args
@@ -72,6 +74,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         .clone()
         .unwrap_or_else(|| scratch.path().to_owned());
     let mut store = Store::open(&dir)?;
+    environment.ceilings = args.speed.ceilings(&device, interrupt)?;
     let mut progress = Progress::new();
     let outcome = study::run(
         &plan,

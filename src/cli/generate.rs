@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::args::{DeviceFlags, EngineFlag, ModelFlags, parse_positive};
+use super::args::{EngineFlag, EngineFlags, ModelFlags, parse_positive};
 use crate::engine::Sampling;
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
@@ -54,7 +54,7 @@ pub(super) struct Args {
     #[command(flatten)]
     from: ModelFlags,
     #[command(flatten)]
-    device: DeviceFlags,
+    device: EngineFlags,
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {

@@ -7,10 +7,11 @@ use serde_json::json;
 
 use super::args::DeviceFlags;
 use crate::error::Result;
-use crate::measure::SystemClock;
+use crate::measure::Interrupt;
 use crate::model::presets;
-use crate::study::{self, Ceiling};
-use crate::units::{Bytes, three_digits};
+use crate::results::environment::{Ceiling, Ceilings};
+use crate::study::{self, Effort};
+use crate::units::{Bytes, Seconds, three_digits};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Example:
@@ -26,25 +27,24 @@ pub(super) struct Args {
     device: DeviceFlags,
 }
 
-pub(super) fn run(args: &Args) -> Result<ExitCode> {
+pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     let device = args.device.open()?;
-    let environment = study::environment(&device);
+    let mut environment = study::environment(&device);
     let ceilings = if args.no_ceilings {
-        Vec::new()
+        Ceilings::default()
     } else {
-        study::ceilings(&device, &SystemClock::new())?
+        study::ceilings(&device, Effort::Full, interrupt)?
     };
     let gpu = study::gpu_facts(&device);
     let names: Vec<String> = presets()?.into_iter().map(|preset| preset.name).collect();
     if args.json {
-        let ceilings: Vec<_> = ceilings
-            .iter()
-            .map(|c| json!({"name": c.name, "best": c.best, "median": c.median, "unit": c.unit, "how": c.how}))
-            .collect();
+        let (measured, left_out) = (ceilings.measured.clone(), ceilings.left_out.clone());
+        environment.ceilings = (!args.no_ceilings).then_some(ceilings);
         super::print_json(&json!({
             "environment": environment,
             "gpu": gpu.as_ref().map_or_else(|why| json!({"unavailable": why}), |facts| json!(facts)),
-            "ceilings": ceilings,
+            "ceilings": measured,
+            "ceilings_left_out": left_out,
             "presets": names,
         }))?;
         return Ok(ExitCode::SUCCESS);
@@ -89,22 +89,32 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     for (name, value) in lines {
         super::print(&format!("{name:<14} {value}\n"));
     }
-    for ceiling in &ceilings {
-        super::print(&format!("{:<14} {}\n", ceiling.name, shown(ceiling)));
+    let left_out = ceilings.left_out.iter();
+    let rows: Vec<(&str, String)> = ceilings
+        .measured
+        .iter()
+        .map(|ceiling| (ceiling.name.as_str(), shown(ceiling)))
+        .chain(left_out.map(|gone| (gone.name.as_str(), format!("left out: {}", gone.reason))))
+        .collect();
+    let widest = rows.iter().map(|(name, _)| name.chars().count()).max();
+    for (name, text) in &rows {
+        super::print(&format!(
+            "{name:<width$} {text}\n",
+            width = widest.unwrap_or(0).max(14)
+        ));
     }
     super::print(&format!("{:<14} {}\n", "presets", names.join(", ")));
     Ok(ExitCode::SUCCESS)
 }
 
 fn shown(ceiling: &Ceiling) -> String {
-    let (scale, unit) = if ceiling.unit == "B/s" {
-        (1e9, "GB/s")
-    } else {
-        (1e12, "TFLOP/s")
+    let of = |x: f64| match ceiling.unit.as_str() {
+        "B/s" => format!("{} GB/s", three_digits(x / 1e9)),
+        "FLOP/s" => format!("{} TFLOP/s", three_digits(x / 1e12)),
+        _ => Seconds(x).to_string(),
     };
-    let of = |x: f64| three_digits(x / scale);
     format!(
-        "{} {unit} at best, {} in the median ({})",
+        "{} at best, {} in the median ({})",
         of(ceiling.best),
         of(ceiling.median),
         ceiling.how

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::args::{DeviceFlags, ModelFlags};
+use super::args::{EngineFlags, ModelFlags};
 use crate::error::Result;
 use crate::model::Model;
 use crate::scheme::Variant;
@@ -28,7 +28,7 @@ pub(super) struct Args {
     #[command(flatten)]
     from: ModelFlags,
     #[command(flatten)]
-    device: DeviceFlags,
+    device: EngineFlags,
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {

@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod generate;
 mod info;
+mod kernels;
 mod list;
 mod logits;
 mod ppl;
@@ -47,11 +48,13 @@ enum Command {
     Ppl(ppl::Args),
     /// Generates text from prompts, greedily or sampled
     Generate(generate::Args),
+    /// Single ops by shape, tokens and variant: verified, timed, and held against what the device can do
+    Kernels(kernels::Args),
     /// The device, its measured ceilings, and the environment
     Info(info::Args),
     /// Writes study.json, study.csv and report.html of a run anew from its records
     Report(report::Args),
-    /// Prints the JSON Schema of records and of study.json
+    /// Prints the JSON Schema of records, of study.json, and of what kernels writes
     Schema,
     /// Prints the logits after every token of a sequence
     #[command(hide = true)]
@@ -79,7 +82,8 @@ fn dispatch(command: Command, interrupt: &Interrupt) -> Result<ExitCode> {
         Command::Bench(args) => bench::run(&args, interrupt),
         Command::Ppl(args) => ppl::run(&args, interrupt),
         Command::Generate(args) => generate::run(&args, interrupt),
-        Command::Info(args) => info::run(&args),
+        Command::Kernels(args) => kernels::run(&args, interrupt),
+        Command::Info(args) => info::run(&args, interrupt),
         Command::Report(args) => report::run(&args),
         Command::Schema => schema::run(),
         Command::Logits(args) => logits::run(&args),

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::args::{DeviceFlags, FormatFlag, ModelFlags, parse_positive, quality_plan};
+use super::args::{EngineFlags, FormatFlag, ModelFlags, parse_positive, quality_plan};
 use super::progress::{Progress, say};
 use crate::error::Result;
 use crate::measure::Interrupt;
@@ -43,7 +43,7 @@ pub(super) struct Args {
     #[command(flatten)]
     from: ModelFlags,
     #[command(flatten)]
-    device: DeviceFlags,
+    device: EngineFlags,
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {

@@ -7,7 +7,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::quality::TextFormat;
 use crate::results::Record;
+use crate::results::microbench;
 use crate::results::record::{Body, Cell};
+use crate::study::microbench::MicrobenchWatcher;
 use crate::study::{Stage, Watcher};
 use crate::units::{Seconds, three_digits};
 
@@ -155,6 +157,39 @@ impl Watcher for Progress {
         let kept = if resumed { " (on record)" } else { "" };
         self.line(&format!("{line}{kept}"));
     }
+}
+
+impl MicrobenchWatcher for Progress {
+    fn progress(&mut self, subject: &microbench::record::Subject, overall: f64) {
+        self.show(&op_name(subject), overall);
+    }
+
+    fn cell(&mut self, record: &microbench::Record, resumed: bool, share: f64) {
+        let what = match (record.failure(), microbench::table::outcome(record)) {
+            (Some(reason), _) => format!("failed: {reason}"),
+            (None, found) => found,
+        };
+        let kept = if resumed { " (on record)" } else { "" };
+        self.line(&format!("{}: {what}{kept}", op_name(&record.subject)));
+        if resumed {
+            self.resumed += share;
+        }
+    }
+}
+
+fn op_name(subject: &microbench::record::Subject) -> String {
+    let sizes: Vec<String> = subject
+        .sizes
+        .iter()
+        .map(|(name, size)| format!("{name} {size}"))
+        .collect();
+    format!(
+        "{} {}, {}, M {}",
+        subject.op,
+        sizes.join(" "),
+        subject.variant,
+        subject.tokens
+    )
 }
 
 /// An estimate, without digits that it does not have.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 
 use super::args::{
-    DeviceFlags, FormatFlag, ModelFlags, SpeedFlags, WeightsFlag, parse_positive, quality_plan,
+    EngineFlags, FormatFlag, ModelFlags, SpeedFlags, WeightsFlag, parse_positive, quality_plan,
 };
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
@@ -49,7 +49,7 @@ pub(super) struct Args {
     #[command(flatten)]
     from: ModelFlags,
     #[command(flatten)]
-    device: DeviceFlags,
+    device: EngineFlags,
     #[command(flatten)]
     speed: SpeedFlags,
     /// Text to score: a file, or wikitext2 (from the hub) [default: the text that comes with tiny]
@@ -112,7 +112,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     // What cannot be opened leaves no folder behind.
     study::check_inputs(&plan)?;
     let mut store = Store::open(&args.out)?;
-    environment.ceilings = Some(study::ceilings_of(&device)?);
+    environment.ceilings = args.speed.ceilings(&device, interrupt)?;
     let mut progress = Progress::new();
     let outcome = study::run(
         &plan,

@@ -17,8 +17,6 @@ use crate::scheme::{CodeFormat, DType, Variant, WeightScheme};
 
 /// Elements of one piece: 64 MiB as f32.
 const PIECE: usize = 16 << 20;
-/// What a stream of dummy weights advances by per element (see [`Filling`]).
-const STREAM_STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// Told of every tensor as it is loaded: bytes read so far and in all.
 pub(super) type LoadProgress<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
@@ -247,15 +245,13 @@ impl Loader<'_> {
             let real_shape = self.model.weights.shape(name)?;
             let filling = match dummy.scale(name, &real_shape) {
                 DummyFill::Constant(x) => Filling::Constant(x),
-                DummyFill::Uniform { amplitude } => {
-                    let skipped = ((start * k) as u64).wrapping_mul(STREAM_STEP);
-                    Filling::Uniform {
-                        stream: dummy.stream(name).wrapping_add(skipped),
-                        amplitude,
-                    }
-                }
+                DummyFill::Uniform { amplitude } => Filling::Uniform {
+                    stream: dummy.stream(name),
+                    amplitude,
+                },
             };
-            return filling.run(self.device, out, at, rows * k);
+            let piece = filling.skip((start * k) as u64);
+            return piece.run(self.device, out, at, rows * k);
         }
         match out.dtype()? {
             DType::F32 => self.read::<f32>(name, k, start, rows, out, at, |s| HostSliceMut::F32(s)),

@@ -25,7 +25,22 @@ pub enum Filling {
 /// Elements of one parallel task.
 const TASK: usize = 1 << 16;
 
+/// What a stream advances by from one element to the next: 2^64 over the golden ratio.
+const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+
 impl Filling {
+    /// The same from element `count` on.
+    #[must_use]
+    pub fn skip(self, count: u64) -> Self {
+        match self {
+            Self::Constant(_) => self,
+            Self::Uniform { stream, amplitude } => Self::Uniform {
+                stream: stream.wrapping_add(count.wrapping_mul(STEP)),
+                amplitude,
+            },
+        }
+    }
+
     /// Traffic of filling `count` elements of this type.
     pub fn cost(count: usize, dtype: DType) -> Cost {
         Cost {
@@ -58,7 +73,7 @@ impl Filling {
         match *self {
             Self::Constant(x) => x,
             Self::Uniform { stream, amplitude } => {
-                let mut z = stream.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+                let mut z = stream.wrapping_add(index.wrapping_mul(STEP));
                 z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
                 z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
                 z ^= z >> 31;
@@ -88,6 +103,16 @@ mod tests {
         let a = make(1);
         assert_eq!(a, make(1));
         assert_ne!(a, make(2));
+        let mut tail = Buf::from_vec(vec![0.0_f32; 1000]);
+        let noise = Filling::Uniform {
+            stream: 1,
+            amplitude: 2.0,
+        };
+        noise
+            .skip(199_000)
+            .run(&Device::Cpu, &mut tail, 0, 1000)
+            .unwrap();
+        assert_eq!(tail.host::<f32>().unwrap(), &a[199_000..]);
         let mean = a.iter().map(|&x| f64::from(x)).sum::<f64>() / a.len() as f64;
         let square = a.iter().map(|&x| f64::from(x * x)).sum::<f64>() / a.len() as f64;
         assert!(

@@ -2,6 +2,8 @@
 //! record may be published.
 
 use std::env;
+use std::fs;
+use std::path::Path;
 use std::thread;
 
 use jiff::{Timestamp, Unit};
@@ -70,6 +72,8 @@ pub struct Cpu {
     pub usable_threads: Option<usize>,
     /// Threads of the pool that products on the CPU are spread over.
     pub pool_threads: usize,
+    /// The largest of the caches of the first core; absent where the system does not tell.
+    pub cache: Option<Bytes>,
     /// Vector instructions that are there, of those the program or its libraries use.
     pub simd: Vec<&'static str>,
 }
@@ -154,9 +158,33 @@ impl Cpu {
             hardware_threads: Some(cpus.len()).filter(|&count| count > 0),
             usable_threads: thread::available_parallelism().ok().map(usize::from),
             pool_threads: rayon::current_num_threads(),
+            cache: largest_cache(),
             simd: simd(),
         }
     }
+}
+
+/// The largest cache of the first core; absent where the system does not tell.
+pub fn largest_cache() -> Option<Bytes> {
+    largest_cache_in(Path::new("/sys/devices/system/cpu/cpu0/cache"))
+}
+
+/// The largest of the caches in a folder of `sysfs`, where each has a file `size` such as `32768K`.
+fn largest_cache_in(folder: &Path) -> Option<Bytes> {
+    let caches = fs::read_dir(folder).ok()?.filter_map(Result::ok);
+    let sizes = caches.filter_map(|cache| fs::read_to_string(cache.path().join("size")).ok());
+    sizes.filter_map(|size| parse_size(size.trim())).max()
+}
+
+/// `48K`, `32M` or plain bytes.
+fn parse_size(text: &str) -> Option<Bytes> {
+    let units = [("K", 10), ("M", 20), ("G", 30)];
+    let unit = units.iter().find(|(unit, _)| text.ends_with(unit));
+    let (digits, shift) = unit.map_or((text, 0), |(unit, shift)| {
+        (text.trim_end_matches(unit), *shift)
+    });
+    let number: u64 = digits.parse().ok()?;
+    number.checked_mul(1 << shift).map(Bytes)
 }
 
 /// The moment in UTC, to the second, as RFC 3339.
@@ -228,6 +256,24 @@ mod tests {
         let nobody = GpuSelector::from_cuda_uuid([0; 16]);
         let environment = Environment::gather(Some(&nobody));
         assert!(environment.gpu.unwrap_err().reason.starts_with("NVML"));
+    }
+
+    #[test]
+    fn the_largest_cache_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, size) in [
+            ("index0", "48K\n"),
+            ("index3", "32768K\n"),
+            ("index2", "odd"),
+        ] {
+            let cache = folder.path().join(name);
+            fs::create_dir(&cache).unwrap();
+            fs::write(cache.join("size"), size).unwrap();
+        }
+        assert_eq!(largest_cache_in(folder.path()), Some(Bytes(32 << 20)));
+        assert_eq!(largest_cache_in(&folder.path().join("none")), None);
+        assert_eq!(parse_size("2M"), Some(Bytes(2 << 20)));
+        assert_eq!(parse_size("99999999999999999999G"), None);
     }
 
     #[cfg(target_os = "linux")]

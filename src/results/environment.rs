@@ -39,6 +39,9 @@ pub struct Device {
     pub kind: Option<String>,
     /// Its memory.
     pub memory_bytes: Option<u64>,
+    /// Its last-level cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_bytes: Option<u64>,
     /// The version of the driver.
     pub driver: Option<String>,
     /// The version of CUDA that the driver speaks.
@@ -71,4 +74,35 @@ pub struct Ceilings {
     pub copy_gb_per_s: Option<f64>,
     /// Dense matrix products by type of operand, such as `bf16`, in TFLOP/s.
     pub matmul_tflop_per_s: BTreeMap<String, f64>,
+    /// Every measurement, those behind the figures above among them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub measured: Vec<Ceiling>,
+    /// What was not measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
+}
+
+/// One measured limit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Ceiling {
+    /// What it limits: `read`, `copy`, `matmul` with its type, or `launch gap`; with a size where that is not the one
+    /// that figures are held against.
+    pub name: String,
+    /// The best of the samples.
+    pub best: f64,
+    /// The median of the samples.
+    pub median: f64,
+    /// `B/s`, `FLOP/s` or `s`.
+    pub unit: String,
+    /// What was done, in a few words.
+    pub how: String,
+}
+
+/// A limit that was not measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LeftOut {
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub reason: String,
 }

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::columns::Column;
 use super::study::{Amount, Interval, Memory, Speed, Stats, Study, Variant};
-use super::table::{self, Column};
+use super::table;
 use super::{report, store};
 use crate::error::{Error, Result};
 
@@ -108,6 +109,14 @@ struct SpeedColumns<'a> {
     decode_ci95_low: Option<f64>,
     decode_ci95_high: Option<f64>,
     speedup_vs_base: Option<f64>,
+    prefill_gb_per_s: Option<f64>,
+    prefill_tflop_per_s: Option<f64>,
+    prefill_limit: Option<&'a str>,
+    prefill_percent_of_limit: Option<f64>,
+    decode_gb_per_s: Option<f64>,
+    decode_tflop_per_s: Option<f64>,
+    decode_limit: Option<&'a str>,
+    decode_percent_of_limit: Option<f64>,
     ttft_mean_ms: Option<f64>,
     ttft_p50_ms: Option<f64>,
     ttft_p90_ms: Option<f64>,
@@ -210,6 +219,8 @@ fn speed_columns<'a>(variant: &'a Variant, speed: Option<&'a Speed>) -> SpeedCol
         amount.best().map(|bytes| bytes.0)
     };
     let energy = speed.and_then(Speed::energy_use);
+    let prefilled = speed.and_then(|s| s.prefill_utilisation.as_ref());
+    let decoded = speed.and_then(|s| s.decode_utilisation.as_ref());
     SpeedColumns {
         failed: variant.failed || speed.is_some_and(|s| s.failed),
         reason: speed
@@ -227,6 +238,14 @@ fn speed_columns<'a>(variant: &'a Variant, speed: Option<&'a Speed>) -> SpeedCol
         decode_ci95_low: decode.map(|ends| ends.low),
         decode_ci95_high: decode.map(|ends| ends.high),
         speedup_vs_base: speed.and_then(|s| s.speedup_vs_base),
+        prefill_gb_per_s: prefilled.map(|u| u.gb_per_s),
+        prefill_tflop_per_s: prefilled.map(|u| u.tflop_per_s),
+        prefill_limit: prefilled.and_then(|u| u.limit.as_deref()),
+        prefill_percent_of_limit: prefilled.and_then(|u| u.percent_of_limit),
+        decode_gb_per_s: decoded.map(|u| u.gb_per_s),
+        decode_tflop_per_s: decoded.map(|u| u.tflop_per_s),
+        decode_limit: decoded.and_then(|u| u.limit.as_deref()),
+        decode_percent_of_limit: decoded.and_then(|u| u.percent_of_limit),
         ttft_mean_ms: ttft.map(|s| s.mean),
         ttft_p50_ms: ttft.map(|s| s.p50),
         ttft_p90_ms: ttft.and_then(|s| s.p90),

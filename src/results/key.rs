@@ -8,29 +8,32 @@ use super::wire;
 
 /// What is hashed. The version in front lets the rule change without old addresses being mistaken for new ones.
 #[derive(Serialize)]
-struct Identity<'a, T> {
+struct Identity<'a, S, T> {
     rule: u32,
     kind: &'a str,
-    subject: wire::Subject,
+    subject: S,
     task: T,
 }
 
 impl Key {
     /// The address of a perplexity, known before it is measured.
     pub fn of_quality(subject: &Subject, task: &QualityTask) -> Self {
-        Self::of("quality", subject, wire::QualityTask::from(task.clone()))
+        let subject = wire::Subject::from(subject.clone());
+        Self::over("quality", subject, wire::QualityTask::from(task.clone()))
     }
 
     /// The address of a cell, known before it is measured.
     pub fn of_speed(subject: &Subject, cell: Cell) -> Self {
-        Self::of("speed", subject, wire::Cell::from(cell))
+        let subject = wire::Subject::from(subject.clone());
+        Self::over("speed", subject, wire::Cell::from(cell))
     }
 
-    fn of<T: Serialize>(kind: &str, subject: &Subject, task: T) -> Self {
+    /// The address of whatever this kind of subject and task identify.
+    pub(super) fn over(kind: &str, subject: impl Serialize, task: impl Serialize) -> Self {
         let identity = Identity {
             rule: 1,
             kind,
-            subject: subject.clone().into(),
+            subject,
             task,
         };
         let value = serde_json::to_value(identity).expect("plain data becomes JSON");

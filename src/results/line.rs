@@ -1,7 +1,8 @@
 //! One line of `records.jsonl`: a record as JSON, sealed with a checksum that is itself a JSON field, so that the file
 //! stays what every JSON Lines reader expects.
 
-use super::record::Record;
+use super::record::{Key, Record};
+use super::store::Entry;
 use super::wire;
 
 /// How the seal begins; what follows is [`DIGITS`] hex digits and `"}`.
@@ -12,30 +13,43 @@ const DIGITS: usize = 16;
 
 /// The line of a record, without the newline; the error says why the record could not be read back. JSON has no word for
 /// a number that is not finite, so a measurement that gave one must be recorded as a failure.
-pub(super) fn encode(record: Record) -> Result<String, String> {
-    let mut line =
-        serde_json::to_string(&wire::Record::from(record)).expect("plain data becomes JSON");
+pub(super) fn encode<R: Entry>(record: &R) -> Result<String, String> {
+    let mut line = record.to_json();
     let sum = checksum(&line);
     line.pop();
     line.push_str(SEAL);
     line.push_str(&sum);
     line.push_str("\"}");
-    decode(&line)?;
+    decode::<R>(&line)?;
     Ok(line)
 }
 
 /// The record of a line; the error says what is wrong with it. A line without a checksum is taken as it is, since other
 /// programs may have written it.
-pub(super) fn decode(line: &str) -> Result<Record, String> {
+pub(super) fn decode<R: Entry>(line: &str) -> Result<R, String> {
     if let Some((body, sum)) = unsealed(line) {
         let found = checksum(&format!("{body}}}"));
         if found != sum {
             return Err(format!("the checksum is {sum}, the content gives {found}"));
         }
     }
-    serde_json::from_str::<wire::Record>(line)
-        .map(Record::from)
-        .map_err(|error| error.to_string())
+    R::from_json(line)
+}
+
+impl Entry for Record {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+
+    fn to_json(&self) -> String {
+        serde_json::to_string(&wire::Record::from(self.clone())).expect("plain data becomes JSON")
+    }
+
+    fn from_json(text: &str) -> Result<Self, String> {
+        serde_json::from_str::<wire::Record>(text)
+            .map(Self::from)
+            .map_err(|error| error.to_string())
+    }
 }
 
 /// The line before its seal, and the checksum in it.
@@ -57,9 +71,9 @@ mod tests {
     #[test]
     fn a_record_survives_its_line() {
         for record in fixture::records() {
-            let line = encode(record.clone()).unwrap();
+            let line = encode(&record).unwrap();
             assert!(!line.contains('\n'));
-            assert_eq!(decode(&line).unwrap(), record);
+            assert_eq!(decode::<Record>(&line).unwrap(), record);
             let value: serde_json::Value = serde_json::from_str(&line).unwrap();
             assert_eq!(value["schema"], "candlepower.record/1");
             assert!(value["kind"].is_string() && value["status"].is_string());
@@ -68,12 +82,12 @@ mod tests {
 
     #[test]
     fn a_changed_digit_is_noticed() {
-        let line = encode(fixture::records().swap_remove(0)).unwrap();
+        let line = encode(&fixture::records().swap_remove(0)).unwrap();
         let changed = line.replacen("\"tokens_total\":", "\"tokens_total\":1", 1);
         assert_ne!(line, changed);
-        assert!(decode(&changed).unwrap_err().contains("checksum"));
+        assert!(decode::<Record>(&changed).unwrap_err().contains("checksum"));
         let newer = line.replace("record/1", "record/2");
-        assert!(decode(&newer).is_err());
+        assert!(decode::<Record>(&newer).is_err());
     }
 
     #[test]
@@ -83,6 +97,6 @@ mod tests {
             panic!("the first record is of quality");
         };
         outcome.as_mut().unwrap().segments[3].nll = f64::NAN;
-        assert!(encode(record).is_err());
+        assert!(encode(&record).is_err());
     }
 }

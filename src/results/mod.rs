@@ -3,21 +3,25 @@
 //!
 //! In reading order: [`record`] is what was measured, `wire` and `line` how it is written down, `key` how it is found
 //! again, [`store`] where it is kept; [`study`] is the document made of records, by `assemble` with the help of
-//! `quality`, `timing` and [`pareto`]; `view` answers what [`table`], [`export`] and [`report`] ask it.
+//! `quality`, `timing` and [`pareto`]; `view` answers what [`table`], [`export`] and [`report`] ask it. [`microbench`] is
+//! the same for single ops.
 //!
 //! Nothing here measures, reads a clock or knows a device; a run directory copied to another machine reports the same.
 
 mod assemble;
 mod charts;
+mod columns;
 pub mod environment;
 pub mod export;
 mod format;
 mod key;
 mod line;
+pub mod microbench;
 pub mod pareto;
 mod quality;
 pub mod record;
 pub mod report;
+pub mod roofline;
 pub mod store;
 pub mod study;
 pub mod table;
@@ -47,11 +51,23 @@ pub fn study_schema() -> Value {
     schemars::schema_for!(Study).to_value()
 }
 
-/// Both schemas, by the name of what they describe.
+/// The JSON Schema of a line that the microbenchmark writes, `candlepower.kernel/1`.
+pub fn kernel_record_schema() -> Value {
+    schemars::schema_for!(microbench::Record).to_value()
+}
+
+/// The JSON Schema of a whole run of the microbenchmark, `candlepower.kernels/1`.
+pub fn microbench_schema() -> Value {
+    schemars::schema_for!(microbench::Microbench).to_value()
+}
+
+/// Every schema, by the name of what it describes.
 pub fn schemas() -> Value {
     json!({
         "candlepower.record/1": record_schema(),
         "candlepower.study/1": study_schema(),
+        "candlepower.kernel/1": kernel_record_schema(),
+        "candlepower.kernels/1": microbench_schema(),
     })
 }
 
@@ -63,7 +79,7 @@ mod tests {
     fn every_record_and_study_satisfies_its_schema() {
         let validator = jsonschema::validator_for(&record_schema()).unwrap();
         for record in fixture::records() {
-            let value: Value = serde_json::from_str(&line::encode(record).unwrap()).unwrap();
+            let value: Value = serde_json::from_str(&line::encode(&record).unwrap()).unwrap();
             validator
                 .validate(&value)
                 .unwrap_or_else(|error| panic!("{error}\n{value}"));
@@ -82,10 +98,10 @@ mod tests {
     fn a_schema_refuses_what_is_not_of_its_kind() {
         let validator = jsonschema::validator_for(&record_schema()).unwrap();
         let mut value: Value =
-            serde_json::from_str(&line::encode(fixture::records().swap_remove(0)).unwrap())
+            serde_json::from_str(&line::encode(&fixture::records().swap_remove(0)).unwrap())
                 .unwrap();
         value["schema"] = "candlepower.record/2".into();
         assert!(!validator.is_valid(&value));
-        assert_eq!(schemas().as_object().unwrap().len(), 2);
+        assert_eq!(schemas().as_object().unwrap().len(), 4);
     }
 }

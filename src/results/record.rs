@@ -6,6 +6,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::roofline::{Cost, Limits};
 use crate::units::{Bytes, Joules, Seconds, Watts};
 
 /// One point: what was measured, and what came of it.
@@ -22,7 +26,10 @@ pub struct Record {
 }
 
 /// The address of a point: a hash over everything that identifies it, nothing that was measured.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(transparent)]
 pub struct Key(pub(super) String);
 
 impl fmt::Display for Key {
@@ -278,6 +285,19 @@ pub struct Speed {
     pub memory: Memory,
     /// What the trials drew.
     pub energy: Energy,
+    /// What the work costs at least, where that is known.
+    pub work: Option<Work>,
+}
+
+/// What the work of a cell costs at least, and what the device could do at best when it was measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Work {
+    /// The prefill of a trial.
+    pub prefill: Cost,
+    /// A decode step, in the mean over a trial; `None` where nothing is decoded.
+    pub decode_step: Option<Cost>,
+    /// Ceilings of the device.
+    pub limits: Limits,
 }
 
 /// One trial: a batch of prompts in, tokens out. Host time: a token exists once its id is visible to the host.

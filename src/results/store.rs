@@ -13,35 +13,53 @@ use crate::error::{Error, Result};
 /// The name of the file that holds one record per line.
 pub const RECORDS: &str = "records.jsonl";
 
+/// What a run directory keeps one of per line.
+pub trait Entry: Clone {
+    /// The address of its point.
+    fn key(&self) -> &Key;
+
+    /// As a JSON object in one line.
+    fn to_json(&self) -> String;
+
+    /// Reads [`Entry::to_json`] back, whether or not a checksum has been added.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    fn from_json(text: &str) -> Result<Self, String>;
+}
+
+/// A run directory of a study.
+pub type Store = RunDir<Record>;
+
 /// A run directory, open for writing by this process alone.
 #[derive(Debug)]
-pub struct Store {
+pub struct RunDir<R> {
     dir: PathBuf,
     /// Holds the lock until it is closed.
     file: File,
-    latest: Latest,
+    latest: Latest<R>,
 }
 
 /// The latest record of every point, in the order in which the points first appeared.
-#[derive(Debug, Default)]
-struct Latest {
-    records: Vec<Record>,
+#[derive(Debug)]
+struct Latest<R> {
+    records: Vec<R>,
     places: HashMap<Key, usize>,
 }
 
-impl Latest {
-    fn put(&mut self, record: Record) {
-        match self.places.get(&record.key) {
+impl<R: Entry> Latest<R> {
+    fn put(&mut self, record: R) {
+        match self.places.get(record.key()) {
             Some(&place) => self.records[place] = record,
             None => {
-                self.places.insert(record.key.clone(), self.records.len());
+                self.places.insert(record.key().clone(), self.records.len());
                 self.records.push(record);
             }
         }
     }
 }
 
-impl Store {
+impl<R: Entry> RunDir<R> {
     /// Opens a run directory, creating it if need be, and reads what is there. A last line that a crash cut short is
     /// removed from the file.
     ///
@@ -79,9 +97,9 @@ impl Store {
     ///
     /// # Errors
     /// If the record holds a number that is not finite, or the file cannot be written.
-    pub fn append(&mut self, record: Record) -> Result<()> {
-        let mut line = line::encode(record.clone())
-            .map_err(|what| Error::Internal(format!("record {}: {what}", record.key)))?;
+    pub fn append(&mut self, record: R) -> Result<()> {
+        let mut line = line::encode(&record)
+            .map_err(|what| Error::Internal(format!("record {}: {what}", record.key())))?;
         line.push('\n');
         // One write per line: a crash can tear the last line, never mix two.
         self.file
@@ -98,13 +116,13 @@ impl Store {
     }
 
     /// The record of a point: a resumed run asks it whether the point failed and is to be tried again.
-    pub fn get(&self, key: &Key) -> Option<&Record> {
+    pub fn get(&self, key: &Key) -> Option<&R> {
         let place = *self.latest.places.get(key)?;
         self.latest.records.get(place)
     }
 
     /// The latest record of every point, in the order in which the points first appeared.
-    pub fn records(&self) -> &[Record] {
+    pub fn records(&self) -> &[R] {
         &self.latest.records
     }
 
@@ -123,7 +141,7 @@ impl Store {
 ///
 /// # Errors
 /// If there is none, or a line is corrupt.
-pub fn read(path: impl AsRef<Path>) -> Result<Vec<Record>> {
+pub fn read<R: Entry>(path: impl AsRef<Path>) -> Result<Vec<R>> {
     let path = path.as_ref();
     let path = if path.is_dir() {
         path.join(RECORDS)
@@ -192,8 +210,11 @@ fn whole_lines(bytes: &[u8]) -> &[u8] {
     &bytes[..end]
 }
 
-fn parse(bytes: &[u8], path: &Path) -> Result<Latest> {
-    let mut latest = Latest::default();
+fn parse<R: Entry>(bytes: &[u8], path: &Path) -> Result<Latest<R>> {
+    let mut latest = Latest {
+        records: Vec::new(),
+        places: HashMap::new(),
+    };
     for (number, bytes) in bytes.split(|&b| b == b'\n').enumerate() {
         if bytes.is_empty() {
             continue;
@@ -238,7 +259,7 @@ mod tests {
         assert_eq!(store.records(), records);
         assert!(store.contains(&records[0].key));
         assert_eq!(store.get(&records[1].key), Some(&records[1]));
-        assert_eq!(read(dir.path()).unwrap(), records);
+        assert_eq!(read::<Record>(dir.path()).unwrap(), records);
     }
 
     #[test]
@@ -252,12 +273,12 @@ mod tests {
         drop(file);
 
         let last = records.len() - 1;
-        assert_eq!(read(dir.path()).unwrap(), records[..last]);
+        assert_eq!(read::<Record>(dir.path()).unwrap(), records[..last]);
         let mut store = Store::open(dir.path()).unwrap();
         assert!(!store.contains(&records[last].key));
         store.append(records[last].clone()).unwrap();
         drop(store);
-        assert_eq!(read(dir.path()).unwrap(), records);
+        assert_eq!(read::<Record>(dir.path()).unwrap(), records);
     }
 
     #[test]
@@ -292,7 +313,7 @@ mod tests {
         store.append(records[0].clone()).unwrap();
         assert_eq!(store.records().len(), records.len());
         drop(store);
-        assert_eq!(read(dir.path()).unwrap().len(), records.len());
+        assert_eq!(read::<Record>(dir.path()).unwrap().len(), records.len());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::environment::Environment;
+use super::roofline::Cost;
 
 /// The versions of the document that this program reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -237,12 +238,40 @@ pub struct Speed {
     pub decode_tokens_per_second_ci95: Option<Interval>,
     /// Decode rate over the base's in the same cell (prefill rate where nothing was decoded).
     pub speedup_vs_base: Option<f64>,
+    /// How near prefill comes to what the device can do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefill_utilisation: Option<Utilisation>,
+    /// How near decode comes to what the device can do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decode_utilisation: Option<Utilisation>,
     /// Where the device memory went.
     pub memory: Option<Memory>,
     /// What its work draws.
     pub energy: Option<Energy>,
     /// Whether no variant beats it in both quality and decode speed in this cell.
     pub on_pareto_front: bool,
+}
+
+/// How near some work comes to what the device can do. Bytes and operations are what its shapes need at least, so the
+/// shares are of useful work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Utilisation {
+    /// What a prefill, or a decode step, costs at least.
+    pub cost: Cost,
+    /// Bytes moved per second, decimal GB/s.
+    pub gb_per_s: f64,
+    /// Operations per second, in TFLOP/s.
+    pub tflop_per_s: f64,
+    /// 100 × bytes moved over what could be read at the measured rate; null where that was not measured.
+    pub percent_of_read: Option<f64>,
+    /// 100 × operations over what products of the type do at the measured rate; null where that was not measured.
+    pub percent_of_matmul: Option<f64>,
+    /// Which of the two binds: `read`, or `matmul` with its type.
+    pub limit: Option<String>,
+    /// The time that it leaves at best.
+    pub floor_ms: Option<f64>,
+    /// 100 × that over the time.
+    pub percent_of_limit: Option<f64>,
 }
 
 /// A summary of samples. A quantile is null where there are too few samples for it: p90 needs 10, p95 20, p99 100.

@@ -1,37 +1,13 @@
 //! A study in a terminal, in two parts: what the variants are and how good, then, cell by cell, how fast.
 
-use comfy_table::{
-    Cell as TableCell, CellAlignment, ContentArrangement, LineStyle, Table, TableStyle,
-};
-
-use super::format::{self, NONE, or_none};
+use super::columns::{Column, column, filled, laid_out};
+use super::format;
 use super::record::Cell;
-use super::study::{Perplexity, Speed, Study, Variant};
+use super::study::{Perplexity, Speed, Study, Utilisation, Variant};
 use crate::units::{Bytes, three_digits};
 
 /// Marks a variant that nothing beats in both quality and speed.
 const MARK: &str = "●";
-
-/// One rule under the head, nothing else: figures are read down their column.
-const STYLE: TableStyle =
-    TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
-
-/// The blanks before a cell: its own padding and the place of the line that [`STYLE`] does not draw.
-const PADDING: usize = 2;
-
-/// The shortest that a name is cut to.
-const SHORTEST_NAME: usize = 8;
-
-/// A column before it is laid out.
-#[derive(Debug, Clone)]
-pub(super) struct Column {
-    /// What stands above it; a second line holds the unit.
-    pub(super) head: String,
-    /// One text per row.
-    pub(super) cells: Vec<String>,
-    /// Columns with a lower weight go first when the width does not suffice.
-    weight: u8,
-}
 
 /// The whole study, at most `width` columns wide where that is possible at all.
 pub fn study(study: &Study, width: usize) -> String {
@@ -218,6 +194,12 @@ pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
             let interval = s.decode_tokens_per_second_ci95;
             Some(format::with_half_width(rate, interval))
         }),
+        of("prefill\n% of limit", 5, &|s| {
+            of_limit(s.prefill_utilisation.as_ref()?)
+        }),
+        of("decode\n% of limit", 8, &|s| {
+            of_limit(s.decode_utilisation.as_ref()?)
+        }),
         of("vs base", 11, &|s| s.speedup_vs_base.map(format::factor)),
         of("ITL p50\nms", 10, &|s| Some(format::plain(s.itl_ms?.p50))),
         of("ITL p99\nms", 3, &|s| s.itl_ms?.p99.map(format::plain)),
@@ -230,95 +212,21 @@ pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
     filled(columns)
 }
 
-fn column(head: &str, weight: u8, cells: impl Iterator<Item = Option<String>>) -> Column {
-    Column {
-        head: head.to_owned(),
-        cells: cells.map(|cell| or_none(cell, |text| text)).collect(),
-        weight,
-    }
+fn of_some_limit(speed: &Speed) -> bool {
+    let both = [&speed.prefill_utilisation, &speed.decode_utilisation];
+    both.into_iter()
+        .flatten()
+        .any(|utilisation| utilisation.limit.is_some())
 }
 
-impl Column {
-    /// Nothing instead of a dash.
-    fn blank(mut self) -> Self {
-        for cell in &mut self.cells {
-            if cell == NONE {
-                cell.clear();
-            }
-        }
-        self
-    }
-
-    fn width(&self) -> usize {
-        let lines = self
-            .head
-            .lines()
-            .chain(self.cells.iter().map(String::as_str));
-        lines.map(|line| line.chars().count()).max().unwrap_or(0)
-    }
-}
-
-/// Without the columns that say nothing.
-fn filled(mut columns: Vec<Column>) -> Vec<Column> {
-    columns.retain(|column| {
-        column
-            .cells
-            .iter()
-            .any(|cell| cell != NONE && !cell.is_empty())
-    });
-    columns
-}
-
-fn laid_out(mut columns: Vec<Column>, width: usize) -> String {
-    fit(&mut columns, width);
-    let mut table = Table::new();
-    table
-        .load_style(STYLE)
-        .set_content_arrangement(ContentArrangement::Disabled)
-        .force_no_tty()
-        .set_header(columns.iter().map(|column| column.head.clone()));
-    for row in 0..columns.first().map_or(0, |column| column.cells.len()) {
-        table.add_row(
-            columns
-                .iter()
-                .map(|column| TableCell::new(&column.cells[row])),
-        );
-    }
-    let names = columns.iter().position(|column| column.head == "variant");
-    for (place, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((1, 0));
-        if Some(place) != names {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table.trim_fmt()
-}
-
-/// Drops the lightest columns until the rest fits, then cuts names.
-fn fit(columns: &mut Vec<Column>, width: usize) {
-    let total = |columns: &[Column]| -> usize {
-        columns.iter().map(|column| column.width() + PADDING).sum()
-    };
-    // A long name is cut before a figure is lost, but only as far as half of the width.
-    shorten_names(columns, width / 3);
-    while total(columns) > width && columns.len() > 2 {
-        let lightest = (0..columns.len()).min_by_key(|&i| columns[i].weight);
-        columns.remove(lightest.expect("there are columns"));
-    }
-    let excess = total(columns).saturating_sub(width);
-    let name = columns.iter().find(|column| column.head == "variant");
-    if let (Some(name), true) = (name, excess > 0) {
-        let most = name.width().saturating_sub(excess).max(SHORTEST_NAME);
-        shorten_names(columns, most);
-    }
-}
-
-fn shorten_names(columns: &mut [Column], most: usize) {
-    for column in columns.iter_mut().filter(|column| column.head == "variant") {
-        for cell in &mut column.cells {
-            *cell = format::shortened(cell, most.max(SHORTEST_NAME));
-        }
-    }
+/// `62.1 read`: the share of the measured ceiling that binds, and which it is.
+fn of_limit(utilisation: &Utilisation) -> Option<String> {
+    let limit = utilisation.limit.as_deref()?;
+    let name = limit.strip_prefix("matmul ").unwrap_or(limit);
+    Some(format!(
+        "{} {name}",
+        format::plain(utilisation.percent_of_limit?)
+    ))
 }
 
 /// What the marks mean, and why figures are missing.
@@ -333,6 +241,13 @@ fn notes(study: &Study) -> Vec<String> {
     let mut speeds = study.variants.iter().flat_map(|variant| &variant.speed);
     if speeds.any(|speed| speed.decode_tokens_per_second_ci95.is_some()) {
         lines.push("± CI: half of the 95 % interval over the trials of this run".to_owned());
+    }
+    let mut speeds = study.variants.iter().flat_map(|variant| &variant.speed);
+    if speeds.any(|speed| of_some_limit(speed)) {
+        lines.push(
+            "% of limit: of what bytes and operations leave at best by the measured ceilings, and which of them binds"
+                .to_owned(),
+        );
     }
     for variant in &study.variants {
         let label = study.label(variant);

@@ -1,7 +1,10 @@
 //! From the samples of a cell to its figures.
 
 use super::record;
-use super::study::{Amount, Energy, EnergyUse, Histogram, Interval, Memory, Speed, Stats};
+use super::roofline::{Cost, Limits};
+use super::study::{
+    Amount, Energy, EnergyUse, Histogram, Interval, Memory, Speed, Stats, Utilisation,
+};
 use crate::stats::{self, Ratio, Summary};
 use crate::units::{Bytes, Seconds};
 
@@ -50,6 +53,16 @@ pub(super) fn measured(cell: record::Cell, speed: &record::Speed) -> Speed {
         prefill_tokens_per_second_ci95: stats::rate_interval(&prefill).map(Interval::from),
         decode_tokens_per_second: stats::rate(&decode),
         decode_tokens_per_second_ci95: stats::rate_interval(&decode).map(Interval::from),
+        prefill_utilisation: speed.work.as_ref().and_then(|work| {
+            utilisation(work.prefill, &work.limits, seconds_each(trials, prefilled))
+        }),
+        decode_utilisation: speed.work.as_ref().and_then(|work| {
+            utilisation(
+                work.decode_step?,
+                &work.limits,
+                seconds_each(trials, decoded),
+            )
+        }),
         memory: Some(speed.memory.into()),
         energy: Some(energy(&speed.energy)),
         ..empty(cell)
@@ -77,6 +90,8 @@ fn empty(cell: record::Cell) -> Speed {
         decode_tokens_per_second: None,
         decode_tokens_per_second_ci95: None,
         speedup_vs_base: None,
+        prefill_utilisation: None,
+        decode_utilisation: None,
         memory: None,
         energy: None,
         on_pareto_front: false,
@@ -97,6 +112,44 @@ fn rates(
             whole: time.0,
         })
         .collect()
+}
+
+/// A trial's prefill: once, and the seconds that it took.
+fn prefilled(trial: &record::Trial) -> (usize, Seconds) {
+    (1, trial.prefill)
+}
+
+/// A trial's decode: so many steps, and the seconds that they took.
+fn decoded(trial: &record::Trial) -> (usize, Seconds) {
+    (trial.itl.len(), trial.decode)
+}
+
+/// Seconds for each of what was done: the sum over the sum. `None` where nothing was.
+fn seconds_each(
+    trials: &[record::Trial],
+    figure: impl Fn(&record::Trial) -> (usize, Seconds),
+) -> Option<f64> {
+    stats::rate(&rates(trials, figure)).map(|rate| 1.0 / rate)
+}
+
+/// How near work of this cost comes to the limits when it takes so long.
+fn utilisation(cost: Cost, limits: &Limits, seconds: Option<f64>) -> Option<Utilisation> {
+    let seconds = seconds.filter(|s| s.is_finite() && *s > 0.0)?;
+    let gb_per_s = cost.bytes() / seconds / 1e9;
+    let tflop_per_s = cost.flops / seconds / 1e12;
+    let bound = limits.bound(&cost);
+    Some(Utilisation {
+        cost,
+        gb_per_s,
+        tflop_per_s,
+        percent_of_read: limits.read_gb_per_s.map(|rate| 100.0 * gb_per_s / rate),
+        percent_of_matmul: limits
+            .product_tflop_per_s
+            .map(|rate| 100.0 * tflop_per_s / rate),
+        floor_ms: bound.as_ref().map(|bound| 1e3 * bound.seconds),
+        percent_of_limit: bound.as_ref().map(|bound| 100.0 * bound.seconds / seconds),
+        limit: bound.map(|bound| bound.limit),
+    })
 }
 
 /// Counts up to a little beyond the 99th percentile, so that one hiccup does not squeeze the rest into a single bin.
@@ -236,6 +289,7 @@ mod tests {
             energy: record::Energy::Unavailable {
                 reason: "not asked".to_owned(),
             },
+            work: None,
         }
     }
 
@@ -257,6 +311,39 @@ mod tests {
         assert!((figures.tpot_ms.unwrap().mean - 20.0).abs() < 1e-9);
         assert!((figures.ttft_ms.unwrap().p50 - 300.0).abs() < 1e-9);
         assert_eq!(figures.ttft_ms.unwrap().p90, None);
+    }
+
+    #[test]
+    fn utilisation_is_of_the_time_that_was_taken() {
+        let cost = |bytes, flops| Cost {
+            read_bytes: bytes,
+            written_bytes: 0.0,
+            flops,
+        };
+        let limits = Limits {
+            read_gb_per_s: Some(1000.0),
+            product: Some("bf16".to_owned()),
+            product_tflop_per_s: Some(100.0),
+        };
+        let mut speed = speed(vec![trial(0.2, &[0.01, 0.03]), trial(0.4, &[0.02, 0.02])]);
+        speed.work = Some(record::Work {
+            prefill: cost(1e9, 6e12),
+            decode_step: Some(cost(1e10, 1e10)),
+            limits,
+        });
+        let figures = measured(CELL, &speed);
+        // 20 ms a step, of which 10 are bytes; 150 ms a prefill, of which 60 are operations.
+        let decode = figures.decode_utilisation.unwrap();
+        assert_eq!(decode.limit.as_deref(), Some("read"));
+        assert!((decode.percent_of_limit.unwrap() - 50.0).abs() < 1e-9);
+        assert!((decode.percent_of_read.unwrap() - 50.0).abs() < 1e-9);
+        assert!((decode.percent_of_matmul.unwrap() - 0.5).abs() < 1e-9);
+        let prefill = figures.prefill_utilisation.unwrap();
+        assert_eq!(prefill.limit.as_deref(), Some("matmul bf16"));
+        assert!((prefill.percent_of_limit.unwrap() - 40.0).abs() < 1e-9);
+        assert!((prefill.floor_ms.unwrap() - 60.0).abs() < 1e-9);
+        speed.work = None;
+        assert_eq!(measured(CELL, &speed).decode_utilisation, None);
     }
 
     #[test]

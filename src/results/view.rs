@@ -97,8 +97,7 @@ impl Study {
 
     /// The command as one could paste it into a shell.
     pub fn command_line(&self) -> String {
-        let quoted: Vec<String> = self.command.iter().map(|word| shell_quoted(word)).collect();
-        quoted.join(" ")
+        command_line(&self.command)
     }
 }
 
@@ -127,6 +126,12 @@ impl Speed {
             _ => None,
         }
     }
+}
+
+/// Words as one could paste them into a shell.
+pub(super) fn command_line(command: &[String]) -> String {
+    let quoted: Vec<String> = command.iter().map(|word| shell_quoted(word)).collect();
+    quoted.join(" ")
 }
 
 /// A word as a POSIX shell reads it back.

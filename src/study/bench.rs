@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::plan::{Plan, positions};
 use super::prompts::random_tokens;
 use super::runner::Runner;
+use super::work;
 use crate::engine::Limits;
 use crate::error::Result;
 use crate::kernels::Device;
@@ -17,7 +18,8 @@ use crate::measure::memory::HostMemory;
 use crate::measure::sampler::{DEFAULT_PERIOD, PowerSource, Sampler};
 use crate::measure::trial;
 use crate::measure::window::Window;
-use crate::results::record::{Amount, Cell, Energy, EnergyUse, Memory, Speed, Trial};
+use crate::results::environment::Ceilings;
+use crate::results::record::{Amount, Cell, Energy, EnergyUse, Memory, Speed, Trial, Work};
 use crate::units::{Bytes, Clock};
 
 /// Chunks of a prompt that the CPU and a GPU take by default: large enough to be limited by arithmetic.
@@ -35,6 +37,7 @@ pub(super) struct Bench<'a> {
     pub(super) interrupt: &'a Interrupt,
     pub(super) power: &'a PowerSource,
     pub(super) vocab: usize,
+    pub(super) ceilings: Option<&'a Ceilings>,
 }
 
 /// The engine's limits for a cell.
@@ -81,13 +84,28 @@ impl Bench<'_> {
         let memory = self.memory(runner, predicted);
         let energy = self.energy(runner, cell)?;
         let stop_reason = Some(trials.stopped.name().to_owned());
+        let work = self.work(runner, cell);
         Ok(Speed {
             trials: trials.values,
             warmup_trials,
             stop_reason,
             memory,
             energy,
+            work,
         })
+    }
+
+    /// What a trial must move and compute at least; unknown of candle's models.
+    fn work(&self, runner: &Runner, cell: &Cell) -> Option<Work> {
+        let weights = runner.weights()?;
+        let chunk = limits(self.plan, self.device, cell).chunk;
+        Some(work::of_cell(
+            weights,
+            cell,
+            chunk,
+            self.device,
+            self.ceilings,
+        ))
     }
 
     fn prompts(&self, cell: &Cell, trial: u64, count: usize) -> Vec<Vec<u32>> {

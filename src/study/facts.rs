@@ -53,6 +53,10 @@ pub fn environment(device: &Device) -> Environment {
                 Some((_, total)) => Some(total),
                 None => facts.memory.map(|m| m.0),
             },
+            cache_bytes: match device {
+                Device::Cpu => facts.cpu.cache.map(|bytes| bytes.0),
+                Device::Gpu(gpu) => Some(gpu.facts().cache_bytes as u64),
+            },
             driver: gpu.and_then(|g| g.driver.clone()),
             cuda: gpu.and_then(|g| g.cuda_driver.clone()),
             compute_capability: compute_capability(device),

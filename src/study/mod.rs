@@ -4,6 +4,7 @@
 mod bench;
 mod ceilings;
 mod facts;
+pub mod microbench;
 mod plan;
 mod prompts;
 mod quality;
@@ -12,8 +13,9 @@ mod runner;
 mod sensors;
 mod single;
 mod verify;
+mod work;
 
-pub use ceilings::{Ceiling, ceilings, ceilings_of};
+pub use ceilings::{Effort, ceilings};
 pub use facts::{environment, gpu_facts};
 pub use plan::{DeviceChoice, EngineKind, Plan, QualityPlan, open_device};
 pub use prompts::random_tokens;

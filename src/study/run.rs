@@ -17,6 +17,7 @@ use crate::measure::memory::{HostMemory, PeakMeter};
 use crate::measure::{Interrupt, PowerSource, SystemClock};
 use crate::model::Model;
 use crate::quality::TextFormat;
+use crate::results::environment::Ceilings;
 use crate::results::record::{Body, Cell, Failure, Load, Loaded, QualityTask, Record, Subject};
 use crate::results::{Environment, Store};
 use crate::scheme::{DType, Variant};
@@ -97,6 +98,7 @@ pub fn run(
         interrupt,
         watcher,
         power,
+        ceilings: environment.ceilings.as_ref(),
         clock,
         done: 0,
         total,
@@ -304,6 +306,7 @@ struct Session<'a> {
     interrupt: &'a Interrupt,
     watcher: &'a mut dyn Watcher,
     power: PowerSource,
+    ceilings: Option<&'a Ceilings>,
     clock: Arc<dyn Clock>,
     done: usize,
     total: usize,
@@ -450,6 +453,7 @@ impl Session<'_> {
                     interrupt,
                     power: &self.power,
                     vocab: job.model.config.vocab,
+                    ceilings: self.ceilings,
                 };
                 let predicted = runner.weights().and_then(|weights| {
                     let limits = limits(self.plan, self.device, cell);

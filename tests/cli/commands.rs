@@ -121,6 +121,25 @@ fn logits_equal_those_of_transformers() {
     }
 }
 
+/// What a step costs is known of our own forward pass, and then so is how near it comes to the measured ceilings.
+fn near_its_limit(speed: &Value, own: bool) {
+    for of in ["prefill_utilisation", "decode_utilisation"] {
+        if !own {
+            assert!(speed[of].is_null(), "{speed:#}");
+            continue;
+        }
+        let found = &speed[of];
+        for figure in ["/gb_per_s", "/tflop_per_s", "/percent_of_read", "/floor_ms"] {
+            assert!(number(found, figure) > 0.0, "{figure} of {found}");
+        }
+        let limit = found["limit"].as_str().unwrap();
+        assert!(
+            ["read", "matmul f32", "matmul int8"].contains(&limit),
+            "{limit}"
+        );
+    }
+}
+
 #[test]
 fn speed_alone_is_measured_by_both_engines() {
     let folder = tempdir().unwrap();
@@ -150,6 +169,9 @@ fn speed_alone_is_measured_by_both_engines() {
                     .iter()
                     .all(|s| s["ttft_ms"]["n"] == 2 && s["itl_ms"]["n"] == 6)
             );
+            for s in speed {
+                near_its_limit(s, engine == "candlepower");
+            }
         }
     }
     assert_eq!(

@@ -3,11 +3,11 @@
 use candlepower::kernels::fill::Filling;
 use candlepower::kernels::linear::{LinearWeight, WeightData};
 use candlepower::kernels::quantize::{QuantizeAct, QuantizeRows};
-use candlepower::kernels::stream::{CopyAll, ReadAll};
-use candlepower::kernels::{Buf, BufType, Device};
+use candlepower::kernels::stream::{CopyAll, Nothing, ReadAll, ReadPlan};
+use candlepower::kernels::{BufType, Device};
 use candlepower::scheme::{CodeFormat, DType};
 
-use super::{Noise, TYPES, bits, get, gpus, put};
+use super::{Noise, TYPES, bits, devices, get, gpus, put, put_ids};
 
 #[test]
 fn a_gpu_fills_with_the_same_bits_and_only_where_it_is_told() {
@@ -124,19 +124,60 @@ fn a_gpu_rounds_inputs_to_the_same_codes_and_scales() {
     }
 }
 
+/// Any numbers' bits; their exclusive or changes with every one of them.
+fn any_numbers(count: usize) -> Vec<f32> {
+    let mut noise = Noise(count as u64);
+    (0..count).map(|_| noise.number()).collect()
+}
+
 #[test]
-fn streams_go_over_every_element() {
-    for device in gpus() {
-        let count = 1 << 20;
-        let mut numbers = vec![0.25; count];
-        numbers[count - 1] = 0.5;
-        let x = put(&device, &numbers, DType::F32);
-        let mut found = device.alloc(BufType::U32, 1).unwrap();
-        ReadAll { count }.run(&device, &x, &mut found).unwrap();
-        let found: Vec<u32> = device.download(&found, 0..1).unwrap();
-        assert_eq!(found, [u32::try_from(count - 1).unwrap()]);
-        let mut copy: Buf = device.alloc(BufType::Float(DType::F32), count).unwrap();
-        CopyAll { count }.run(&device, &x, &mut copy).unwrap();
-        assert!(get(&device, &copy) == numbers);
+fn readers_read_every_element_in_every_way() {
+    for device in devices() {
+        let blocks = match &device {
+            Device::Cpu => 1,
+            Device::Gpu(gpu) => gpu.facts().multiprocessors,
+        };
+        for count in [1, 3, 4, 255, 1024, 4099, 20_000, 20_000 * blocks.min(8)] {
+            let numbers = any_numbers(count);
+            let truth = numbers.iter().fold(0, |all, x| all ^ x.to_bits());
+            let x = put(&device, &numbers, DType::F32);
+            for plan in ReadPlan::ALL {
+                let op = ReadAll { count, plan };
+                let results = op.results(&device);
+                let mut out = put_ids(&device, &vec![u32::MAX; results]);
+                op.run(&device, &x, &mut out).unwrap();
+                let found: Vec<u32> = device.download(&out, 0..results).unwrap();
+                let found = found.iter().fold(0, |all, x| all ^ x);
+                assert_eq!(found, truth, "{count}, {plan}, {}", device.kind());
+            }
+        }
+    }
+}
+
+#[test]
+fn copies_are_whole_and_leave_the_rest_alone() {
+    for device in devices() {
+        for count in [1, 3, 4, 255, 1024, 4099, 50_001] {
+            let numbers = any_numbers(count);
+            let x = put(&device, &numbers, DType::F32);
+            let mut copy = put(&device, &vec![7.0; count], DType::F32);
+            CopyAll { count }.run(&device, &x, &mut copy).unwrap();
+            assert!(get(&device, &copy) == numbers, "{count}, {}", device.kind());
+        }
+    }
+}
+
+#[test]
+fn nothing_can_be_launched_and_recorded() {
+    for device in devices() {
+        for overlaps in [false, true] {
+            Nothing { overlaps }.run(&device).unwrap();
+            if let Device::Gpu(gpu) = &device {
+                let graph =
+                    gpu.capture(|| (0..3).try_for_each(|_| Nothing { overlaps }.run(&device)));
+                graph.unwrap().launch().unwrap();
+            }
+            device.synchronize().unwrap();
+        }
     }
 }

@@ -24,6 +24,7 @@ mod linear;
 mod names;
 mod quantize;
 mod rows;
+mod stream;
 mod workspace;
 
 pub(crate) use attention::{attention, rope_append};
@@ -38,3 +39,4 @@ pub(crate) use linear::{linear, linear_kernels, rows_held, streamed};
 pub use names::names;
 pub(crate) use quantize::{quantize_act, quantize_rows};
 pub(crate) use rows::{argmax, gather, log_prob, rms_norm, silu_mul};
+pub(crate) use stream::{copy_all, nothing, read_all};

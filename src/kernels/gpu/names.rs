@@ -1,5 +1,7 @@
 //! The names that launch functions put together at run time.
 
+use crate::kernels::stream::ReadPlan;
+
 /// Every name that a launch function can come up with, sorted. Tests hold the compiled kernels against it, so that no
 /// kernel is dead and no launch fails for want of one.
 pub fn names() -> Vec<String> {
@@ -46,6 +48,9 @@ pub fn names() -> Vec<String> {
         }
     }
     names.extend(super::linear::names());
+    names.extend(ReadPlan::ALL.map(ReadPlan::kernel));
+    names.extend(["copy_words", "nothing", "nothing_overlapping"].map(str::to_owned));
     names.sort();
+    names.dedup();
     names
 }

@@ -4,6 +4,8 @@ mod cpu;
 mod rows;
 mod weight;
 
+use std::fmt;
+
 use super::device::{Buf, Device, with_dtype};
 pub use super::gpu::LinearKernel;
 use super::{Cost, check_len};
@@ -45,6 +47,15 @@ pub enum LinearPlan {
         /// Rows per panel.
         rows: usize,
     },
+}
+
+impl fmt::Display for LinearPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registers => f.write_str("weights widened in registers"),
+            Self::Panels { rows } => write!(f, "weights widened in panels of {rows} rows"),
+        }
+    }
 }
 
 /// f32 bytes of a panel: what stays in a core's second-level cache beside the inputs.

@@ -2,6 +2,7 @@
 //! style sheet by class, so one drawing serves light, dark and print.
 
 mod by_batch;
+mod by_tokens;
 mod marker;
 mod memory;
 mod scale;
@@ -10,6 +11,7 @@ mod svg;
 mod tradeoff;
 
 pub(super) use by_batch::{Figure, by_batch};
+pub(super) use by_tokens::by_tokens;
 #[cfg(test)]
 pub(super) use marker::COLOURS;
 pub(super) use marker::legend_marker;

@@ -64,6 +64,28 @@ impl Scale {
         }
     }
 
+    /// A logarithmic axis over these figures, however near they are; those that are not positive are passed over.
+    pub(super) fn log(figures: impl Iterator<Item = f64>, (from, to): (f64, f64)) -> Self {
+        let (mut low, mut high) = figures
+            .filter(|x| x.is_finite() && *x > 0.0)
+            .fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), x| {
+                (low.min(x), high.max(x))
+            });
+        if low > high {
+            (low, high) = (1.0, 10.0);
+        }
+        let margin = (high / low).powf(0.06).max(1.05);
+        (low, high) = (low / margin, high * margin);
+        Self {
+            low,
+            high,
+            from,
+            to,
+            log: true,
+            step: nice_step(high - low),
+        }
+    }
+
     /// The place of a figure, held within the axis.
     pub(super) fn at(&self, x: f64) -> f64 {
         let share = if self.log {
@@ -81,13 +103,13 @@ impl Scale {
 
     /// The marked figures with their texts.
     pub(super) fn ticks(&self) -> Vec<(f64, String)> {
-        let figures = if self.log {
-            self.log_ticks()
-        } else {
+        let by_ratio = if self.log { self.log_ticks() } else { vec![] };
+        let figures = Some(by_ratio).filter(|ticks| ticks.len() > 1);
+        let figures: Vec<f64> = figures.unwrap_or_else(|| {
             let first = (self.low / self.step - 1e-9).ceil() as i64;
             let last = (self.high / self.step + 1e-9).floor() as i64;
             (first..=last).map(|i| i as f64 * self.step).collect()
-        };
+        });
         figures
             .into_iter()
             .map(|x| (x, self.tick_text(x)))
@@ -125,7 +147,7 @@ impl Scale {
     }
 
     fn plain_tick(&self, x: f64) -> String {
-        if self.log {
+        if self.log && self.high / self.low > 2.0 {
             return match x {
                 x if x >= 1.0 => format::grouped(x.round() as u64),
                 x if x >= 1e-3 => rounded(x).to_string(),
@@ -200,6 +222,17 @@ mod tests {
         }
         let rates = Scale::over([0.0, 44_000.0].into_iter(), (0.0, 1.0), Origin::Zero);
         assert_eq!(texts(&rates), ["0", "10k", "20k", "30k", "40k"]);
+        let near = Scale::log([11.2, 11.9].into_iter(), (0.0, 1.0));
+        assert!(
+            near.is_log() && texts(&near).len() > 1,
+            "{:?}",
+            texts(&near)
+        );
+        let far = Scale::log([0.5, 900.0].into_iter(), (0.0, 1.0));
+        assert_eq!(
+            texts(&far),
+            ["1", "3", "10", "30", "100", "300", "1\u{202f}000"]
+        );
         let down = Scale::over([0.0, 10.0].into_iter(), (100.0, 0.0), Origin::Zero);
         assert_eq!(down.at(0.0), 100.0);
         assert!(down.at(10.0) < 15.0);

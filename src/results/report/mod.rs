@@ -6,15 +6,22 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{Environment as Templates, UndefinedBehavior, context};
 
+use serde::Serialize;
+
 use super::study::Study;
 use super::table;
 use super::verdict::verdict;
 use crate::error::{Error, Result};
 
+pub(super) use sections::{environment as environment_facts, grid, subtitle as subtitle_of};
+
 /// The page. Everything put into it is escaped unless [`safe`] made it.
 const TEMPLATE: &str = include_str!("page.html.jinja");
 
-/// Its style sheet, kept apart so that an editor knows it for one.
+/// How every page shows a table.
+const GRID: &str = include_str!("grid.html.jinja");
+
+/// The style sheet of every page, kept apart so that an editor knows it for one.
 const STYLE: &str = include_str!("style.css");
 
 /// Renders the page.
@@ -22,7 +29,12 @@ const STYLE: &str = include_str!("style.css");
 /// # Errors
 /// Only if the template itself is broken.
 pub fn html(study: &Study) -> Result<String> {
-    let broken = |error| Error::Internal(format!("report: {error:#}"));
+    render("report.html", TEMPLATE, page(study)?)
+}
+
+/// Renders a page, which may use `style` and `grid`.
+pub(super) fn render(name: &str, template: &str, values: Value) -> Result<String> {
+    let broken = |error| Error::Internal(format!("{name}: {error:#}"));
     let syntax = SyntaxConfig::builder()
         .trim_blocks(true)
         .lstrip_blocks(true)
@@ -31,8 +43,10 @@ pub fn html(study: &Study) -> Result<String> {
     let mut templates = Templates::new();
     templates.set_undefined_behavior(UndefinedBehavior::Strict);
     templates.set_syntax(syntax);
+    templates.add_global("style", safe(STYLE));
+    templates.add_template("grid.html", GRID).map_err(broken)?;
     templates
-        .render_named_str("report.html", TEMPLATE, page(study)?)
+        .render_named_str(name, template, values)
         .map_err(broken)
 }
 
@@ -44,10 +58,9 @@ fn page(study: &Study) -> Result<Value> {
         names => names,
     };
     Ok(context! {
-        style => safe(STYLE),
         title,
         verdict => verdict(study),
-        subtitle => sections::subtitle(study),
+        subtitle => sections::subtitle(&study.environment),
         tiles => sections::tiles(study),
         legend => sections::legend(study),
         quality => sections::grid(&table::quality_columns(study)),
@@ -64,14 +77,14 @@ fn page(study: &Study) -> Result<Value> {
 }
 
 /// Markup made here, not to be escaped again.
-fn safe(markup: &str) -> Value {
+pub(super) fn safe(markup: &str) -> Value {
     Value::from_safe_string(markup.to_owned())
 }
 
-/// The study as JSON that cannot end the element it stands in: `<` occurs in strings alone, where an escape means the
+/// A document as JSON that cannot end the element it stands in: `<` occurs in strings alone, where an escape means the
 /// same.
-fn embedded(study: &Study) -> Result<String> {
-    serde_json::to_string(study)
+pub(super) fn embedded(document: &impl Serialize) -> Result<String> {
+    serde_json::to_string(document)
         .map(|json| json.replace('<', "\\u003c"))
         .map_err(|error| Error::Internal(format!("report: {error}")))
 }

@@ -4,17 +4,17 @@ use minijinja::context;
 use minijinja::value::Value;
 
 use super::super::charts::{self, Figure};
+use super::super::columns::Column;
 use super::super::environment::Environment;
 use super::super::format::{self, or_none};
 use super::super::record::Cell;
 use super::super::study::{Energy, QualityAxis, Scheme, Speed, Study, Variant};
-use super::super::table::{self, Column};
+use super::super::table;
 use super::safe;
 use crate::units::{Bytes, Joules, Seconds};
 
 /// Where and when, with what.
-pub(super) fn subtitle(study: &Study) -> Value {
-    let environment = &study.environment;
+pub(in super::super) fn subtitle(environment: &Environment) -> Value {
     let version = format!("candlepower {}", environment.tool_version);
     let day = |moment: &String| moment.chars().take("2026-01-31".len()).collect::<String>();
     [
@@ -82,7 +82,7 @@ pub(super) fn legend(study: &Study) -> Value {
 }
 
 /// A table, head by head and row by row; `names` is the column that heads its rows.
-pub(super) fn grid(columns: &[Column]) -> Option<Value> {
+pub(in super::super) fn grid(columns: &[Column]) -> Option<Value> {
     let names = columns.iter().position(|column| column.head == "variant")?;
     let rows = columns[names].cells.len();
     let row = |row: usize| {
@@ -222,7 +222,7 @@ pub(super) fn failures(study: &Study) -> Value {
 }
 
 /// The facts about the machine that are known, by name.
-pub(super) fn environment(environment: &Environment) -> Value {
+pub(in super::super) fn environment(environment: &Environment) -> Value {
     let (device, cpu) = (&environment.device, &environment.cpu);
     let bytes = |bytes: Option<u64>| bytes.map(|bytes| Bytes(bytes).to_string());
     let program = [

@@ -5,7 +5,7 @@ use super::super::record as domain;
 use super::{
     Amount, Body, Cell, Check, Divergence, Energy, EnergyUse, Load, Loaded, Memory, Model, Outcome,
     Perplexity, QualityTask, Record, Scheme, Segment, Speed, Subject, Text, Trial, Verification,
-    Version,
+    Version, Work,
 };
 use crate::units::{Bytes, Joules, Seconds, Watts};
 
@@ -108,7 +108,9 @@ mirror!(Speed {
     stop_reason = stop_reason,
     memory = memory: _,
     energy = energy: _,
+    work = work: maybe,
 });
+mirror!(Work { prefill = prefill, decode_step = decode_step, limits = limits });
 mirror!(Trial {
     ttft_s = ttft: Seconds,
     prefill_s = prefill: Seconds,

@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::roofline::{Cost, Limits};
+
 /// The versions of the wire form that this program reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(super) enum Version {
@@ -194,6 +196,19 @@ pub(super) struct Speed {
     pub(super) stop_reason: Option<String>,
     pub(super) memory: Memory,
     pub(super) energy: Energy,
+    /// What the work costs at least; null where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) work: Option<Work>,
+}
+
+/// What the work of a cell costs at least, and measured ceilings of the device.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Work {
+    /// The prefill of a trial.
+    pub(super) prefill: Cost,
+    /// A decode step, in the mean over a trial; null where nothing is decoded.
+    pub(super) decode_step: Option<Cost>,
+    pub(super) limits: Limits,
 }
 
 /// One trial, in host time.

@@ -1,0 +1,221 @@
+//! `candlepower kernels`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args as ClapArgs;
+
+use super::args::{DeviceFlags, parse_positive, parse_seconds};
+use super::list::Numbers;
+use super::progress::{Progress, say, width};
+use crate::error::{Error, Result};
+use crate::measure::Interrupt;
+use crate::measure::trial::{StopRule, WarmUp};
+use crate::model::{ModelSpec, WeightsChoice};
+use crate::results::microbench::record::Store;
+use crate::results::microbench::{Microbench, export, table};
+use crate::scheme::{DType, Variant};
+use crate::study::microbench::{self, MicrobenchPlan, OPS, OpEntry};
+use crate::study::{self, Effort};
+use crate::units::Seconds;
+
+#[derive(ClapArgs)]
+#[command(after_help = "Examples:
+  candlepower kernels
+  candlepower kernels --model llama-3.1-8b --m 1-64*2 --variants bf16,int8,w4a16 --out OUT
+  candlepower kernels --shape 28672,4096 --shape 4096,14336 --m 1,16 --json
+  candlepower kernels --op all --model qwen3-0.6b --m 1,8")]
+pub(super) struct Args {
+    /// What is run: linear, quantize, norm, silu_mul, argmax, rope, attention, or all
+    #[arg(long, default_value = "linear", value_delimiter = ',', value_name = "LIST", value_parser = parse_op)]
+    op: Vec<Ops>,
+    /// Models whose shapes are taken: presets, or whatever else other commands take [default: tiny]
+    #[arg(long, value_delimiter = ',', value_name = "MODEL")]
+    model: Vec<String>,
+    /// A product's output and input features, instead of a model's; may be repeated
+    #[arg(long, value_name = "N,K", value_parser = parse_shape, conflicts_with = "model")]
+    shape: Vec<[usize; 2]>,
+    /// Tokens, the rows of the input; lists and ranges as in 1,2,4 or 1-64*2
+    #[arg(long, default_value = "1-128*2", value_name = "LIST")]
+    m: Numbers,
+    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32)
+    #[arg(
+        long,
+        default_value = "bf16,int8,w8a8,w4a16",
+        value_delimiter = ',',
+        value_name = "LIST"
+    )]
+    variants: Vec<Variant>,
+    /// Type of the activations: f32, f16 or bf16 [default: f32 on the CPU, that of the variant, or bf16, on a GPU]
+    #[arg(long, value_name = "DTYPE")]
+    dtype: Option<DType>,
+    /// Positions of the cache that rope and attention see [default: 1024]
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// Folder of the results; a second run with the same folder goes on where the first ended
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Writes one row per cell to this file
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Measures cells anew that are on record
+    #[arg(long)]
+    force: bool,
+    /// Prints JSON instead of the table
+    #[arg(long)]
+    json: bool,
+    /// Leaves the measured ceilings out, and what is said in terms of them
+    #[arg(long)]
+    no_ceilings: bool,
+    #[command(flatten)]
+    device: DeviceFlags,
+    /// At least this many samples of each time
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = parse_positive, help_heading = "Timing")]
+    trials: usize,
+    /// And at least for this long, in seconds
+    #[arg(long, default_value = "0.1", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timing")]
+    min_time: Seconds,
+    /// But no longer than this, in seconds, whatever the number of samples
+    #[arg(long, default_value = "6", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timing")]
+    max_time: Seconds,
+    /// Samples that are thrown away before the first counted one
+    #[arg(long, default_value_t = 2, value_name = "N", help_heading = "Timing")]
+    warmup: usize,
+    /// Seed of the data and of the elements that are compared
+    #[arg(long, default_value_t = 42, value_name = "N", help_heading = "Timing")]
+    seed: u64,
+}
+
+/// What a name of `--op` stands for.
+#[derive(Clone)]
+struct Ops(Vec<&'static OpEntry>);
+
+fn parse_op(s: &str) -> Result<Ops, String> {
+    if s == "all" {
+        return Ok(Ops(OPS.iter().collect()));
+    }
+    let found = OPS.iter().find(|op| op.name == s);
+    found.map(|op| Ops(vec![op])).ok_or_else(|| {
+        let names: Vec<&str> = OPS.iter().map(|op| op.name).collect();
+        format!("expected {}, or all", names.join(", "))
+    })
+}
+
+fn parse_shape(s: &str) -> Result<[usize; 2], String> {
+    let numbers = s.split_once(',').and_then(|(n, k)| {
+        let number = |s: &str| s.trim().parse().ok();
+        Some([number(n)?, number(k)?])
+    });
+    numbers.ok_or_else(|| "expected output and input features, such as 4096,14336".into())
+}
+
+impl Args {
+    fn plan(&self) -> MicrobenchPlan {
+        let mut ops: Vec<&'static OpEntry> = Vec::new();
+        for op in self.op.iter().flat_map(|ops| &ops.0) {
+            if !ops.iter().any(|other| other.name == op.name) {
+                ops.push(op);
+            }
+        }
+        let usual = ["tiny".to_owned()];
+        let models = match (self.model.is_empty(), self.shape.is_empty()) {
+            (true, true) => &usual[..],
+            _ => &self.model,
+        };
+        MicrobenchPlan {
+            ops,
+            models: models.iter().map(|source| spec(source)).collect(),
+            shapes: self.shape.clone(),
+            tokens: self.m.0.clone(),
+            variants: self.variants.clone(),
+            act: self.dtype,
+            context: self.context,
+            rule: StopRule {
+                min_trials: self.trials,
+                min_time: self.min_time,
+                max_trials: None,
+                max_time: Some(self.max_time),
+            },
+            warm_up: WarmUp {
+                min_trials: self.warmup,
+                ..WarmUp::default()
+            },
+            seed: self.seed,
+            force: self.force,
+        }
+    }
+}
+
+/// The model's shape alone.
+fn spec(source: &str) -> ModelSpec {
+    ModelSpec {
+        source: source.to_owned(),
+        revision: None,
+        weights: WeightsChoice::Dummy { seed: 0 },
+        tokenizer: None,
+    }
+}
+
+pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
+    let plan = args.plan();
+    plan.check()?;
+    let device = args.device.open()?;
+    let mut environment = study::environment(&device);
+    // What cannot be opened leaves no folder behind.
+    microbench::check_inputs(&plan)?;
+    let scratch = tempfile::tempdir()
+        .map_err(|e| Error::io(std::env::temp_dir(), "cannot create a folder in", e))?;
+    let dir = args
+        .out
+        .clone()
+        .unwrap_or_else(|| scratch.path().to_owned());
+    let mut store = Store::open(&dir)?;
+    if !args.no_ceilings {
+        say("measuring the device's ceilings");
+        environment.ceilings = Some(study::ceilings(&device, Effort::Brief, interrupt)?);
+    }
+    let mut progress = Progress::new();
+    let outcome = microbench::run(
+        &plan,
+        &device,
+        &environment,
+        &mut store,
+        interrupt,
+        &mut progress,
+    );
+    progress.finish();
+    let outcome = outcome?;
+    let command = std::env::args().collect();
+    let document = Microbench::from_records(environment, command, &outcome.records);
+    if outcome.interrupted {
+        say(if args.out.is_some() {
+            "interrupted: what was finished is on record, the same command goes on from there"
+        } else {
+            "interrupted"
+        });
+        return Ok(ExitCode::from(Error::Interrupted.exit_code()));
+    }
+    if let Some(path) = &args.csv {
+        export::write_csv(&document, path)?;
+    }
+    if args.out.is_some() {
+        export::write(&document, store.dir())?;
+    }
+    if args.json {
+        super::print_json(&document)?;
+    } else {
+        say("");
+        super::print(&table::microbench(&document, width()));
+    }
+    if let Some(out) = &args.out {
+        say(&format!(
+            "\nwritten: {} (beside it results.json, kernels.csv and records.jsonl)",
+            out.join("kernels.html").display()
+        ));
+    }
+    Ok(ExitCode::from(if outcome.failed > 0 {
+        super::SOME_FAILED
+    } else {
+        0
+    }))
+}

@@ -1,0 +1,171 @@
+//! What an op offers to be judged and timed: several sets of buffers, one call on one of them, and a judge.
+
+use std::collections::BTreeMap;
+
+use super::judge::Judgement;
+use super::timer::{Heat, Timer};
+use crate::error::{Error, Result};
+use crate::kernels::{Cost, Device};
+use crate::results::microbench::record::{Peer, Timing};
+use crate::units::Bytes;
+
+/// What a cell is, apart from the number of tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Identity {
+    pub(super) op: &'static str,
+    pub(super) sizes: BTreeMap<String, usize>,
+    pub(super) roles: Vec<String>,
+    pub(super) variant: String,
+    pub(super) act: String,
+}
+
+/// One op at one shape in one variant: what is prepared once for all numbers of tokens.
+pub(super) trait Family {
+    fn identity(&self) -> &Identity;
+
+    /// Makes the buffers for `tokens` rows and fills them.
+    ///
+    /// # Errors
+    /// If the memory is not there or the shape fits no kernel.
+    fn prepare<'a>(&'a mut self, bed: &Bed<'_>, tokens: usize) -> Result<Box<dyn Bench + 'a>>;
+}
+
+/// An op that is ready to be judged and timed.
+pub(super) trait Bench: Send {
+    fn facts(&self) -> &Facts;
+
+    /// How it is computed, once it has been.
+    fn plan(&self) -> String;
+
+    /// Computes once and compares.
+    ///
+    /// # Errors
+    /// If the op itself fails.
+    fn judge(&mut self) -> Result<Judgement>;
+
+    /// Asks for one call on set `copy`, which may still be under way afterwards.
+    ///
+    /// # Errors
+    /// If the op fails.
+    fn call(&mut self, copy: usize) -> Result<()>;
+
+    /// The vendor's library at the same shape.
+    ///
+    /// # Errors
+    /// If it fails.
+    fn peer(&mut self, _timer: &Timer<'_>) -> Result<Peer> {
+        Ok(Peer::Unavailable {
+            reason: "no library's op is like it".into(),
+        })
+    }
+}
+
+/// What is known of an op before it runs.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Facts {
+    /// The least that a call moves and computes.
+    pub(super) cost: Cost,
+    /// The type of the matrix product that bounds its arithmetic, where one does.
+    pub(super) product: Option<&'static str>,
+    /// Sets of buffers.
+    pub(super) copies: usize,
+    /// Bytes of all sets.
+    pub(super) bytes: u64,
+}
+
+/// Times the calls of a bench.
+///
+/// # Errors
+/// If a call fails or the user interrupts.
+pub(super) fn timed(bench: &mut dyn Bench, timer: &Timer<'_>, heat: Heat) -> Result<Timing> {
+    let (copies, bytes) = match heat {
+        Heat::Cold => (bench.facts().copies, bench.facts().bytes),
+        Heat::Warm => (1, bench.facts().bytes / bench.facts().copies as u64),
+    };
+    timer.time(&mut |copy| bench.call(copy), copies, bytes, heat)
+}
+
+/// Where benches are prepared.
+pub(super) struct Bed<'a> {
+    pub(super) device: &'a Device,
+    /// Bytes of the last-level cache, or a guess where the system does not tell.
+    pub(super) cache: u64,
+    /// Memory that the buffers of one bench may take.
+    pub(super) room: Bytes,
+    /// The fewest tokens of the run: a family's weights are copied for them.
+    pub(super) fewest: usize,
+    /// Chooses data and samples.
+    pub(super) seed: u64,
+}
+
+/// Copies of all buffers exceed the cache this many times: a buffer is long gone when its turn comes again.
+const CACHES: u64 = 4;
+
+/// More copies than these are more bookkeeping than traffic.
+const MOST_COPIES: u64 = 8192;
+
+impl Bed<'_> {
+    /// How many copies of buffers of `bytes` are wanted and fit.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if not even one does.
+    pub(super) fn copies(&self, bytes: u64) -> Result<usize> {
+        let wanted = (CACHES * self.cache)
+            .div_ceil(bytes.max(1))
+            .clamp(2, MOST_COPIES);
+        match wanted.min(self.room.0 / bytes.max(1)) {
+            0 => Err(Error::Config(format!(
+                "its buffers take {}, but only {} may be used: choose a smaller shape or fewer tokens",
+                Bytes(bytes),
+                self.room
+            ))),
+            copies => Ok(copies as usize),
+        }
+    }
+}
+
+/// A bench made of sets of buffers that are alike, and two functions of a set.
+pub(super) struct Rotated<'a, S> {
+    pub(super) facts: Facts,
+    pub(super) sets: Vec<S>,
+    pub(super) plan: Box<dyn Fn() -> String + Send + 'a>,
+    pub(super) call: Box<dyn Fn(&mut S, usize) -> Result<()> + Send + 'a>,
+    pub(super) judge: Box<dyn Fn(&mut S) -> Result<Judgement> + Send + 'a>,
+}
+
+impl<S: Send> Bench for Rotated<'_, S> {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn plan(&self) -> String {
+        (self.plan)()
+    }
+
+    fn judge(&mut self) -> Result<Judgement> {
+        (self.judge)(&mut self.sets[0])
+    }
+
+    fn call(&mut self, copy: usize) -> Result<()> {
+        (self.call)(&mut self.sets[copy], copy)
+    }
+}
+
+/// A family whose buffers are all made anew for every number of tokens.
+pub(super) struct Made<F> {
+    pub(super) identity: Identity,
+    pub(super) make: F,
+}
+
+impl<F> Family for Made<F>
+where
+    F: Fn(&Bed<'_>, usize) -> Result<Box<dyn Bench>>,
+{
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn prepare<'a>(&'a mut self, bed: &Bed<'_>, tokens: usize) -> Result<Box<dyn Bench + 'a>> {
+        Ok((self.make)(bed, tokens)?)
+    }
+}

@@ -1,0 +1,80 @@
+//! What a run of the microbenchmark is told.
+
+use super::ops::OpEntry;
+use crate::error::{Error, Result};
+use crate::measure::trial::{StopRule, WarmUp};
+use crate::model::ModelSpec;
+use crate::scheme::{DType, Variant};
+
+/// Everything that a run of the microbenchmark is told.
+#[derive(Debug, Clone)]
+pub struct MicrobenchPlan {
+    /// The ops, in the order in which they run.
+    pub ops: Vec<&'static OpEntry>,
+    /// The models whose shapes are taken; no weight of theirs is read.
+    pub models: Vec<ModelSpec>,
+    /// Shapes `[n, k]` of products, beside the models' own.
+    pub shapes: Vec<[usize; 2]>,
+    /// Rows of the input.
+    pub tokens: Vec<usize>,
+    /// What weights are turned into.
+    pub variants: Vec<Variant>,
+    /// The type of the activations; the device's default where `None`.
+    pub act: Option<DType>,
+    /// Positions that each token's attention sees; the default where `None`.
+    pub context: Option<usize>,
+    /// How often a cell is sampled.
+    pub rule: StopRule,
+    /// What runs before the first counted sample.
+    pub warm_up: WarmUp,
+    /// Chooses the data and the elements that are compared.
+    pub seed: u64,
+    /// Measures cells anew that are on record.
+    pub force: bool,
+}
+
+/// Positions that attention sees where nobody says otherwise.
+const CONTEXT: usize = 1024;
+
+impl MicrobenchPlan {
+    /// Refuses what cannot be run whatever the device.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] that names the flag.
+    pub fn check(&self) -> Result<()> {
+        let usage = |what: String| Err(Error::Usage(what));
+        if self.tokens.contains(&0) {
+            return usage("--m must be at least 1".into());
+        }
+        for [n, k] in &self.shapes {
+            if *n == 0 || *k == 0 {
+                return usage(format!("--shape {n},{k}: both must be at least 1"));
+            }
+        }
+        for (i, variant) in self.variants.iter().enumerate() {
+            let same = |other: &Variant| other.name == variant.name;
+            if self.variants[..i].iter().any(same) {
+                return usage(format!("--variants names '{variant}' twice"));
+            }
+        }
+        if self.models.is_empty() && self.ops.iter().any(|op| op.needs_model) {
+            let op = self.ops.iter().find(|op| op.needs_model);
+            let name = op.map_or("", |op| op.name);
+            return usage(format!(
+                "--op {name} takes its sizes from a --model, not from --shape"
+            ));
+        }
+        if self.context.is_some() && !self.ops.iter().any(|op| op.uses_context) {
+            return usage("--context is for --op attention and rope".into());
+        }
+        if self.context == Some(0) {
+            return usage("--context must be at least 1".into());
+        }
+        Ok(())
+    }
+
+    /// Positions that each token sees.
+    pub(super) fn context(&self) -> usize {
+        self.context.unwrap_or(CONTEXT)
+    }
+}
