@@ -74,7 +74,7 @@ fn plan(packed: &PackedBufs, k: usize, act: DType) -> Target {
         LevelBufs::Symmetric | LevelBufs::Zeros(_) => {}
     }
     if packed.format == CodeFormat::U4 {
-        if !per_row && !(group.is_power_of_two() && group >= 32) {
+        if !(per_row || group.is_power_of_two() && group >= 32) {
             return if group.is_multiple_of(32) {
                 Target::AsItIs
             } else {
