@@ -14,6 +14,8 @@ mod driver;
 mod engine;
 #[path = "kernels/logits.rs"]
 mod logits;
+#[path = "kernels/microbench.rs"]
+mod microbench;
 #[path = "kernels/mutations.rs"]
 mod mutations;
 #[path = "kernels/streamed.rs"]

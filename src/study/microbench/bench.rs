@@ -49,15 +49,19 @@ pub(super) trait Bench: Send {
     /// If the op fails.
     fn call(&mut self, copy: usize) -> Result<()>;
 
-    /// The vendor's library at the same shape.
+    /// The vendor's library at the same shape, timed in the same way.
     ///
     /// # Errors
     /// If it fails.
-    fn peer(&mut self, _timer: &Timer<'_>) -> Result<Peer> {
-        Ok(Peer::Unavailable {
-            reason: "no library's op is like it".into(),
-        })
-    }
+    fn peer(&mut self, timer: &Timer<'_>) -> Result<Peer>;
+}
+
+/// The vendor's library in the place of our own kernels.
+pub(super) struct Library<'a> {
+    /// Its name, and what it is asked for.
+    pub(super) name: String,
+    /// Puts it there, or takes it away again.
+    pub(super) take_over: Box<dyn Fn(bool) + Send + 'a>,
 }
 
 /// What is known of an op before it runs.
@@ -110,9 +114,12 @@ impl Bed<'_> {
     /// # Errors
     /// [`Error::Config`] if not even one does.
     pub(super) fn copies(&self, bytes: u64) -> Result<usize> {
-        let wanted = (CACHES * self.cache)
-            .div_ceil(bytes.max(1))
-            .clamp(2, MOST_COPIES);
+        // An emulated GPU has no cache; two copies show that they take turns.
+        let most = match self.device.kind() {
+            "emulator" => 2,
+            _ => MOST_COPIES,
+        };
+        let wanted = (CACHES * self.cache).div_ceil(bytes.max(1)).clamp(2, most);
         match wanted.min(self.room.0 / bytes.max(1)) {
             0 => Err(Error::Config(format!(
                 "its buffers take {}, but only {} may be used: choose a smaller shape or fewer tokens",
@@ -131,7 +138,12 @@ pub(super) struct Rotated<'a, S> {
     pub(super) plan: Box<dyn Fn() -> String + Send + 'a>,
     pub(super) call: Box<dyn Fn(&mut S, usize) -> Result<()> + Send + 'a>,
     pub(super) judge: Box<dyn Fn(&mut S) -> Result<Judgement> + Send + 'a>,
+    /// The library that does the same, or why there is none.
+    pub(super) library: std::result::Result<Library<'a>, String>,
 }
+
+/// Why an op that only models have stands alone.
+pub(super) const NO_LIBRARY: &str = "no library's op is like it";
 
 impl<S: Send> Bench for Rotated<'_, S> {
     fn facts(&self) -> &Facts {
@@ -148,6 +160,32 @@ impl<S: Send> Bench for Rotated<'_, S> {
 
     fn call(&mut self, copy: usize) -> Result<()> {
         (self.call)(&mut self.sets[copy], copy)
+    }
+
+    fn peer(&mut self, timer: &Timer<'_>) -> Result<Peer> {
+        let name = match &self.library {
+            Ok(library) => library.name.clone(),
+            Err(reason) => {
+                return Ok(Peer::Unavailable {
+                    reason: reason.clone(),
+                });
+            }
+        };
+        self.let_library_work(true);
+        let timing = timed(self, timer, Heat::Cold);
+        self.let_library_work(false);
+        Ok(Peer::Measured {
+            name,
+            timing: timing?,
+        })
+    }
+}
+
+impl<S> Rotated<'_, S> {
+    fn let_library_work(&self, on: bool) {
+        if let Ok(library) = &self.library {
+            (library.take_over)(on);
+        }
     }
 }
 

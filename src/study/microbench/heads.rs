@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::bench::{Bed, Bench, Facts, Family, Identity, Made, Rotated};
+use super::bench::{Bed, Bench, Facts, Family, Identity, Made, NO_LIBRARY, Rotated};
 use super::judge::{Judge, Judgement, mixed, numbers, poison, spread, unit, whole};
 use super::ops::{OpEntry, Sizes};
 use crate::error::Result;
@@ -200,6 +200,7 @@ fn attention(bed: &Bed<'_>, heads: Heads, act: DType) -> Result<Box<dyn Bench>> 
         plan: Box::new(|| "a running maximum over the cache".to_owned()),
         call: Box::new(move |set, copy| call(set, copy)),
         judge: Box::new(judge),
+        library: Err(NO_LIBRARY.to_owned()),
     }))
 }
 
@@ -302,6 +303,7 @@ fn rope(bed: &Bed<'_>, heads: Heads, act: DType) -> Result<Box<dyn Bench>> {
         plan: Box::new(|| "head by head".to_owned()),
         call: Box::new(move |set, copy| call(set, copy)),
         judge: Box::new(judge),
+        library: Err(NO_LIBRARY.to_owned()),
     }))
 }
 

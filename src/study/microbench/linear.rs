@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::bench::{Bed, Bench, Facts, Family, Identity, Rotated};
+use super::bench::{Bed, Bench, Facts, Family, Identity, Library, Rotated};
 use super::judge::{Judge, Judgement, mixed, numbers, poison, spread, summed, unit, whole};
 use super::ops::{OpEntry, Sizes};
 use crate::error::Result;
 use crate::kernels::fill::Filling;
+use crate::kernels::gpu::LinearKernel;
 use crate::kernels::linear::{Input, Linear, LinearWeight, WeightData};
 use crate::kernels::quantize::QuantizeRows;
-use crate::kernels::{Buf, BufType, Device, gpu};
+use crate::kernels::{Buf, BufType, Device};
 use crate::model::ModelConfig;
 use crate::scheme::{Activations, CodeFormat, DType, Variant, WeightScheme};
 
@@ -204,6 +205,7 @@ impl Family for Product {
             let (device, input) = (device.clone(), input_type(&sets[0]));
             move || plan_text(&device, &product, input, &weights[0])
         };
+        let library = library(&device, &product, input_type(&sets[0]), &weights[0]);
         let judge = {
             let (run, seed) = (run.clone(), bed.seed);
             move |set: &mut Set| {
@@ -218,6 +220,7 @@ impl Family for Product {
             plan: Box::new(plan),
             call: Box::new(run),
             judge: Box::new(judge),
+            library,
         }))
     }
 }
@@ -271,11 +274,40 @@ fn plan_text(
     let threads = rayon::current_num_threads();
     match device {
         Device::Cpu => product.plan(weight.n, weight.k, threads).to_string(),
-        Device::Gpu(gpu) => {
-            let kernels = gpu::linear_kernels(gpu, product, input, weight);
+        Device::Gpu(_) => {
+            let kernels = product.kernels(device, input, weight);
             kernels.first().map(ToString::to_string).unwrap_or_default()
         }
     }
+}
+
+/// The GPU's library in the place of our kernels, where it has the same product.
+fn library(
+    device: &Device,
+    product: &Linear,
+    input: Option<DType>,
+    weight: &LinearWeight,
+) -> std::result::Result<Library<'static>, String> {
+    let Device::Gpu(gpu) = device else {
+        return Err("no library is timed on the CPU".to_owned());
+    };
+    gpu.force_linear(Some(LinearKernel::Library));
+    let first = product.kernels(device, input, weight).first().copied();
+    gpu.force_linear(None);
+    // Codes go to the library in whole 16-byte rows; weights in other forms than their inputs' do not at all.
+    let codes = weight.n.is_multiple_of(16) && weight.k.is_multiple_of(16);
+    let name = match (&weight.data, input) {
+        (WeightData::Plain(_), Some(dtype)) => Some(format!("cuBLASLt {dtype}")),
+        (_, None) if codes => Some("cuBLASLt int8, scaled afterwards".to_owned()),
+        _ => None,
+    };
+    let name = name.filter(|_| first == Some(LinearKernel::Library));
+    let name = name.ok_or("cuBLASLt has no product of such weights with such inputs")?;
+    let gpu = gpu.clone();
+    Ok(Library {
+        name,
+        take_over: Box::new(move |on| gpu.force_linear(on.then_some(LinearKernel::Library))),
+    })
 }
 
 /// A weight of made-up numbers, the same on every device.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::bench::{Bed, Bench, Facts, Family, Identity, Made, Rotated};
+use super::bench::{Bed, Bench, Facts, Family, Identity, Made, NO_LIBRARY, Rotated};
 use super::judge::{Judge, Judgement, mixed, numbers, poison, spread, unit, whole};
 use super::ops::{OpEntry, Sizes};
 use crate::error::Result;
@@ -215,6 +215,7 @@ fn bench(
         plan: Box::new(|| "row by row".to_owned()),
         call: Box::new(run),
         judge: Box::new(judge),
+        library: Err(NO_LIBRARY.to_owned()),
     }))
 }
 

@@ -360,6 +360,7 @@ mod tests {
                 judge.element(set.0, 2.0, 0.1, || "the result".into());
                 Ok(judge.verdict(0.1))
             }),
+            library: Err("none".into()),
         }
     }
 
