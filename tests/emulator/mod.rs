@@ -2,43 +2,18 @@
 //! a shared object of its own, and keeps what it made for as long as its sources stay the same.
 #![allow(dead_code, reason = "no test crate uses all of it")]
 
+mod compiler;
+
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-/// What every file is compiled with. Nothing is contracted that the sources do not contract, so that results are the same
-/// on every machine.
-const FLAGS: &[&str] = &[
-    "-std=c++17",
-    "-O2",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-fno-exceptions",
-    "-fno-rtti",
-    "-ffp-contract=off",
-    // Warnings would not be seen.
-    "-w",
-    "-Ikernels/host",
-];
-
-/// What kernels alone are compiled with: checks whose failures `kernels/host/sanitizer.cpp` reports.
-const KERNEL_FLAGS: &[&str] = &["-include", "prelude.h", "-x", "c++"];
-
-/// Flags that not every compiler has, with what they give; those that one refuses are left out.
-const WISHES: &[&str] = &[
-    // Locals hold a pattern before they are written.
-    "-ftrivial-auto-var-init=pattern",
-    "-fsanitize=alignment,null,bounds,shift,integer-divide-by-zero",
-    // Return addresses of fibers are on no shadow stack.
-    "-fcf-protection=none",
-];
+use compiler::{Compiler, Purpose, expect_success};
 
 /// A change of one source, to prove that a test notices it.
 #[derive(Clone, Copy)]
@@ -78,8 +53,7 @@ pub(crate) fn mutated(stems: &[&str], mutations: &[Mutation]) -> PathBuf {
 
 /// Whether misaligned accesses and indices out of range are noticed; an old compiler may lack the checks.
 pub(crate) fn checks_accesses() -> bool {
-    let wishes = &Compiler::get().wishes;
-    wishes.iter().any(|flag| flag.starts_with("-fsanitize="))
+    !Compiler::get().checks.is_empty()
 }
 
 /// The folder with one library for every source. Compiled at most once, whatever threads and test programs ask for it.
@@ -102,7 +76,7 @@ pub(crate) fn libraries(build: &Build) -> PathBuf {
 /// All that a set of libraries is made from.
 struct Inputs {
     sources: Vec<PathBuf>,
-    flags: Vec<String>,
+    kernel_flags: Vec<String>,
     /// Path and content of everything under `kernels/`, mutated, and of the sources that lie elsewhere.
     texts: Vec<(PathBuf, String)>,
     mutated: bool,
@@ -134,29 +108,27 @@ impl Inputs {
             assert_eq!(count, 1, "{}: holds `{}`", path.display(), mutation.from);
             *text = text.replace(mutation.from, mutation.to);
         }
+        let compiler = Compiler::get();
+        let mutated = !build.mutations.is_empty();
+        let purpose = if mutated {
+            Purpose::MutatedKernel
+        } else {
+            Purpose::Kernel
+        };
+        let mut kernel_flags = compiler.flags(purpose);
+        kernel_flags.extend(build.define.iter().map(|name| format!("-D{name}")));
         let mut inputs = Self {
             sources: sources.to_vec(),
-            flags: build
-                .define
-                .iter()
-                .map(|name| format!("-D{name}"))
-                .collect(),
+            kernel_flags,
             texts: texts.into_iter().map(|(text, path)| (path, text)).collect(),
-            mutated: !build.mutations.is_empty(),
+            mutated,
             runtime: Hash::default(),
             common: Hash::default(),
         };
-        let compiler = Compiler::get();
-        let hash = Hash::default()
-            .text(&compiler.version)
-            .texts(FLAGS)
-            .texts(&compiler.vectors);
+        let hash = Hash::default().text(&compiler.version);
+        let hash = hash.texts(&compiler.flags(Purpose::Runtime));
         inputs.runtime = inputs.hash_folder("kernels/host", hash);
-        let hash = inputs
-            .runtime
-            .clone()
-            .texts(KERNEL_FLAGS)
-            .texts(&compiler.wishes);
+        let hash = inputs.runtime.clone().texts(&inputs.kernel_flags);
         inputs.common = inputs.hash_folder("kernels/common", hash);
         inputs
     }
@@ -175,8 +147,11 @@ impl Inputs {
     }
 
     fn hash_of(&self, source: &Path) -> String {
-        let hash = self.common.clone().path(source).text(self.text(source));
-        hash.texts(&self.flags).hex()
+        self.common
+            .clone()
+            .path(source)
+            .text(self.text(source))
+            .hex()
     }
 
     /// Of a folder with all libraries.
@@ -215,8 +190,9 @@ impl Inputs {
         let collected = scratch.path().join("collected");
         fs::create_dir(&collected).unwrap();
         for source in &self.sources {
+            // A copy, no link: the loader takes one file under two names for one library, whose state they would share.
             let name = Path::new(stem(source)).with_extension("so");
-            fs::hard_link(self.library(source), collected.join(name)).unwrap();
+            fs::copy(self.library(source), collected.join(name)).unwrap();
         }
         fs::rename(&collected, &folder).unwrap();
         folder
@@ -249,15 +225,11 @@ impl Inputs {
         jobs.extend(missing.map(|source| (source.as_path(), false)));
         in_parallel(&jobs, |(source, is_kernel)| {
             let mut command = compiler.command();
-            command
-                .current_dir(&root)
-                .args(FLAGS)
-                .args(&compiler.vectors);
+            command.current_dir(&root);
             if *is_kernel {
-                command
-                    .args(KERNEL_FLAGS)
-                    .args(&compiler.wishes)
-                    .args(&self.flags);
+                command.args(&self.kernel_flags);
+            } else {
+                command.args(compiler.flags(Purpose::Runtime));
             }
             command.arg("-c").arg(source).arg("-o").arg(object(source));
             expect_success(&mut command, source);
@@ -304,95 +276,6 @@ fn in_parallel<T: Sync>(jobs: &[T], work: impl Fn(&T) + Sync) {
             });
         }
     });
-}
-
-/// The host's C++ compiler.
-struct Compiler {
-    /// The program, and arguments that CXX gave with it.
-    words: Vec<String>,
-    version: String,
-    /// Those of [`WISHES`] that it grants.
-    wishes: Vec<String>,
-    /// For the instructions of this machine, of which fused multiply-add would else be a call.
-    vectors: Vec<String>,
-}
-
-impl Compiler {
-    fn get() -> &'static Self {
-        static COMPILER: OnceLock<Compiler> = OnceLock::new();
-        COMPILER.get_or_init(Self::find)
-    }
-
-    fn find() -> Self {
-        let named = env::var("CXX").ok().filter(|name| !name.trim().is_empty());
-        let candidates = named.map_or_else(
-            || ["c++", "g++", "clang++"].map(str::to_owned).to_vec(),
-            |name| vec![name],
-        );
-        let found = candidates.iter().find_map(|candidate| {
-            let words = candidate.split_whitespace().map(str::to_owned).collect();
-            let mut compiler = Self {
-                words,
-                version: String::new(),
-                wishes: Vec::new(),
-                vectors: vectors(),
-            };
-            let output = compiler.command().arg("--version").output().ok()?;
-            compiler.version = String::from_utf8_lossy(&output.stdout).into_owned();
-            output.status.success().then_some(compiler)
-        });
-        let Some(mut compiler) = found else {
-            panic!(
-                "kernels are tested on the host, which needs a C++17 compiler, and `{}` does not run.\n\
-                 Install one (Debian, Ubuntu: g++; Fedora: gcc-c++), or let CXX name one.",
-                candidates.join("`, `")
-            );
-        };
-        compiler.wishes = WISHES
-            .iter()
-            .filter(|flag| compiler.knows(flag))
-            .map(|flag| (*flag).to_owned())
-            .collect();
-        compiler
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.words[0]);
-        command.args(&self.words[1..]);
-        command
-    }
-
-    fn knows(&self, flag: &str) -> bool {
-        let object = tempfile::NamedTempFile::new().unwrap();
-        let mut command = self.command();
-        command.args(["-Werror", flag, "-x", "c++", "-c", "/dev/null", "-o"]);
-        command.arg(object.path());
-        command.output().is_ok_and(|output| output.status.success())
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn vectors() -> Vec<String> {
-    let both = is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2");
-    let flags: &[&str] = if both { &["-mfma", "-mavx2"] } else { &[] };
-    flags.iter().map(|flag| (*flag).to_owned()).collect()
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn vectors() -> Vec<String> {
-    Vec::new()
-}
-
-fn expect_success(command: &mut Command, source: &Path) {
-    let Output { status, stderr, .. } = command
-        .output()
-        .unwrap_or_else(|e| panic!("cannot run {}: {e}", command.get_program().display()));
-    assert!(
-        status.success(),
-        "{} does not compile for the host:\n{}",
-        source.display(),
-        String::from_utf8_lossy(&stderr)
-    );
 }
 
 #[derive(Clone, Default)]
