@@ -29,9 +29,11 @@
 //! - **One launch layer, two drivers.** What is launched, with which grid and arguments, is in [`kernels::gpu`] and in
 //!   every build. It speaks to a driver: a real GPU's (feature `cuda`), or the emulator's, which runs the same kernels
 //!   compiled for the host, in host memory between guards.
-//! - **One packed weight** ([`scheme::PackedWeight`]) is what formats and quantisers end in. Round-to-nearest needs no data
-//!   and works row by row, so it is an op ([`kernels::quantize`]) and runs where the weights are going to live; the
-//!   original is never whole on the host.
+//! - **One packed weight** ([`scheme::PackedWeight`]) is what formats and quantisers end in: codes of four or eight bits,
+//!   scales per row, group, block or tensor, what the codes stand for (symmetric, zero points, offsets, a codebook), and
+//!   the order of the columns. [`kernels::linear`] takes it as it is. Round-to-nearest needs no data and works row by row,
+//!   so it is an op ([`kernels::quantize`]) and runs where the weights are going to live; the original is never whole on
+//!   the host.
 //! - **The same bits in any batch.** On the CPU every sum runs in one order whatever the number of tokens or the chunk, so
 //!   a row alone, in a batch, or in pieces gives identical logits. Tests hold this exactly.
 //! - **Verify, then time.** A variant that fails a check (`study::verify`) gets no number.
