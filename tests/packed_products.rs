@@ -431,7 +431,9 @@ fn a_weight_that_fits_no_product_is_refused_before_it() {
 fn packed_of(data: &mut WeightData) -> &mut candlepower::kernels::linear::PackedBufs {
     match data {
         WeightData::Packed(packed) => packed,
-        WeightData::Plain(_) => unreachable!("made of a packed weight"),
+        WeightData::Plain(_) | WeightData::Streamed(_) => {
+            unreachable!("made of a packed weight, on the CPU")
+        }
     }
 }
 

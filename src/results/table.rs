@@ -243,7 +243,7 @@ fn notes(study: &Study) -> Vec<String> {
         lines.push("± CI: half of the 95 % interval over the trials of this run".to_owned());
     }
     let mut speeds = study.variants.iter().flat_map(|variant| &variant.speed);
-    if speeds.any(|speed| of_some_limit(speed)) {
+    if speeds.any(of_some_limit) {
         lines.push(
             "% of limit: of what bytes and operations leave at best by the measured ceilings, and which of them binds"
                 .to_owned(),

@@ -131,13 +131,19 @@ impl Bed<'_> {
     }
 }
 
+/// Runs an op on a set of buffers, of which this is the number.
+type Call<'a, S> = Box<dyn Fn(&mut S, usize) -> Result<()> + Send + 'a>;
+
+/// Compares what an op made of a set of buffers with its reference.
+type Judge<'a, S> = Box<dyn Fn(&mut S) -> Result<Judgement> + Send + 'a>;
+
 /// A bench made of sets of buffers that are alike, and two functions of a set.
 pub(super) struct Rotated<'a, S> {
     pub(super) facts: Facts,
     pub(super) sets: Vec<S>,
     pub(super) plan: Box<dyn Fn() -> String + Send + 'a>,
-    pub(super) call: Box<dyn Fn(&mut S, usize) -> Result<()> + Send + 'a>,
-    pub(super) judge: Box<dyn Fn(&mut S) -> Result<Judgement> + Send + 'a>,
+    pub(super) call: Call<'a, S>,
+    pub(super) judge: Judge<'a, S>,
     /// The library that does the same, or why there is none.
     pub(super) library: std::result::Result<Library<'a>, String>,
 }
@@ -204,6 +210,7 @@ where
     }
 
     fn prepare<'a>(&'a mut self, bed: &Bed<'_>, tokens: usize) -> Result<Box<dyn Bench + 'a>> {
-        Ok((self.make)(bed, tokens)?)
+        let bench: Box<dyn Bench + 'a> = (self.make)(bed, tokens)?;
+        Ok(bench)
     }
 }

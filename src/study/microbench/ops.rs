@@ -20,7 +20,7 @@ pub struct OpEntry {
     /// Whether the length of the context is one of its sizes.
     pub uses_context: bool,
     /// What there is to prepare for a plan.
-    pub(super) families: fn(&Sizes<'_>) -> Result<Vec<Box<dyn Family>>>,
+    pub(super) families: Families,
 }
 
 /// Every op, the default one first.
@@ -33,6 +33,9 @@ pub const OPS: [OpEntry; 7] = [
     heads::ROPE,
     heads::ATTENTION,
 ];
+
+/// What an op is measured as, at these sizes.
+pub(super) type Families = fn(&Sizes<'_>) -> Result<Vec<Box<dyn Family>>>;
 
 /// Where ops take their sizes from.
 pub(super) struct Sizes<'a> {
