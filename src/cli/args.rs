@@ -227,10 +227,11 @@ impl SpeedFlags {
         device: &Device,
         interrupt: &Interrupt,
     ) -> Result<Option<Ceilings>> {
-        let wanted = !self.no_ceilings;
-        wanted
-            .then(|| ceilings(device, Effort::Brief, interrupt))
-            .transpose()
+        if self.no_ceilings {
+            return Ok(None);
+        }
+        super::progress::say("measuring the device's ceilings");
+        ceilings(device, Effort::Brief, interrupt).map(Some)
     }
 
     pub(super) fn rule(&self) -> StopRule {

@@ -71,8 +71,6 @@ impl Record {
 
 /// What a record asks and what came of it.
 #[derive(Debug, Clone, PartialEq)]
-// A run holds a handful of them, so the room that the smaller kind wastes is nothing.
-#[expect(clippy::large_enum_variant)]
 pub enum Body {
     /// How well the variant predicts a text.
     Quality {
@@ -288,7 +286,7 @@ pub struct Speed {
     /// What the trials drew.
     pub energy: Energy,
     /// What the work costs at least, where that is known.
-    pub work: Option<Work>,
+    pub work: Option<Box<Work>>,
 }
 
 /// What the work of a cell costs at least, and what the device could do at best when it was measured.

@@ -212,13 +212,6 @@ pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
     filled(columns)
 }
 
-fn of_some_limit(speed: &Speed) -> bool {
-    let both = [&speed.prefill_utilisation, &speed.decode_utilisation];
-    both.into_iter()
-        .flatten()
-        .any(|utilisation| utilisation.limit.is_some())
-}
-
 /// `62.1 read`: the share of the measured ceiling that binds, and which it is.
 fn of_limit(utilisation: &Utilisation) -> Option<String> {
     let limit = utilisation.limit.as_deref()?;
@@ -243,7 +236,7 @@ fn notes(study: &Study) -> Vec<String> {
         lines.push("± CI: half of the 95 % interval over the trials of this run".to_owned());
     }
     let mut speeds = study.variants.iter().flat_map(|variant| &variant.speed);
-    if speeds.any(of_some_limit) {
+    if speeds.any(Speed::has_limit) {
         lines.push(
             "% of limit: of what bytes and operations leave at best by the measured ceilings, and which of them binds"
                 .to_owned(),

@@ -326,11 +326,11 @@ mod tests {
             product_tflop_per_s: Some(100.0),
         };
         let mut speed = speed(vec![trial(0.2, &[0.01, 0.03]), trial(0.4, &[0.02, 0.02])]);
-        speed.work = Some(record::Work {
+        speed.work = Some(Box::new(record::Work {
             prefill: cost(1e9, 6e12),
             decode_step: Some(cost(1e10, 1e10)),
             limits,
-        });
+        }));
         let figures = measured(CELL, &speed);
         // 20 ms a step, of which 10 are bytes; 150 ms a prefill, of which 60 are operations.
         let decode = figures.decode_utilisation.unwrap();

@@ -119,6 +119,14 @@ impl Speed {
         }
     }
 
+    /// Whether some utilisation names the limit that binds.
+    pub(super) fn has_limit(&self) -> bool {
+        let both = [&self.prefill_utilisation, &self.decode_utilisation];
+        both.into_iter()
+            .flatten()
+            .any(|utilisation| utilisation.limit.is_some())
+    }
+
     /// The energy, where it was measured.
     pub fn energy_use(&self) -> Option<&EnergyUse> {
         match &self.energy {

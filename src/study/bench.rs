@@ -96,16 +96,11 @@ impl Bench<'_> {
     }
 
     /// What a trial must move and compute at least; unknown of candle's models.
-    fn work(&self, runner: &Runner, cell: &Cell) -> Option<Work> {
+    fn work(&self, runner: &Runner, cell: &Cell) -> Option<Box<Work>> {
         let weights = runner.weights()?;
         let chunk = limits(self.plan, self.device, cell).chunk;
-        Some(work::of_cell(
-            weights,
-            cell,
-            chunk,
-            self.device,
-            self.ceilings,
-        ))
+        let work = work::of_cell(weights, cell, chunk, self.device, self.ceilings);
+        Some(Box::new(work))
     }
 
     fn prompts(&self, cell: &Cell, trial: u64, count: usize) -> Vec<Vec<u32>> {

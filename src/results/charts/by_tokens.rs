@@ -32,7 +32,7 @@ pub(in super::super) fn by_tokens(shape: &Shape, colours: &[String]) -> Option<S
         return None;
     }
     let labels: Vec<String> = lines.iter().map(|line| line.label.clone()).collect();
-    let right = WIDE - label_room(labels.iter()).max(40.0);
+    let right = WIDE - (label_room(labels.iter()) + 8.0).max(48.0);
     let tokens = || lines.iter().flat_map(Line::tokens);
     let x = Scale::log(tokens().map(|m| m as f64), (LEFT, right));
     let times = lines.iter().flat_map(|line| {

@@ -339,6 +339,7 @@ pub(super) fn method(study: &Study, cells: &[Cell]) -> Value {
         energy => speeds().any(|speed| speed.energy_use().is_some()),
         no_energy,
         tradeoff => study.variants.iter().any(|variant| variant.on_pareto_front),
+        limits => speeds().any(Speed::has_limit),
         several_cells => cells.len() > 1,
         on_cpu => study.environment.device.kind.as_deref() == Some("cpu"),
     }

@@ -40,6 +40,8 @@ macro_rules! mirror {
     (@in $value:ident (Option $unit:ident)) => { $value.map($unit) };
     (@out $value:ident maybe) => { $value.map(Into::into) };
     (@in $value:ident maybe) => { $value.map(Into::into) };
+    (@out $value:ident boxed) => { $value.map(|x| Box::new((*x).into())) };
+    (@in $value:ident boxed) => { $value.map(|x| Box::new((*x).into())) };
     (@out $value:ident $unit:ident) => { $value.0 };
     (@in $value:ident $unit:ident) => { $unit($value) };
 }
@@ -108,7 +110,7 @@ mirror!(Speed {
     stop_reason = stop_reason,
     memory = memory: _,
     energy = energy: _,
-    work = work: maybe,
+    work = work: boxed,
 });
 mirror!(Work { prefill = prefill, decode_step = decode_step, limits = limits });
 mirror!(Trial {

@@ -39,8 +39,6 @@ pub(super) struct Record {
 /// The kind of the point.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-// Each lives only while its line is read or written.
-#[expect(clippy::large_enum_variant)]
 pub(super) enum Body {
     /// How well the variant predicts a text.
     Quality {
@@ -200,7 +198,7 @@ pub(super) struct Speed {
     pub(super) energy: Energy,
     /// What the work costs at least; null where that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) work: Option<Work>,
+    pub(super) work: Option<Box<Work>>,
 }
 
 /// What the work of a cell costs at least, and measured ceilings of the device.

@@ -5,7 +5,7 @@ mod bandwidth;
 mod launches;
 mod products;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::trial::{StopRule, WarmUp};
 use crate::measure::{Interrupt, SystemClock};
@@ -31,8 +31,10 @@ const MATMUL: &str = "matmul ";
 
 /// Measures what `device` can do.
 ///
+/// What fails, for want of memory perhaps, is left out with its reason: a run can do without.
+///
 /// # Errors
-/// If memory is short, the device fails, or the user interrupts.
+/// If the user interrupts.
 pub fn ceilings(device: &Device, effort: Effort, interrupt: &Interrupt) -> Result<Ceilings> {
     let clock = SystemClock::new();
     let rule = match effort {
@@ -49,9 +51,19 @@ pub fn ceilings(device: &Device, effort: Effort, interrupt: &Interrupt) -> Resul
         timer: Timer::new(device, &clock, interrupt, rule, warm_up),
     };
     let mut found = Found::default();
-    bandwidth::measure(&bed, &mut found)?;
-    products::measure(&bed, &mut found)?;
-    launches::measure(&bed, &mut found)?;
+    type Measure = fn(&Bed<'_>, &mut Found) -> Result<()>;
+    let parts: [(&str, Measure); 3] = [
+        ("bandwidth", bandwidth::measure),
+        ("products", products::measure),
+        ("launches", launches::measure),
+    ];
+    for (name, measure) in parts {
+        match measure(&bed, &mut found) {
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            Err(error) => found.left_out(name, &error.to_string()),
+            Ok(()) => {}
+        }
+    }
     Ok(found.ceilings())
 }
 

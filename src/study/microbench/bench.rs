@@ -30,6 +30,9 @@ pub(super) trait Family {
     fn prepare<'a>(&'a mut self, bed: &Bed<'_>, tokens: usize) -> Result<Box<dyn Bench + 'a>>;
 }
 
+/// What an op has to prepare for a plan.
+pub(super) type Families = Vec<Box<dyn Family>>;
+
 /// An op that is ready to be judged and timed.
 pub(super) trait Bench: Send {
     fn facts(&self) -> &Facts;
@@ -131,19 +134,19 @@ impl Bed<'_> {
     }
 }
 
-/// Runs an op on a set of buffers, of which this is the number.
-type Call<'a, S> = Box<dyn Fn(&mut S, usize) -> Result<()> + Send + 'a>;
+/// A call on a set of buffers, which has this number.
+pub(super) type Calling<'a, S> = Box<dyn Fn(&mut S, usize) -> Result<()> + Send + 'a>;
 
-/// Compares what an op made of a set of buffers with its reference.
-type Judge<'a, S> = Box<dyn Fn(&mut S) -> Result<Judgement> + Send + 'a>;
+/// A call on a set, and the comparison of what it left there.
+pub(super) type Judging<'a, S> = Box<dyn Fn(&mut S) -> Result<Judgement> + Send + 'a>;
 
 /// A bench made of sets of buffers that are alike, and two functions of a set.
 pub(super) struct Rotated<'a, S> {
     pub(super) facts: Facts,
     pub(super) sets: Vec<S>,
     pub(super) plan: Box<dyn Fn() -> String + Send + 'a>,
-    pub(super) call: Call<'a, S>,
-    pub(super) judge: Judge<'a, S>,
+    pub(super) call: Calling<'a, S>,
+    pub(super) judge: Judging<'a, S>,
     /// The library that does the same, or why there is none.
     pub(super) library: std::result::Result<Library<'a>, String>,
 }
@@ -210,7 +213,6 @@ where
     }
 
     fn prepare<'a>(&'a mut self, bed: &Bed<'_>, tokens: usize) -> Result<Box<dyn Bench + 'a>> {
-        let bench: Box<dyn Bench + 'a> = (self.make)(bed, tokens)?;
-        Ok(bench)
+        (self.make)(bed, tokens)
     }
 }

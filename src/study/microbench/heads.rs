@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::bench::{Bed, Bench, Facts, Family, Identity, Made, NO_LIBRARY, Rotated};
+use super::bench::{Bed, Bench, Facts, Families, Family, Identity, Made, NO_LIBRARY, Rotated};
 use super::judge::{Judge, Judgement, mixed, numbers, poison, spread, unit, whole};
 use super::ops::{OpEntry, Sizes};
 use crate::error::Result;
@@ -73,7 +73,7 @@ impl Heads {
     }
 }
 
-fn by_heads(op: &'static str, sizes: &Sizes<'_>, make: Make) -> Vec<Box<dyn Family>> {
+fn by_heads(op: &'static str, sizes: &Sizes<'_>, make: Make) -> Families {
     let context = sizes.plan.context();
     let mut families: Vec<(BTreeMap<String, usize>, Vec<String>, Heads)> = Vec::new();
     for model in sizes.models {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::bench::{Bed, Bench, Facts, Family, Identity, Library, Rotated};
+use super::bench::{Bed, Bench, Facts, Families, Family, Identity, Library, Rotated};
 use super::judge::{Judge, Judgement, mixed, numbers, poison, spread, summed, unit, whole};
 use super::ops::{OpEntry, Sizes};
 use crate::error::Result;
@@ -53,7 +53,7 @@ pub(super) fn shapes(config: &ModelConfig) -> Vec<(&'static str, [usize; 2])> {
     ]
 }
 
-fn families(sizes: &Sizes<'_>) -> Result<Vec<Box<dyn Family>>> {
+fn families(sizes: &Sizes<'_>) -> Result<Families> {
     let mut found: Vec<([usize; 2], Vec<String>)> = Vec::new();
     let mut add = |shape, role: Option<String>| {
         let place = found.iter().position(|(known, _)| *known == shape);

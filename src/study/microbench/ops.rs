@@ -1,6 +1,6 @@
 //! The table of what the microbenchmark can run.
 
-use super::bench::Family;
+use super::bench::Families;
 use super::plan::MicrobenchPlan;
 use super::{heads, linear, rows};
 use crate::error::Result;
@@ -20,7 +20,7 @@ pub struct OpEntry {
     /// Whether the length of the context is one of its sizes.
     pub uses_context: bool,
     /// What there is to prepare for a plan.
-    pub(super) families: Families,
+    pub(super) families: fn(&Sizes<'_>) -> Result<Families>,
 }
 
 /// Every op, the default one first.
@@ -33,9 +33,6 @@ pub const OPS: [OpEntry; 7] = [
     heads::ROPE,
     heads::ATTENTION,
 ];
-
-/// What an op is measured as, at these sizes.
-pub(super) type Families = fn(&Sizes<'_>) -> Result<Vec<Box<dyn Family>>>;
 
 /// Where ops take their sizes from.
 pub(super) struct Sizes<'a> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::bench::{Bed, Bench, Facts, Family, Identity, Made, NO_LIBRARY, Rotated};
+use super::bench::{Bed, Bench, Facts, Families, Family, Identity, Made, NO_LIBRARY, Rotated};
 use super::judge::{Judge, Judgement, mixed, numbers, poison, spread, unit, whole};
 use super::ops::{OpEntry, Sizes};
 use crate::error::Result;
@@ -79,7 +79,7 @@ fn by_width(
     sizes: &Sizes<'_>,
     widths: &dyn Fn(&ModelConfig) -> Vec<usize>,
     make: Make,
-) -> Vec<Box<dyn Family>> {
+) -> Families {
     by_width_of(op, sizes, &sizes.acts(), widths, make)
 }
 
@@ -90,7 +90,7 @@ fn by_width_of(
     types: &[DType],
     widths: &dyn Fn(&ModelConfig) -> Vec<usize>,
     make: Make,
-) -> Vec<Box<dyn Family>> {
+) -> Families {
     let mut found: Vec<(usize, Vec<String>)> = Vec::new();
     for model in sizes.models {
         for width in widths(&model.config) {
