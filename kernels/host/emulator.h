@@ -4,8 +4,8 @@
 // block wait for each other at barriers and at operations of a warp; where not all of those arrive that should, the
 // launch ends with a message that says who waits where. Nothing runs in parallel: one thread of one block at a time.
 //
-// Shared memory is poisoned with NaN at the start of a block, the destination of an asynchronous copy until the wait for
-// it, and threads and blocks run in several orders. This finds missing barriers and waits, reads of what was never
+// Shared memory is poisoned with NaN at the start of a block, the destination of an asynchronous copy until its wait ends,
+// and threads and blocks run in several orders. This finds missing barriers and waits, reads of what was never
 // written, divergence at operations of a warp, deadlocks, misaligned accesses and, where the compiler knows an array,
 // indices out of its range. It cannot find a missing memory fence, since writes are visible at once and in order, and
 // says nothing about speed.
