@@ -13,7 +13,7 @@ mod library;
 mod matrices;
 #[path = "emulator/numbers.rs"]
 mod numbers;
-#[path = "emulator/rules.rs"]
-mod rules;
 #[path = "emulator/threads.rs"]
 mod threads;
+#[path = "emulator/wrappers.rs"]
+mod wrappers;

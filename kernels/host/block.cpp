@@ -43,10 +43,11 @@ std::string describe(const Thread& thread) {
 } // namespace
 
 Block::~Block() {
-    if (stacks != nullptr) munmap(stacks, stack_count * STACK);
+    if (stacks != nullptr) munmap(stacks, (stack_count + 1) * STACK);
 }
 
-unsigned char* Block::stack(uint32_t thread) const { return stacks + thread * STACK; }
+// The first is nobody's: what overflows the stack of thread 0 goes there.
+unsigned char* Block::stack(uint32_t thread) const { return stacks + (thread + 1) * STACK; }
 
 // For `threads` stacks and `dynamic_bytes` of dynamic shared memory.
 void Block::make_room() {
@@ -58,16 +59,15 @@ void Block::make_room() {
     fill_zone(dynamic + dynamic_bytes);
 
     if (stack_count >= threads.size()) return;
-    if (stacks != nullptr) munmap(stacks, stack_count * STACK);
+    if (stacks != nullptr) munmap(stacks, (stack_count + 1) * STACK);
     stack_count = static_cast<uint32_t>(threads.size());
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    void* memory = mmap(nullptr, stack_count * STACK, PROT_READ | PROT_WRITE, flags, -1, 0);
+    void* memory = mmap(nullptr, (stack_count + 1) * STACK, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (memory == MAP_FAILED) {
         perror("emulator: no memory for the stacks of a block");
         abort();
     }
     stacks = static_cast<unsigned char*>(memory);
-    for (uint32_t i = 0; i < stack_count; i++) memcpy(stack(i), &CANARY, sizeof CANARY);
 }
 
 void Block::begin(Index index, uint32_t thread_count, uint32_t dynamic_bytes, void (*entry)()) {
@@ -90,6 +90,7 @@ void Block::begin(Index index, uint32_t thread_count, uint32_t dynamic_bytes, vo
         thread.wait = {};
         thread.copy_group = 0;
         thread.copies.clear();
+        memcpy(stack(i), &CANARY, sizeof CANARY);
         prepare(thread.fiber, stack(i), STACK - i % COLOURS * COLOUR, entry);
         ready.add(i);
     }
@@ -103,11 +104,11 @@ void Block::begin(Index index, uint32_t thread_count, uint32_t dynamic_bytes, vo
     }
 }
 
-const char* Block::damage(bool stacks_too) const {
+const char* Block::damage() const {
     if (!zone_is_intact(dynamic - ZONE)) return "wrote before the start of dynamic shared memory";
     if (!zone_is_intact(dynamic + dynamic_bytes)) return "wrote behind the end of dynamic shared memory";
-    for (uint32_t i = 0; stacks_too && i < threads.size(); i++) {
-        if (memcmp(stack(i), &CANARY, sizeof CANARY) != 0) return "overflowed the stack of a thread";
+    for (uint32_t i = 0; i < threads.size(); i++) {
+        if (memcmp(stack(i), &CANARY, sizeof CANARY) != 0) return "has a thread with more local variables than fit";
     }
     return nullptr;
 }

@@ -110,8 +110,8 @@ struct Block {
     // Ready to run the block `index` of so many threads from its start; every thread begins with `entry`.
     void begin(Index index, uint32_t thread_count, uint32_t dynamic_bytes, void (*entry)());
 
-    // What it wrote over that was not its own, or null. `stacks_too`: rather slow.
-    const char* damage(bool stacks_too) const;
+    // What it wrote over that was not its own, or null.
+    const char* damage() const;
 
     // Who waits where, thread by thread in ranges.
     std::string waits() const;

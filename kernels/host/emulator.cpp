@@ -18,9 +18,10 @@ bool static_shared_is_poisoned;
 
 namespace {
 
-constexpr size_t RESIDENT = 64;         // blocks at once, at most
-constexpr size_t MIXED = 4;             // blocks at once in a random order, unless they wait for more
+constexpr size_t RESIDENT = 64;          // blocks at once, at most
+constexpr size_t MIXED = 4;              // blocks at once in a random order, unless they wait for more
 constexpr uint64_t MOST_LOOKS = 1 << 20; // in vain by all threads, before a launch counts as stuck
+constexpr size_t COPY = 16;              // bytes of an asynchronous copy
 
 Kernel* all_kernels; // the last one first
 
@@ -153,8 +154,8 @@ void end_thread() {
     warp.lanes &= ~lane;
     for (const Meeting& meeting : warp.meetings) {
         if (meeting.mask & lane) {
-            fail(meeting.site, "lane %u has ended, for which %s of lanes %08x waits", thread->index % LANES, meeting.op->name,
-                 meeting.mask);
+            fail(meeting.site, "lane %u has ended, for which %s of lanes %08x waits", thread->index % LANES,
+                 meeting.op->name, meeting.mask);
         }
     }
     open_barrier();
@@ -182,7 +183,9 @@ Launch::Launch(const Kernel* kernel, void* const* args, const uint32_t grid[3], 
 Index Launch::index_of(uint64_t number) const {
     uint64_t i = number;
     if (order == Order::Backward) i = blocks - 1 - number;
-    if (order == Order::Random) i = static_cast<uint64_t>((first + static_cast<unsigned __int128>(number) * stride) % blocks);
+    if (order == Order::Random) {
+        i = static_cast<uint64_t>((first + static_cast<unsigned __int128>(number) * stride) % blocks);
+    }
     return {static_cast<uint32_t>(i % grid.x), static_cast<uint32_t>(i / grid.x % grid.y),
             static_cast<uint32_t>(i / grid.x / grid.y)};
 }
@@ -245,7 +248,7 @@ void Launch::run() {
         switch_fiber(loop, thread->fiber);
         if (failed) return;
         if (next->live == 0) {
-            if (const char* damage = next->damage(false)) return set_message(&next->index, damage);
+            if (const char* damage = next->damage()) return set_message(&next->index, damage);
             if (static_owner == next) static_owner = nullptr;
             end(next);
         }
@@ -260,7 +263,8 @@ std::string unsuitable(const Kernel& kernel, const uint32_t grid[3], uint32_t th
     } else if (threads == 0 || threads > kernel.max_threads) {
         snprintf(what, sizeof what, "%u threads to a block; it is compiled for 1 to %u", threads, kernel.max_threads);
     } else if (shared_bytes > MAX_SHARED) {
-        snprintf(what, sizeof what, "%u bytes of dynamic shared memory; a block has at most %u", shared_bytes, MAX_SHARED);
+        snprintf(what, sizeof what, "%u bytes of dynamic shared memory; a block has at most %u", shared_bytes,
+                 MAX_SHARED);
     }
     return what;
 }
@@ -306,8 +310,8 @@ void meet(const WarpOp& op, uint32_t mask, Site site, void* operands, Resolve re
     if (at == warp.meetings.size()) warp.meetings.push_back({&op, site, mask, 0});
     Meeting& meeting = warp.meetings[at];
     if (meeting.op != &op || (op.aligned && !(meeting.site == site))) {
-        fail(site, "%s of lanes %08x, while other lanes of the warp are at %s at %s:%d", op.name, mask, meeting.op->name,
-             meeting.site.file, meeting.site.line);
+        fail(site, "%s of lanes %08x, while other lanes of the warp are at %s at %s:%d", op.name, mask,
+             meeting.op->name, meeting.site.file, meeting.site.line);
     }
     meeting.here |= me;
     warp.operands[thread->index % LANES] = operands;
@@ -328,11 +332,12 @@ void meet(const WarpOp& op, uint32_t mask, Site site, void* operands, Resolve re
     give_way(pick());
 }
 
-void ordered_access(bool changed, Site site) {
-    if (changed) {
+void ordered_access(Access access, Site site) {
+    if (access == Access::Write) {
         launch->looks = 0;
         block->looks = 0;
-    } else {
+    }
+    if (access == Access::Look) {
         block->looks++;
         if (++launch->looks > MOST_LOOKS) {
             fail(site, "all threads look for what none will write; this block: %s", block->waits().c_str());
@@ -340,7 +345,7 @@ void ordered_access(bool changed, Site site) {
     }
     if (launch->order == Order::Random) {
         if (launch->random.below(2) == 0) leave();
-    } else if (!changed) {
+    } else if (access == Access::Look) {
         // Others first, and other blocks once all of this one have looked.
         const uint32_t next = block->ready.at_or_above(thread->index + 1);
         give_way(next != ThreadSet::NONE || block->looks > block->ready.count() ? next : block->ready.at_or_above(0));
@@ -364,22 +369,23 @@ void poison_static_shared() {
 
 void check_shared(const void* address, size_t bytes, const char* what, Site site) {
     const auto start = static_cast<const unsigned char*>(address);
-    const auto inside = [&](const unsigned char* memory, size_t size) {
-        return start >= memory && start + bytes <= memory + size;
+    const auto is_in = [=](Bytes memory) {
+        return start >= memory.start && start + bytes <= memory.start + memory.size;
     };
-    const Bytes fixed = static_shared_memory();
-    if (!inside(block->dynamic, launch->shared_bytes) && !(block->uses_static && inside(fixed.start, fixed.size))) {
-        fail(site, "%s: the address is not in the shared memory of this block", what);
-    }
+    const bool is_shared =
+        is_in({block->dynamic, launch->shared_bytes}) || (block->uses_static && is_in(static_shared_memory()));
+    if (!is_shared) fail(site, "%s: the address is not in the shared memory of this block", what);
     if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
         fail(site, "%s: the address in shared memory is not a multiple of %zu", what, bytes);
     }
 }
 
 void start_copy(void* to, const void* from, bool valid, Site site) {
-    check_shared(to, 16, "copy16", site);
-    if (reinterpret_cast<uintptr_t>(from) % 16 != 0) fail(site, "copy16: the address in global memory is not a multiple of 16");
-    memset(to, POISON, 16);
+    check_shared(to, COPY, "copy16", site);
+    if (reinterpret_cast<uintptr_t>(from) % COPY != 0) {
+        fail(site, "copy16: the address in global memory is not a multiple of %zu", COPY);
+    }
+    memset(to, POISON, COPY);
     thread->copies.push_back({to, valid ? from : nullptr, thread->copy_group});
 }
 
@@ -390,8 +396,8 @@ void wait_for_copies(unsigned groups_left) {
     size_t done = 0;
     while (done < copies.size() && copies[done].group + groups_left < thread->copy_group) {
         const Copy& copy = copies[done++];
-        if (copy.from == nullptr) memset(copy.to, 0, 16);
-        else memcpy(copy.to, copy.from, 16);
+        if (copy.from == nullptr) memset(copy.to, 0, COPY);
+        else memcpy(copy.to, copy.from, COPY);
     }
     copies.erase(copies.begin(), copies.begin() + static_cast<ptrdiff_t>(done));
 }
@@ -428,8 +434,8 @@ uint32_t emu_kernels(const EmuKernel** list) {
     return static_cast<uint32_t>(public_parts.size());
 }
 
-const char* emu_launch(uint32_t kernel, const uint32_t grid[3], uint32_t threads, uint32_t shared_bytes, void* const* args,
-                       uint64_t order) {
+const char* emu_launch(uint32_t kernel, const uint32_t grid[3], uint32_t threads, uint32_t shared_bytes,
+                       void* const* args, uint64_t order) {
     if (kernel >= kernels().size()) {
         message = "no kernel has the number " + std::to_string(kernel);
         return message.c_str();

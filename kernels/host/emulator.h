@@ -1,14 +1,14 @@
 // The emulator's side that kernels see once they are compiled for the host, and the C interface of a library of them.
 //
-// Every thread of a block is a fiber: a stack of its own that runs until it has to wait for others. The threads of a block
-// wait for each other at barriers and at operations of a warp; where not all of those arrive that should, the launch ends
-// with a message that says who waits where. Nothing runs in parallel: one thread of one block at a time.
+// Every thread of a block is a fiber: a stack of its own that runs until it has to wait for others. The threads of a
+// block wait for each other at barriers and at operations of a warp; where not all of those arrive that should, the
+// launch ends with a message that says who waits where. Nothing runs in parallel: one thread of one block at a time.
 //
-// What this finds, since all shared memory is poisoned with NaN at the start of a block, a copy's destination is poisoned
-// until its wait, and threads and blocks run in different orders: missing barriers and waits, reads of what was never
-// written, tiles left out, divergence at warp operations, deadlocks, misaligned and, where the compiler knows the array,
-// out-of-range accesses. What it cannot find: a missing memory fence (writes are visible at once and in order), and
-// anything about speed.
+// Shared memory is poisoned with NaN at the start of a block, the destination of an asynchronous copy until its wait ends,
+// and threads and blocks run in several orders. This finds missing barriers and waits, reads of what was never
+// written, divergence at operations of a warp, deadlocks, misaligned accesses and, where the compiler knows an array,
+// indices out of its range. It cannot find a missing memory fence, since writes are visible at once and in order, and
+// says nothing about speed.
 #pragma once
 
 #include <cstddef>
@@ -28,9 +28,9 @@ struct EmuKernel {
 // How many kernels the library has; `*list` becomes the address of the first.
 __attribute__((visibility("default"))) uint32_t emu_kernels(const EmuKernel** list);
 
-// Runs the kernel of that number over a grid of blocks of `threads` threads with `shared_bytes` of dynamic shared memory;
-// `args` points to the arguments. Blocks, and the threads of a block between two waits, run in rising order (`order` 0),
-// in falling order (1), or several blocks at once in an order that is random for, and determined by, any other `order`.
+// Runs the kernel of that number over a grid of blocks of `threads` threads with `shared_bytes` of dynamic shared
+// memory; `args` points to the arguments. Blocks, and the threads of a block between two waits, run in rising order
+// (`order` 0), in falling order (1), or several blocks at once in a random order that any other `order` is the seed of.
 // Null, or what went wrong; the text is valid until the next call. One call at a time per library.
 __attribute__((visibility("default"))) const char* emu_launch(uint32_t kernel, const uint32_t grid[3], uint32_t threads,
                                                               uint32_t shared_bytes, void* const* args, uint64_t order);
@@ -66,14 +66,21 @@ struct WarpOp {
     bool aligned;
 };
 
-// Waits for all lanes of `mask`, which includes the caller, to be at the same operation with the same mask. The last one
-// calls `resolve` with the operands of all lanes, null for those that are not in the mask.
+// Waits for all lanes of `mask`, which includes the caller, to be at the same operation with the same mask. The last
+// one calls `resolve` with the operands of all lanes, null for those that are not in the mask.
 using Resolve = void (*)(void* const (&operands)[LANES], uint32_t mask, Site site);
 void meet(const WarpOp& op, uint32_t mask, Site site, void* operands, Resolve resolve);
 
-// To be called with every access that orders memory between threads; other blocks may run. `changed`: whether it wrote
-// something new. If no access does for very long while threads keep looking, the launch ends as a deadlock.
-void ordered_access(bool changed, Site site);
+// What a thread does that others may wait for, or that may wait for others.
+enum class Access {
+    Write, // something new
+    Look,  // at what others may write; threads that only do this wait
+    Fence, // neither
+};
+
+// To be called with every access that orders memory between threads; other blocks may run. When for very long all that
+// threads do is look, the launch ends as a deadlock.
+void ordered_access(Access access, Site site);
 
 // The calling thread's lane, the dynamic shared memory of its block and how many bytes that has.
 uint32_t lane();

@@ -1,6 +1,6 @@
 #include "fiber.h"
 
-// Where there is none of these, fiber.h uses ucontext, which is several times as slow: it asks the kernel for signal masks.
+// Elsewhere fiber.h uses ucontext, which is several times as slow: it asks the operating system for signal masks.
 #if defined(__x86_64__)
 asm(R"(
     .text

@@ -7,8 +7,8 @@
 
 namespace emulator {
 
-// A binary format of 16 bits: a sign, an exponent, FRACTION bits of fraction; MIN_EXPONENT is that of the smallest normal
-// number, INFINITE the bits of infinity.
+// A binary format of 16 bits: a sign, an exponent, FRACTION bits of fraction; MIN_EXPONENT is that of the smallest
+// normal number, INFINITE the bits of infinity.
 template <int FRACTION_BITS, int SMALLEST_EXPONENT, uint16_t INFINITY_BITS> struct Format {
     static constexpr int FRACTION = FRACTION_BITS;
     static constexpr int MIN_EXPONENT = SMALLEST_EXPONENT;
@@ -38,10 +38,10 @@ template <class To> uint16_t round_to_16_bits(double x) {
     return static_cast<uint16_t>(sign | (result < To::INFINITE ? result : To::INFINITE));
 }
 
-// a * b + c in f64, where a * b is exact in it, such that rounding the result to 16 bits rounds the exact sum once: where
-// the sum is inexact its last bit is odd, so that it never looks like a tie.
-// Source: Boldo and Melquiond, "Emulation of a FMA and Correctly Rounded Sums: Proved Algorithms Using Rounding to Odd",
-// IEEE Transactions on Computers 57(4), 2008; the error of the sum is Knuth's.
+// a * b + c in f64, where a * b is exact in it, such that rounding the result to 16 bits rounds the exact sum once:
+// where the sum is inexact its last bit is odd, so that it never looks like a tie.
+// Source: Boldo and Melquiond, "Emulation of a FMA and Correctly Rounded Sums: Proved Algorithms Using Rounding to
+// Odd", IEEE Transactions on Computers 57(4), 2008; the error of the sum is Knuth's.
 inline double multiply_add_odd(double a, double b, double c) {
     const double product = a * b;
     const double sum = product + c;

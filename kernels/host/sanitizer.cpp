@@ -1,5 +1,5 @@
-// What the compiler's checks for undefined behaviour (-fsanitize) call when one fails. Their own run time would print and
-// go on; here a failed check ends the launch. The names and the structures are the compilers' (GCC and Clang agree).
+// What the compiler's checks for undefined behaviour (-fsanitize) call when one fails. Their own run time would print
+// and go on; here a failed check ends the launch. Names and structures are the compilers', GCC's and Clang's alike.
 #include "emulator.h"
 
 namespace {

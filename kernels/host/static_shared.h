@@ -1,6 +1,6 @@
-// Static shared memory. A `__shared__` variable is a static one of the operating system's thread: the linker puts all of
-// these of a library, templates' included, into one piece, and the loader tells where it is. So they can be poisoned,
-// kept and put back together.
+// Static shared memory. A `__shared__` variable is a static one of the operating system's thread: the linker puts all
+// of these of a library, templates' included, into one piece, and the loader tells where it is. So they can be
+// poisoned, kept and put back together.
 #pragma once
 
 #include <cstddef>

@@ -112,10 +112,14 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32, emulato
 }
 
 // Others see what was written before as soon as it is written; here they may run.
-inline void __threadfence(emulator::Site site = emulator::here()) { emulator::ordered_access(false, site); }
-inline void __threadfence_block(emulator::Site site = emulator::here()) { emulator::ordered_access(false, site); }
-inline void __threadfence_system(emulator::Site site = emulator::here()) { emulator::ordered_access(false, site); }
-inline void __nanosleep(unsigned, emulator::Site site = emulator::here()) { emulator::ordered_access(false, site); }
+inline void __threadfence(emulator::Site site = emulator::here()) {
+    emulator::ordered_access(emulator::Access::Fence, site);
+}
+inline void __threadfence_block(emulator::Site site = emulator::here()) { __threadfence(site); }
+inline void __threadfence_system(emulator::Site site = emulator::here()) { __threadfence(site); }
+inline void __nanosleep(unsigned, emulator::Site site = emulator::here()) {
+    emulator::ordered_access(emulator::Access::Look, site);
+}
 
 namespace emulator {
 
@@ -125,7 +129,7 @@ template <class T, class Next> T atomic(T* address, Next next, Site site) {
     const T before = *address;
     const T after = next(before);
     memcpy(address, &after, sizeof after);
-    ordered_access(memcmp(&before, &after, sizeof after) != 0, site);
+    ordered_access(memcmp(&before, &after, sizeof after) != 0 ? Access::Write : Access::Look, site);
     return before;
 }
 

@@ -174,6 +174,17 @@ fn writes_outside_of_dynamic_shared_memory_are_reported() {
 }
 
 #[test]
+fn more_local_variables_than_fit_are_reported() {
+    let mut out = [3_u32, 5];
+    Library::open("blocks").expect_fault(
+        "many_locals",
+        Shape::block(2),
+        args![&mut out[..]],
+        &["more local variables than fit"],
+    );
+}
+
+#[test]
 fn launches_that_no_gpu_accepts_are_refused() {
     let blocks = Library::open("blocks");
     let shape = Shape::block(64);

@@ -1,6 +1,7 @@
 //! The host's C++ compiler and how it is called.
 
 use std::env;
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
@@ -53,7 +54,9 @@ pub(super) struct Compiler {
     /// [`POISON`] or nothing.
     poison: Vec<String>,
     /// [`CHECKS`] or nothing.
-    pub(super) checks: Vec<String>,
+    checks: Vec<String>,
+    /// Whether these checks cover vectors that are loaded or stored as a whole: GCC's do, Clang's do not.
+    pub(super) checks_vectors: bool,
 }
 
 impl Compiler {
@@ -76,6 +79,7 @@ impl Compiler {
                 machine: machine_flags(),
                 poison: Vec::new(),
                 checks: Vec::new(),
+                checks_vectors: false,
             };
             let output = compiler.command().arg("--version").output().ok()?;
             compiler.version = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -88,8 +92,12 @@ impl Compiler {
                 candidates.join("`, `")
             );
         };
-        compiler.poison = compiler.known(POISON);
-        compiler.checks = compiler.known(CHECKS);
+        compiler.poison = compiler.known(POISON, "", "");
+        let checked = "__ubsan_handle_type_mismatch_v1";
+        let access = "int probe(const int* p) { return *p; }";
+        compiler.checks = compiler.known(CHECKS, access, checked);
+        let access = "struct alignas(16) V { int x[4]; }; V probe(const V* p) { return *p; }";
+        compiler.checks_vectors = !compiler.known(CHECKS, access, checked).is_empty();
         compiler
     }
 
@@ -118,13 +126,24 @@ impl Compiler {
         flags
     }
 
-    /// The flag, if the compiler knows it.
-    fn known(&self, flag: &str) -> Vec<String> {
-        let object = tempfile::NamedTempFile::new().unwrap();
+    /// The flag, if the compiler takes it and what it makes then of `source` holds `trace`.
+    fn known(&self, flag: &str, source: &str, trace: &str) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let object = folder.path().join("probe.o");
+        let path = folder.path().join("probe.cpp");
+        fs::write(&path, source).unwrap();
         let mut command = self.command();
-        command.args(["-Werror", flag, "-x", "c++", "-c", "/dev/null", "-o"]);
-        command.arg(object.path());
-        let known = command.output().is_ok_and(|output| output.status.success());
+        command
+            .args(["-Werror", flag, "-c"])
+            .arg(path)
+            .arg("-o")
+            .arg(&object);
+        let compiles = command.output().is_ok_and(|output| output.status.success());
+        let holds = |bytes: Vec<u8>| {
+            let mut windows = bytes.windows(trace.len().max(1));
+            trace.is_empty() || windows.any(|window| window == trace.as_bytes())
+        };
+        let known = compiles && fs::read(&object).is_ok_and(holds);
         known.then(|| flag.to_owned()).into_iter().collect()
     }
 }

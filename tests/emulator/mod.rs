@@ -51,9 +51,9 @@ pub(crate) fn mutated(stems: &[&str], mutations: &[Mutation]) -> PathBuf {
     })
 }
 
-/// Whether misaligned accesses and indices out of range are noticed; an old compiler may lack the checks.
+/// Whether misaligned loads of vectors are noticed, and indices out of range; not every compiler checks that.
 pub(crate) fn checks_accesses() -> bool {
-    !Compiler::get().checks.is_empty()
+    Compiler::get().checks_vectors
 }
 
 /// The folder with one library for every source. Compiled at most once, whatever threads and test programs ask for it.

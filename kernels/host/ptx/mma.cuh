@@ -26,7 +26,8 @@ struct MatrixLoad {
 } // namespace emulator
 
 template <class X>
-void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], emulator::Site site = emulator::here()) {
+void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                 emulator::Site site = emulator::here()) {
     emulator::Fragments<float> mine = {d, a, b};
     if constexpr (std::is_same_v<X, __half>) {
         emulator::meet(emulator::MMA_F16, emulator::ALL_LANES, site, &mine, emulator::multiply_f16);
