@@ -80,7 +80,11 @@ fn every_cell_is_verified_timed_and_held_against_what_the_device_can_do() {
     let results: Value =
         serde_json::from_slice(&fs::read(out.join("results.json")).unwrap()).unwrap();
     assert_eq!(results, document);
-    holds_to_the_schema(folder.path(), "candlepower.kernels/1", &[document.clone()]);
+    holds_to_the_schema(
+        folder.path(),
+        "candlepower.kernels/1",
+        std::slice::from_ref(&document),
+    );
     let records = lines(&out.join("records.jsonl"));
     assert_eq!(records.len(), 14);
     holds_to_the_schema(folder.path(), "candlepower.kernel/1", &records);
