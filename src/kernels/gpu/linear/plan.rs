@@ -364,13 +364,7 @@ mod tests {
     #[test]
     fn one_token_keeps_the_whole_device_busy() {
         for storage in Storage::all() {
-            for (n, k) in [
-                (4096, 4096),
-                (6144, 4096),
-                (28672, 4096),
-                (4096, 14336),
-                (1024, 2048),
-            ] {
+            for (n, k) in [(4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336)] {
                 let problem = problem(storage, n, k, 1);
                 let plan = problem.candidates(&h100())[0];
                 let LinearKernel::Few { tiles, splits, .. } = plan else {
