@@ -129,6 +129,7 @@ out=$(short "$out")
 ended=0 failed=0 left=0 left_out=0
 # Why it ends before its end; empty as long as it goes on.
 stopped=''
+interrupted=''
 # Commands are asked to stop this long before the budget is spent, and killed when it is.
 grace=10
 
@@ -189,10 +190,12 @@ part() {
   say "== $step/$name ($SECONDS s so far)"
   mkdir -p "$dir/done"
   limited "$had" "$name" "$@" || status=$?
+  # Whatever a command makes of an interruption.
+  if [[ -n $interrupted ]] && ((status != 0)); then status=130; fi
   # Killed, because it did not stop when it was asked to.
   if ((budget > 0 && status == 137 && SECONDS - began >= had - grace)); then status=124; fi
   case $status in
-    124)
+    124) # It has been asked to stop, or has stopped by itself.
       [[ $kind == cells ]] || echo "$had" >"$stamp.cut"
       stopped="$step/$name was cut short by the budget"
       left=$((left + 1))
@@ -220,19 +223,35 @@ part() {
   esac
 }
 
-# limited SECONDS NAME COMMAND...: runs a command that is cut short when the budget is spent.
+# limited SECONDS NAME COMMAND...: runs a command that is cut short when the budget is spent. It has a process group of its
+# own, so that what it has started ends with it and nothing is waited for that outlives it.
 limited() {
-  local seconds=$1 name=$2 limit=()
+  local seconds=$1 name=$2 pid teller status=0 limit=()
+  local to=$dir/${into:-$name.txt}
   shift 2
-  ((budget == 0)) || limit=(timeout --foreground --signal=INT --kill-after=$((grace - 2)) "$((seconds - grace))")
-  [[ -n ${append:-} ]] || : >"$dir/${into:-$name.txt}"
+  ((budget == 0)) || limit=(timeout --signal=INT --kill-after=$((grace - 2)) "$((seconds - grace))")
+  [[ -n ${append:-} ]] || : >"$to"
   # What was on record before is not news.
-  {
-    "${limit[@]}" "$@" 2>&1 1>&3 3>&- </dev/null | tee -ia "$dir/$name.log" | (
-      trap '' INT
-      sed -u '/(on record)$/d' >&2
-    )
-  } 3>>"$dir/${into:-$name.txt}"
+  exec 4> >(trap '' INT TERM && tee -a "$dir/$name.log" | sed -u '/(on record)$/d' >&2)
+  teller=$!
+  set -m
+  "${limit[@]}" "$@" </dev/null >>"$to" 2>&4 4>&- &
+  pid=$!
+  set +m
+  trap 'interrupted=yes; kill -INT -- "-$pid" 2>/dev/null || true' INT TERM
+  while true; do
+    status=0
+    wait "$pid" || status=$?
+    kill -0 "$pid" 2>/dev/null || break
+  done
+  trap - INT TERM
+  exec 4>&-
+  # Its last words come before those of the next, unless somebody still holds on to them.
+  for _ in {1..10}; do
+    kill -0 "$teller" 2>/dev/null || break
+    sleep 0.1
+  done
+  return "$status"
 }
 
 # A part that cannot be done here, and why.
@@ -398,10 +417,10 @@ step_bench-qwen3-0.6b() { bench_of qwen3-0.6b; }
 # --- All of it
 
 # Libraries of CUDA that the program misses are looked for where toolkits and PyTorch's packages keep them.
+missing_libraries() { { ldd "$program" 2>/dev/null || true; } | awk '/not found/ { print $1 }'; }
 find_libraries() {
   local missing name folder
-  command -v ldd >/dev/null || return 0
-  missing=$(ldd "$program" 2>/dev/null | awk '/not found/ { print $1 }')
+  missing=$(missing_libraries)
   [[ -n $missing ]] || return 0
   while read -r folder; do
     for name in $missing; do
@@ -413,7 +432,7 @@ find_libraries() {
     printf '%s\n' "${CUDA_HOME:-/usr/local/cuda}/lib64" /usr/local/cuda*/lib64 /usr/local/nvidia/lib64
     "$python" -c 'import glob, sys; print(*(f for p in sys.path for f in glob.glob(p + "/nvidia/*/lib")), sep="\n")'
   )
-  missing=$(ldd "$program" 2>/dev/null | awk '/not found/ { print $1 }')
+  missing=$(missing_libraries)
   [[ -z $missing ]] || die 69 "$program misses libraries: ${missing//$'\n'/, }. Put their folder into LD_LIBRARY_PATH"
 }
 

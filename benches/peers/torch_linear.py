@@ -462,6 +462,8 @@ def main() -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("peers: PyTorch sees no GPU; --device cpu runs on the CPU", file=sys.stderr)
         return 69
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     torch.set_grad_enabled(False)
     if device.type == "cpu":
         # Figures of a CPU show nothing; one thread shows it fast whatever else runs.
