@@ -43,13 +43,18 @@ fn devices() -> Vec<Device> {
     std::iter::once(Device::Cpu).chain(gpus()).collect()
 }
 
-/// Emulated GPUs that run their blocks forward, backward and interleaved, and the GPU where there is one.
+/// Emulated GPUs that run their blocks forward, backward and interleaved, and the GPU where there is one; that one alone
+/// where `CANDLEPOWER_TEST_GPU=only` says so, because a machine with a GPU has better things to do than to emulate one.
 fn gpus() -> Vec<Device> {
-    [0, 1, 77]
-        .map(emulated)
-        .into_iter()
-        .chain(Device::cuda(0))
-        .collect()
+    let real = Device::cuda(0);
+    if only_real_gpus() {
+        return vec![real.expect("CANDLEPOWER_TEST_GPU=only, but there is no GPU")];
+    }
+    [0, 1, 77].map(emulated).into_iter().chain(real).collect()
+}
+
+fn only_real_gpus() -> bool {
+    std::env::var("CANDLEPOWER_TEST_GPU").is_ok_and(|which| which == "only")
 }
 
 /// An emulated GPU that runs the blocks of a grid in this order.

@@ -231,7 +231,7 @@ def reasons(products: Products) -> list[str]:
     """What has no figure, and why, each reason once."""
     found: dict[str, int] = {}
     for (shape, m, variant), record in products.own.items():
-        if record["status"] != "ok":
+        if record["status"] == "failed":
             text = f"{variant} at {products.title(shape)}, M = {m}: {record['reason']}"
             found[text] = found.get(text, 0) + 1
     for (_, _, peer), line in products.peers.items():

@@ -24,7 +24,8 @@ use crate::units::Seconds;
   candlepower kernels
   candlepower kernels --model llama-3.1-8b --m 1-64*2 --variants bf16,int8,w4a16 --out OUT
   candlepower kernels --shape 28672,4096 --shape 4096,14336 --m 1,16 --json
-  candlepower kernels --op all --model qwen3-0.6b --m 1,8")]
+  candlepower kernels --op all --model qwen3-0.6b --m 1,8
+  candlepower kernels --shape 136,384 --m 1-17,200 --verify-only")]
 pub(super) struct Args {
     /// What is run: linear, quantize, norm, silu_mul, argmax, rope, attention, or all
     #[arg(long, default_value = "linear", value_delimiter = ',', value_name = "LIST", value_parser = parse_op)]
@@ -61,6 +62,9 @@ pub(super) struct Args {
     /// Measures cells anew that are on record
     #[arg(long)]
     force: bool,
+    /// Checks every cell against plain sums in f64 and times none
+    #[arg(long)]
+    verify_only: bool,
     /// Prints JSON instead of the table
     #[arg(long)]
     json: bool,
@@ -130,6 +134,7 @@ impl Args {
             variants: self.variants.clone(),
             act: self.dtype,
             context: self.context,
+            verify_only: self.verify_only,
             rule: StopRule {
                 min_trials: self.trials,
                 min_time: self.min_time,
@@ -170,7 +175,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         .clone()
         .unwrap_or_else(|| scratch.path().to_owned());
     let mut store = Store::open(&dir)?;
-    if !args.no_ceilings {
+    if !args.no_ceilings && !args.verify_only {
         say("measuring the device's ceilings");
         environment.ceilings = Some(study::ceilings(&device, Effort::Brief, interrupt)?);
     }

@@ -284,3 +284,36 @@ fn ceilings_are_measured_at_several_sizes_or_left_out_with_a_reason() {
         assert!(shown.contains(name), "{name:?}: {shown}");
     }
 }
+
+#[test]
+fn verifying_alone_times_nothing_and_what_was_timed_counts_as_verified() {
+    let folder = tempdir().unwrap();
+    let measure = |more: &str| {
+        let line = format!(
+            "kernels --shape 40,128 --m 1,5 --variants int8 --out out --json {more} {QUICK}"
+        );
+        run(folder.path(), &words(&line)).expect(0).json()
+    };
+    let verified = measure("--verify-only");
+    for (_, cell) in cells(&verified) {
+        assert!(
+            cell["figures"].is_null() && cell["reason"].is_null(),
+            "{cell:#}"
+        );
+        assert!(number(cell, "/verified/verification/elements") > 0.0);
+        assert!(number(cell, "/verified/verification/worst") <= 1.0);
+    }
+    let table = fs::read_to_string(folder.path().join("out/kernels.csv")).unwrap();
+    assert!(
+        table.lines().skip(1).all(|row| row.contains(",false,")),
+        "{table}"
+    );
+    // To be timed is more than to be verified, and serves for both.
+    for more in ["", "--verify-only"] {
+        let timed = measure(more);
+        for (_, cell) in cells(&timed) {
+            assert!(number(cell, "/figures/cold/us/p50") > 0.0, "{cell:#}");
+        }
+    }
+    assert_eq!(lines(&folder.path().join("out/records.jsonl")).len(), 4);
+}

@@ -6,11 +6,12 @@ mod compiler;
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use compiler::{Compiler, Purpose, expect_success};
@@ -305,11 +306,35 @@ impl Hash {
 
 /// Where everything that was compiled is kept.
 fn cache() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator")
+    let built_in = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let kept = if built_in.parent().is_some_and(Path::is_dir) {
+        built_in.to_owned()
+    } else {
+        env::temp_dir().join("candlepower-tests")
+    };
+    kept.join("emulator")
 }
 
+/// Where the sources are: in the folder that this program was built in, or, where it was carried to another machine, in the
+/// current one.
 fn package() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    static PACKAGE: OnceLock<PathBuf> = OnceLock::new();
+    PACKAGE.get_or_init(|| {
+        let built_in = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let here = env::current_dir().unwrap();
+        let holds_kernels = |folder: &&Path| folder.join("kernels/host/emulator.h").is_file();
+        [built_in, &here]
+            .into_iter()
+            .find(holds_kernels)
+            .unwrap_or_else(|| {
+                panic!(
+                    "no kernels/host in {} or {}: run the tests from the root of the sources",
+                    built_in.display(),
+                    here.display()
+                )
+            })
+            .to_owned()
+    })
 }
 
 fn stem(path: &Path) -> &str {

@@ -30,6 +30,7 @@ fn plan(ops: &[&str], variants: &[&str], tokens: &[usize]) -> MicrobenchPlan {
         variants: variants.iter().map(|name| name.parse().unwrap()).collect(),
         act: None,
         context: None,
+        verify_only: false,
         rule: StopRule::exactly(2),
         warm_up: WarmUp {
             min_trials: 0,
@@ -60,12 +61,15 @@ fn records(plan: &MicrobenchPlan, device: &Device) -> Vec<Record> {
 fn measured(record: &Record) -> &Measured {
     match &record.outcome {
         Outcome::Ok { result } => result,
-        Outcome::Failed { reason } => panic!("{:?}: {reason}", record.subject),
+        other => panic!("{:?}: {other:?}", record.subject),
     }
 }
 
 /// Two orders of blocks are enough: ops are tested in more.
 fn some_gpus() -> Vec<Device> {
+    if only_real_gpus() {
+        return gpus();
+    }
     let real = gpus().into_iter().filter(|gpu| gpu.kind() == "cuda");
     [emulated(0), emulated(77)]
         .into_iter()

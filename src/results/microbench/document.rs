@@ -9,7 +9,7 @@ use super::super::environment::Environment;
 use super::super::roofline::Cost;
 use super::super::study::Stats;
 use super::crossover::{self, Reign};
-use super::record::{Measured, Outcome, Peer, Record, Timing};
+use super::record::{Measured, Outcome, Peer, Record, Timing, Verification};
 use crate::stats::{self, Summary};
 
 /// The versions of the document that this program reads.
@@ -48,7 +48,7 @@ pub struct Shape {
     pub fastest: Vec<Reign>,
 }
 
-/// One variant at one number of tokens. Where it failed, the reason stands and there are no figures.
+/// One variant at one number of tokens. Where it failed, the reason stands; where it was only verified, what that found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Cell {
     /// Rows of the input.
@@ -61,6 +61,17 @@ pub struct Cell {
     pub reason: Option<String>,
     /// What was found.
     pub figures: Option<Figures>,
+    /// What was found where nothing was to be timed.
+    pub verified: Option<Verified>,
+}
+
+/// A cell that was verified only.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Verified {
+    /// How the op was computed.
+    pub plan: String,
+    /// How the result was judged.
+    pub verification: Verification,
 }
 
 /// The figures of a cell.
@@ -229,20 +240,34 @@ impl Shape {
 impl Cell {
     pub(super) fn of(record: &Record) -> Self {
         let subject = &record.subject;
-        let (reason, figures) = match &record.outcome {
-            Outcome::Failed { reason } => (Some(reason.clone()), None),
+        let (mut reason, mut figures, mut verified) = (None, None, None);
+        match &record.outcome {
+            Outcome::Failed { reason: why } => reason = Some(why.clone()),
+            Outcome::Verified { plan, verification } => {
+                verified = Some(Verified {
+                    plan: plan.clone(),
+                    verification: verification.clone(),
+                });
+            }
             Outcome::Ok { result } => match Figures::of(result) {
-                Some(figures) => (None, Some(figures)),
-                None => (Some("it has no samples".to_owned()), None),
+                Some(found) => figures = Some(found),
+                None => reason = Some("it has no samples".to_owned()),
             },
-        };
+        }
         Self {
             tokens: subject.tokens,
             variant: subject.variant.clone(),
             activation_dtype: subject.activation_dtype.clone(),
             reason,
             figures,
+            verified,
         }
+    }
+
+    /// How the op was computed, where that is known.
+    pub fn plan(&self) -> Option<&str> {
+        let timed = self.figures.as_ref().map(|figures| &*figures.plan);
+        timed.or_else(|| self.verified.as_ref().map(|verified| &*verified.plan))
     }
 
     /// The median time of a cold call, in microseconds.

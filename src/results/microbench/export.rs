@@ -116,12 +116,18 @@ fn row<'a>(device: Option<&'a str>, shape: &'a Shape, cell: &'a Cell) -> Row<'a>
         tokens: cell.tokens,
         variant: &cell.variant,
         activation_dtype: &cell.activation_dtype,
-        failed: cell.figures.is_none(),
+        failed: cell.reason.is_some(),
         reason: cell.reason.as_deref(),
+        plan: cell.plan(),
         ..Row::default()
     };
     let Some(figures) = &cell.figures else {
-        return known;
+        let verification = cell.verified.as_ref().map(|found| &found.verification);
+        return Row {
+            verified_elements: verification.map(|found| found.elements),
+            verified_worst: verification.map(|found| found.worst),
+            ..known
+        };
     };
     let library = match &figures.peer {
         Library::Measured {
@@ -134,7 +140,6 @@ fn row<'a>(device: Option<&'a str>, shape: &'a Shape, cell: &'a Cell) -> Row<'a>
     Row {
         cpu_reference: Some(figures.cpu_reference),
         timer: Some(&figures.timer),
-        plan: Some(&figures.plan),
         cold_us: Some(figures.cold.us.p50),
         cold_ci95_low_us: figures.cold.us.ci95_low,
         cold_ci95_high_us: figures.cold.us.ci95_high,

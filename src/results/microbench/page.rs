@@ -67,6 +67,7 @@ fn section(shape: &Shape, variants: &[String]) -> Value {
         roles => shape.roles.join(", "),
         chart => charts::by_tokens(shape, variants).as_deref().map(safe),
         fastest => table::fastest(shape),
+        verified => table::verified(shape),
         figures => grid(&table::columns(shape)),
         plans => pairs(table::plans(shape)),
         failures => pairs(table::failures(shape)),

@@ -71,6 +71,13 @@ pub enum Outcome {
         /// What was found.
         result: Box<Measured>,
     },
+    /// Verified, and not to be timed.
+    Verified {
+        /// How the op was computed.
+        plan: String,
+        /// How the result was judged.
+        verification: Verification,
+    },
     /// Not timed.
     Failed {
         /// Why: what the verification found, or what went wrong.
@@ -164,11 +171,22 @@ impl Record {
         }
     }
 
-    /// Why the cell has no figures; `None` if it has.
+    /// Why the cell failed; `None` if it did not.
     pub fn failure(&self) -> Option<&str> {
         match &self.outcome {
-            Outcome::Ok { .. } => None,
+            Outcome::Ok { .. } | Outcome::Verified { .. } => None,
             Outcome::Failed { reason } => Some(reason),
+        }
+    }
+}
+
+impl Outcome {
+    /// Whether a run that times its cells, or only verifies them, finds here what it wants.
+    pub fn serves(&self, verify_only: bool) -> bool {
+        match self {
+            Self::Ok { .. } => true,
+            Self::Verified { .. } => verify_only,
+            Self::Failed { .. } => false,
         }
     }
 }

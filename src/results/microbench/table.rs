@@ -2,8 +2,8 @@
 
 use super::super::columns::{Column, column, filled, laid_out};
 use super::super::format;
-use super::document::{Cell, Figures, Library, Microbench, Shape};
-use super::record::Record;
+use super::document::{Cell, Figures, Library, Microbench, Shape, Verified};
+use super::record::{Record, Verification};
 use crate::units::{Seconds, three_digits};
 
 /// Marks the fastest variant of a number of tokens.
@@ -147,6 +147,11 @@ fn time_with_interval(figures: &Figures) -> String {
     }
 }
 
+/// A share of a whole in percent.
+fn share(x: f64) -> String {
+    format!("{} %", percent(100.0 * x))
+}
+
 fn percent(x: f64) -> String {
     if x < 99.95 {
         format!("{x:.1}")
@@ -158,6 +163,7 @@ fn percent(x: f64) -> String {
 /// Who is the fastest where, the plans, and what failed.
 pub(super) fn below(shape: &Shape) -> Vec<String> {
     let mut lines: Vec<String> = fastest(shape).into_iter().collect();
+    lines.extend(verified(shape));
     lines.extend(
         plans(shape)
             .into_iter()
@@ -184,6 +190,20 @@ pub(super) fn fastest(shape: &Shape) -> Option<String> {
     Some(text)
 }
 
+/// What the verification found where nothing was to be timed; `None` where there is no such cell.
+pub(super) fn verified(shape: &Shape) -> Option<String> {
+    let found = shape.cells.iter().filter_map(|cell| cell.verified.as_ref());
+    let found: Vec<&Verification> = found.map(|verified| &verified.verification).collect();
+    let elements: u64 = found.iter().map(|found| found.elements).sum();
+    let worst = found.iter().map(|found| found.worst).reduce(f64::max)?;
+    let cells = if found.len() == 1 { "cell" } else { "cells" };
+    Some(format!(
+        "verified: {} {cells}, {elements} elements, the largest error {} of what it may be",
+        found.len(),
+        share(worst)
+    ))
+}
+
 /// The plans, with the variants that share them: `M 1–8: this; M 16: that`.
 pub(super) fn plans(shape: &Shape) -> Vec<(String, String)> {
     let mut groups: Vec<(Vec<String>, String)> = Vec::new();
@@ -206,12 +226,12 @@ pub(super) fn plans(shape: &Shape) -> Vec<(String, String)> {
 fn plans_of<'a>(cells: impl Iterator<Item = &'a Cell>) -> String {
     let mut runs: Vec<([usize; 2], &str)> = Vec::new();
     for cell in cells {
-        let Some(figures) = &cell.figures else {
+        let Some(own) = cell.plan() else {
             continue;
         };
         match runs.last_mut() {
-            Some((tokens, plan)) if *plan == figures.plan => tokens[1] = cell.tokens,
-            _ => runs.push(([cell.tokens; 2], &figures.plan)),
+            Some((tokens, plan)) if *plan == own => tokens[1] = cell.tokens,
+            _ => runs.push(([cell.tokens; 2], own)),
         }
     }
     let runs = runs.into_iter().map(|([first, last], plan)| {
@@ -301,19 +321,27 @@ fn library_name(figures: &Figures) -> Option<&str> {
 
 /// What came of a cell, in a few words.
 pub fn outcome(record: &Record) -> String {
-    match Cell::of(record).figures {
-        Some(figures) => format!(
+    let cell = Cell::of(record);
+    match (cell.figures, cell.verified) {
+        (Some(figures), _) => format!(
             "{} cold, {} % of the read floor",
             Seconds(figures.cold.us.p50 * 1e-6),
             percent(figures.percent_of_read_floor)
         ),
-        None => "no figures".to_owned(),
+        (None, Some(Verified { verification, .. })) => {
+            format!(
+                "verified, {} of the error it may have",
+                share(verification.worst)
+            )
+        }
+        (None, None) => "no figures".to_owned(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::fixture;
+    use super::super::record::Outcome;
     use super::*;
 
     fn widest(text: &str) -> usize {
@@ -345,6 +373,30 @@ mod tests {
         ] {
             assert!(shown.contains(text), "{text}:\n{shown}");
         }
+    }
+
+    #[test]
+    fn cells_that_were_only_verified_say_so_in_a_line() {
+        let mut records = fixture::records();
+        records.truncate(11);
+        for record in &mut records {
+            let Outcome::Ok { result } = &record.outcome else {
+                panic!("{record:?}");
+            };
+            record.outcome = Outcome::Verified {
+                plan: result.plan.clone(),
+                verification: result.verification.clone(),
+            };
+            assert_eq!(record.failure(), None);
+            assert!(outcome(record).contains("verified, 31.0 %"));
+        }
+        let shown = microbench(&fixture::document_of(&records), 100);
+        assert!(
+            shown.contains("verified: 11 cells, 45056 elements, the largest error 31.0 %"),
+            "{shown}"
+        );
+        assert!(shown.contains("plan of bf16: M 1–1024: stripes"), "{shown}");
+        assert!(!shown.contains("cold"), "{shown}");
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct MicrobenchPlan {
     pub act: Option<DType>,
     /// Positions that each token's attention sees; the default where `None`.
     pub context: Option<usize>,
+    /// Verifies cells and times none.
+    pub verify_only: bool,
     /// How often a cell is sampled.
     pub rule: StopRule,
     /// What runs before the first counted sample.

@@ -191,13 +191,16 @@ impl Session<'_> {
     /// The record of a cell that need not be measured again: failed ones are tried once more.
     fn on_record(&self, subject: &Subject) -> Option<Record> {
         let record = self.store.get(&subject.key())?;
-        let done = record.failure().is_none() && !self.plan.force;
+        let done = record.outcome.serves(self.plan.verify_only) && !self.plan.force;
         done.then(|| record.clone())
     }
 
     /// Verified, then timed.
     fn cell(&self, family: &mut dyn Family, bed: &Bed<'_>, tokens: usize) -> Result<Outcome> {
         let mut bench = family.prepare(bed, tokens)?;
+        if self.plan.verify_only {
+            return verify(&mut *bench);
+        }
         measure(
             &mut *bench,
             bed,
@@ -241,6 +244,19 @@ fn room(device: &Device) -> Bytes {
     free.map_or(Bytes(4 << 30), |free| Bytes((ROOM * free as f64) as u64))
 }
 
+/// Judges a bench.
+fn verify(bench: &mut dyn Bench) -> Result<Outcome> {
+    Ok(match bench.judge()? {
+        Ok(verification) => Outcome::Verified {
+            plan: bench.plan(),
+            verification,
+        },
+        Err(fault) => Outcome::Failed {
+            reason: format!("not timed: {fault}"),
+        },
+    })
+}
+
 /// Judges a bench and times it, a reader of as many bytes beside it.
 fn measure(
     bench: &mut dyn Bench,
@@ -249,13 +265,9 @@ fn measure(
     ceilings: Option<&Ceilings>,
     cache: Option<u64>,
 ) -> Result<Outcome> {
-    let verification = match bench.judge()? {
-        Ok(verification) => verification,
-        Err(fault) => {
-            return Ok(Outcome::Failed {
-                reason: format!("not timed: {fault}"),
-            });
-        }
+    let verification = match verify(bench)? {
+        Outcome::Verified { verification, .. } => verification,
+        wrong => return Ok(wrong),
     };
     let facts = bench.facts().clone();
     let cost = Cost {
@@ -389,6 +401,16 @@ mod tests {
             "{reason}"
         );
         assert!(wrong.sets.iter().all(|set| set.1 == 0), "{:?}", wrong.sets);
+    }
+
+    #[test]
+    fn what_is_only_to_be_verified_is_not_timed_either() {
+        let mut right = bench(2.0);
+        let found = verify(&mut right).unwrap();
+        assert!(matches!(&found, Outcome::Verified { plan, .. } if plan == "by hand"));
+        assert!(right.sets.iter().all(|set| set.1 == 0), "{:?}", right.sets);
+        assert!(found.serves(true) && !found.serves(false));
+        assert!(outcome(&mut right).serves(true));
     }
 
     #[test]
