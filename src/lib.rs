@@ -49,8 +49,8 @@
 //!
 //! `kernels/build.rs` compiles every `.cu` into a fatbin of its own with code for sm_80 and sm_90a, in parallel and cached
 //! by content; all are in the binary. Products stream weights into matrix instructions (`linear_few.cu`, `linear_tile.cu`) or
-//! go to cuBLASLt, whichever the device's own clock finds faster for a shape when it first comes up; the other ops have one
-//! simple kernel each. `tests/cuda_build` reads the machine code: spills, widths of loads, budgets of instructions. Without
+//! go to cuBLASLt, whichever the device's own clock finds faster for a shape when it first comes up; what it found is kept on
+//! the disk for later runs. The other ops have one simple kernel each. `tests/cuda_build` reads the machine code: spills, widths of loads, budgets of instructions. Without
 //! the `cuda` feature none of this is built or needed.
 
 pub mod cli;

@@ -98,6 +98,9 @@ impl DeviceFlags {
         }
         let (device, why) = open_device(self.device)?;
         super::progress::say(&format!("device: {} ({why})", device.kind()));
+        if let (Device::Gpu(gpu), Some(folder)) = (&device, cache_folder()) {
+            gpu.keep_choices(&folder);
+        }
         Ok(device)
     }
 }
@@ -107,6 +110,18 @@ impl EngineFlags {
     pub(super) fn open(&self) -> Result<Device> {
         self.device.open()
     }
+}
+
+/// Where what was found out about a device is kept: `CANDLEPOWER_CACHE`, or nowhere if that is empty; else `candlepower`
+/// in the user's cache folder.
+fn cache_folder() -> Option<PathBuf> {
+    let of = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    if let Some(named) = of("CANDLEPOWER_CACHE") {
+        return (!named.as_os_str().is_empty()).then_some(named);
+    }
+    let own = of("XDG_CACHE_HOME").filter(|folder| folder.is_absolute());
+    let caches = own.or_else(|| of("HOME").map(|home| home.join(".cache")))?;
+    Some(caches.join("candlepower"))
 }
 
 fn parse_device(s: &str) -> Result<DeviceChoice, String> {

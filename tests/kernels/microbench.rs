@@ -11,7 +11,7 @@ use candlepower::study::microbench::{MicrobenchPlan, MicrobenchWatcher, OPS, run
 use candlepower::study::{Effort, ceilings, environment};
 
 use super::build::{Mutation, mutated};
-use super::{emulated, gpus, kernel_device};
+use super::{emulated, gpus, kernel_device, only_real_gpus};
 
 /// Nobody watches.
 struct Nobody;

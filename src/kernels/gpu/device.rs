@@ -307,6 +307,15 @@ impl Gpu {
         lock(&self.choices)
     }
 
+    /// Which kernel is the fastest for a product is found once and kept in `folder` for later runs on such a device with
+    /// the same kernels. How many choices are there already; a device without a clock has none to keep.
+    pub fn keep_choices(&self, folder: &Path) -> usize {
+        let Some(kernels) = self.driver.kernels_hash() else {
+            return 0;
+        };
+        self.choices().keep_in(folder, self.facts(), kernels)
+    }
+
     /// Every product gets this kernel, whether it fits or not, for tests and microbenchmarks; `None` to choose again.
     #[doc(hidden)]
     pub fn force_linear(&self, kernel: Option<LinearKernel>) {

@@ -100,6 +100,11 @@ pub(super) trait Driver: Send + Sync {
     /// The kernels that can be launched, in any order.
     fn kernels(&self) -> Vec<String>;
 
+    /// Identifies the code of the kernels, where the driver has a clock to choose among them by.
+    fn kernels_hash(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Free and total memory in bytes.
     fn memory(&self) -> Result<(u64, u64)>;
 

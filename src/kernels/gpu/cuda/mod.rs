@@ -104,6 +104,10 @@ impl Driver for Cuda {
         self.functions.keys().map(|&name| name.to_owned()).collect()
     }
 
+    fn kernels_hash(&self) -> Option<&'static str> {
+        Some(KERNELS_HASH)
+    }
+
     fn memory(&self) -> Result<(u64, u64)> {
         let (free, total) = self
             .context

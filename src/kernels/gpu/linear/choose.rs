@@ -1,11 +1,14 @@
 //! Which kernel a product gets: the one that a plan predicts, or, on a real device, the one that its clock says is fastest,
-//! found once per storage, shape and number of tokens.
+//! found once per storage, shape and number of tokens, and kept for later runs where there is a folder for it.
 
 use std::collections::HashMap;
+use std::path::Path;
 
+use super::kept::Kept;
 use super::plan::{LinearKernel, Problem, bucket};
 use super::{Outcome, Product};
 use crate::error::Result;
+use crate::kernels::gpu::driver::Facts;
 use crate::kernels::gpu::fill;
 use crate::kernels::gpu::workspace::Scratch;
 
@@ -18,6 +21,9 @@ const RUNS: usize = 4;
 #[derive(Default)]
 pub(in crate::kernels::gpu) struct Choices {
     found: HashMap<Problem, LinearKernel>,
+    /// From earlier runs; each is looked at before it is used.
+    earlier: HashMap<Problem, LinearKernel>,
+    kept: Option<Kept>,
     forced: Option<LinearKernel>,
 }
 
@@ -26,6 +32,39 @@ impl Choices {
     pub(super) fn of(&self, problem: &Problem) -> Option<LinearKernel> {
         self.forced
             .or_else(|| self.found.get(&key(problem)).copied())
+    }
+
+    /// Starts from what earlier runs on this device found and kept in `folder`, and keeps what this one finds there. How
+    /// many choices there were.
+    pub(in crate::kernels::gpu) fn keep_in(
+        &mut self,
+        folder: &Path,
+        facts: &Facts,
+        kernels: &str,
+    ) -> usize {
+        let kept = Kept::new(folder, facts, kernels);
+        self.earlier = kept.read();
+        self.kept = Some(kept);
+        self.earlier.len()
+    }
+
+    /// Takes what earlier runs chose, if it is one of `candidates`.
+    fn recall(&mut self, problem: &Problem, candidates: &[LinearKernel]) -> Option<LinearKernel> {
+        let kernel = self.earlier.remove(&key(problem))?;
+        candidates.contains(&kernel).then(|| {
+            self.found.insert(key(problem), kernel);
+            kernel
+        })
+    }
+
+    fn remember(&mut self, problem: &Problem, kernel: LinearKernel) {
+        self.found.insert(key(problem), kernel);
+        // What cannot be kept is found again by the next run; a measurement does not fail for it.
+        if let Some(kept) = &self.kept
+            && kept.write(&self.found).is_err()
+        {
+            self.kept = None;
+        }
     }
 
     /// Every product gets this kernel, whether it fits or not; `None` to choose again.
@@ -50,6 +89,9 @@ pub(super) fn choose(product: &Product<'_>, problem: &Problem) -> Result<LinearK
         // Not remembered: the next call may be able to find out.
         return Ok(candidates[0]);
     }
+    if let Some(kernel) = gpu.choices().recall(problem, &candidates) {
+        return Ok(kernel);
+    }
     let mut best = (f64::INFINITY, candidates[0]);
     for &kernel in candidates.iter().take(TRIED) {
         let seconds = time(product, problem, kernel)?;
@@ -57,7 +99,7 @@ pub(super) fn choose(product: &Product<'_>, problem: &Problem) -> Result<LinearK
             best = (seconds, kernel);
         }
     }
-    gpu.choices().found.insert(key(problem), best.1);
+    gpu.choices().remember(problem, best.1);
     Ok(best.1)
 }
 
@@ -85,4 +127,66 @@ fn time(product: &Product<'_>, problem: &Problem, kernel: LinearKernel) -> Resul
         fastest = fastest.min(gpu.elapsed(&start, &end)?.0);
     }
     Ok(fastest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::storage::Storage;
+    use super::*;
+
+    fn facts() -> Facts {
+        Facts {
+            name: "test".into(),
+            uuid: None,
+            compute_capability: (9, 0),
+            multiprocessors: 132,
+            cache_bytes: 50 << 20,
+            shared_bytes: 232_448,
+            memory_clock_khz: None,
+            memory_bus_bits: None,
+        }
+    }
+
+    #[test]
+    fn a_choice_serves_its_neighbours_and_the_next_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let problem = |tokens| Problem {
+            storage: Storage::Codes,
+            n: 512,
+            k: 1024,
+            tokens,
+        };
+        let candidates = problem(20).candidates(&facts());
+        let chosen = candidates[1];
+        let mut first = Choices::default();
+        assert_eq!(first.keep_in(folder.path(), &facts(), "build"), 0);
+        assert_eq!(first.recall(&problem(20), &candidates), None);
+        first.remember(&problem(20), chosen);
+        assert_eq!(first.of(&problem(32)), Some(chosen));
+        assert_eq!(first.of(&problem(33)), None);
+
+        let mut second = Choices::default();
+        assert_eq!(second.keep_in(folder.path(), &facts(), "build"), 1);
+        assert_eq!(second.of(&problem(32)), None);
+        assert_eq!(second.recall(&problem(32), &candidates), Some(chosen));
+        assert_eq!(second.of(&problem(17)), Some(chosen));
+    }
+
+    #[test]
+    fn a_kept_choice_that_is_no_candidate_is_found_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let problem = Problem {
+            storage: Storage::Codes,
+            n: 512,
+            k: 1024,
+            tokens: 4,
+        };
+        let mut first = Choices::default();
+        first.keep_in(folder.path(), &facts(), "build");
+        first.remember(&problem, LinearKernel::Any);
+        let mut second = Choices::default();
+        second.keep_in(folder.path(), &facts(), "build");
+        assert_eq!(second.recall(&problem, &problem.candidates(&facts())), None);
+        assert_eq!(second.of(&problem), None);
+    }
 }

@@ -3,6 +3,7 @@
 
 mod any;
 mod choose;
+mod kept;
 mod library;
 mod plan;
 mod repack;

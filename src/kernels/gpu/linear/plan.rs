@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::storage::Storage;
 use crate::kernels::gpu::driver::Facts;
 
@@ -23,7 +25,8 @@ const RESERVED: usize = 1 << 10;
 const PIECE_BYTES: usize = 16 << 20;
 
 /// One way to compute a product.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LinearKernel {
     /// `linear_few.cu`: for up to 16 tokens; blocks as many as fit go through the tiles.
     Few {
