@@ -94,7 +94,7 @@ template <class T> struct PlainRows {
         a[3] = word(w[2 * half + 1], first + 1);
     }
 
-    static __device__ unsigned chunk(unsigned half) { return half * 4 + lane_quad(); }
+    static __device__ unsigned chunk(unsigned half, unsigned quad = lane_quad()) { return half * 4 + quad; }
 };
 
 // Rows of bytes; `Code` makes two pairs of numbers of four of them. A scale covers a row and is left to the end (S void),
@@ -123,7 +123,7 @@ template <class T, template <class> class Code, class S> struct ByteRows {
         Code<T>::widen(word(w[1], s), a[1], a[3]);
     }
 
-    static __device__ unsigned chunk(unsigned half) { return lane_quad() * 2 + half; }
+    static __device__ unsigned chunk(unsigned half, unsigned quad = lane_quad()) { return quad * 2 + half; }
 };
 
 // Two's complement bytes.
@@ -202,7 +202,7 @@ template <class T, class S, bool OWN_ZEROS> struct NibbleTiles {
                                     uint32_t (&a)[4]);
     static __device__ NibbleZero zero(unsigned code);
 
-    static __device__ unsigned chunk(unsigned half) { return half * 4 + lane_quad(); }
+    static __device__ unsigned chunk(unsigned half, unsigned quad = lane_quad()) { return half * 4 + quad; }
 };
 
 // Pairs of nibbles as numbers, less the code of zero.
@@ -257,7 +257,7 @@ struct CodeRows : ByteRows<signed char, Int8Code, void> {
         a[3] = word(w[1], 2 * s + 1);
     }
 
-    static __device__ unsigned chunk(unsigned) { return lane_quad(); }
+    static __device__ unsigned chunk(unsigned, unsigned quad = lane_quad()) { return quad; }
 };
 
 // Where a lane's pieces of a tile and step lie, moved along from step to step.
@@ -280,16 +280,19 @@ template <class Format> struct Source {
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Activations of a step: for each token, in shared memory, its 64 numbers in chunks of 16 bytes. Chunks of odd tokens
-// are swapped about so that the eight lanes that read at a time hit different banks.
+// Activations of a step: for each token, in shared memory, its 64 numbers in chunks of 16 bytes. Chunks are swapped about so
+// that the eight lanes that read at a time hit different banks.
 
-template <class X> struct StepOfTokens {
+// Who reads eight chunks at a time: lanes of a fragment, of two tokens; or lanes with a token each.
+enum class Readers { Fragments, Tokens };
+
+template <class X, Readers READERS = Readers::Fragments> struct StepOfTokens {
     static constexpr unsigned PER_CHUNK = PIECE / sizeof(X);
     static constexpr unsigned CHUNKS = STEP / PER_CHUNK; // of a token: 8 of 16-bit numbers, 4 of codes
     static constexpr unsigned BYTES = CHUNKS * PIECE;    // of a token
 
     static __device__ unsigned place(unsigned token, unsigned chunk) {
-        const unsigned swap = CHUNKS == 8 ? token % 2 * 5 : 0;
+        const unsigned swap = READERS == Readers::Tokens ? token * CHUNKS / 8 % CHUNKS : CHUNKS == 8 ? token % 2 * 5 : 0;
         return token * BYTES + (chunk ^ swap) * PIECE;
     }
 

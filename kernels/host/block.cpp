@@ -89,6 +89,7 @@ void Block::begin(Index index, uint32_t thread_count, uint32_t dynamic_bytes, vo
         thread.ended = false;
         thread.wait = {};
         thread.copy_group = 0;
+        thread.products = {};
         thread.copies.clear();
         memcpy(stack(i), &CANARY, sizeof CANARY);
         prepare(thread.fiber, stack(i), STACK - i % COLOURS * COLOUR, entry);

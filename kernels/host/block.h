@@ -3,6 +3,7 @@
 
 #include "emulator.h"
 #include "fiber.h"
+#include "products.h"
 
 #include <cstdlib>
 #include <memory>
@@ -36,6 +37,7 @@ struct Thread {
     Wait wait;
     uint64_t copy_group; // how many it has ended
     std::vector<Copy> copies;
+    Products products;
 };
 
 // Lanes that wait for each other at one operation.

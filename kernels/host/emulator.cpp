@@ -402,6 +402,8 @@ void wait_for_copies(unsigned groups_left) {
     copies.erase(copies.begin(), copies.begin() + static_cast<ptrdiff_t>(done));
 }
 
+Products& current_products() { return thread->products; }
+
 void add_kernel(Kernel* kernel) {
     kernel->next = all_kernels;
     all_kernels = kernel;

@@ -147,7 +147,7 @@ impl Product<'_> {
 
     fn run(&self, problem: &Problem, kernel: LinearKernel) -> Result<()> {
         match kernel {
-            LinearKernel::Few { .. } | LinearKernel::Tile { .. } => {
+            LinearKernel::Few { .. } | LinearKernel::Tile { .. } | LinearKernel::Wgmma { .. } => {
                 streamed::run(self, problem, kernel)
             }
             LinearKernel::Library => library::run(self, problem.storage),
@@ -241,6 +241,9 @@ pub(super) fn names() -> Vec<String> {
         }
         for size in ["1x4", "1x8", "2x8"] {
             names.push(format!("linear_tile_{name}_{size}"));
+        }
+        if !plain {
+            names.extend(["2x8", "1x16"].map(|size| format!("linear_wgmma_{name}_{size}")));
         }
         let few: &[&str] = if plain {
             &["1x0", "2x0", "1x1", "2x1", "1x2", "2x2"]

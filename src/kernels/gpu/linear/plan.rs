@@ -11,9 +11,11 @@ use crate::kernels::gpu::driver::Facts;
 pub(super) const ROWS: usize = 16;
 /// Columns of a step.
 pub(super) const STEP: usize = 64;
-/// Warps of a block of either kernel.
+/// Warps of a block of every kernel that streams.
 pub(super) const WARPS: usize = 8;
-/// Threads of a block of either kernel.
+/// The compute capability that has the instructions of `linear_wgmma.cu`: later ones have others instead.
+pub(super) const WGMMA_ON: (i32, i32) = (9, 0);
+/// Threads of a block of every kernel that streams.
 pub(super) const THREADS: u32 = 256;
 /// Tokens of a matrix instruction.
 const BLOCK: usize = 8;
@@ -40,6 +42,15 @@ pub enum LinearKernel {
     /// `linear_tile.cu`: for tokens that share what is read; a block per group of tiles, of tokens, and part of columns.
     Tile {
         /// Tiles of 16 rows that a warp has in hand; a block has eight times as many.
+        tiles: usize,
+        /// Tokens of a block.
+        tokens: usize,
+        /// Parts of the columns.
+        splits: usize,
+    },
+    /// `linear_wgmma.cu`: as [`Self::Tile`], by the matrix instructions of compute capability 9.0.
+    Wgmma {
+        /// Tiles of 16 rows that a warp has in hand.
         tiles: usize,
         /// Tokens of a block.
         tokens: usize,
@@ -80,6 +91,14 @@ impl fmt::Display for LinearKernel {
                 let rows = tiles * WARPS * ROWS;
                 write!(f, "tile {rows}x{tokens}{}", parts(splits))
             }
+            Self::Wgmma {
+                tiles,
+                tokens,
+                splits,
+            } => {
+                let rows = tiles * WARPS * ROWS;
+                write!(f, "wgmma {rows}x{tokens}{}", parts(splits))
+            }
             Self::Library => f.write_str("library"),
             Self::Dequantized { tiles } => write!(f, "library, {} rows dequantized", tiles * ROWS),
             Self::Any => f.write_str("any"),
@@ -110,6 +129,9 @@ impl Problem {
     pub(super) fn candidates(&self, facts: &Facts) -> Vec<LinearKernel> {
         let mut found = self.few();
         found.extend(self.tile());
+        if facts.compute_capability == WGMMA_ON {
+            found.extend(self.wgmma());
+        }
         if self.tokens > BLOCK {
             found.extend(self.library());
         }
@@ -178,6 +200,24 @@ impl Problem {
         sizes.iter().flat_map(with).collect()
     }
 
+    /// Plain weights are the library's, and few tokens leave most of the instructions' columns unused.
+    fn wgmma(&self) -> Vec<LinearKernel> {
+        // (tiles of a warp, tokens of a block), as compiled.
+        let sizes: &[(usize, usize)] = match (self.storage, self.tokens) {
+            (Storage::Plain(_), _) | (_, ..=16) => &[],
+            (_, ..=64) => &[(2, 64)],
+            _ => &[(2, 64), (1, 128)],
+        };
+        let with = |&(tiles, tokens): &(usize, usize)| {
+            self.splits(4).map(move |splits| LinearKernel::Wgmma {
+                tiles,
+                tokens,
+                splits,
+            })
+        };
+        sizes.iter().flat_map(with).collect()
+    }
+
     /// Ways to cut the columns into parts of at least `least` steps, no two the same.
     fn splits(&self, least: usize) -> impl Iterator<Item = usize> + use<> {
         let steps = self.steps();
@@ -193,6 +233,7 @@ impl Problem {
         const MEMORY: f64 = 3.0e12;
         const CACHE: f64 = 5.5e12;
         const FLOPS: f64 = 400e12;
+        const WGMMA_FLOPS: f64 = 550e12;
         const LIBRARY_FLOPS: f64 = 700e12;
         const ADDING_UP: f64 = 1.0e-6;
         let (n, k, m) = (self.n as f64, self.k as f64, self.tokens as f64);
@@ -209,6 +250,11 @@ impl Problem {
                 (items, tiles * ROWS, slots, tokens, splits)
             }
             LinearKernel::Tile {
+                tiles,
+                tokens,
+                splits,
+            }
+            | LinearKernel::Wgmma {
                 tiles,
                 tokens,
                 splits,
@@ -243,7 +289,11 @@ impl Problem {
         };
         let through_cache = weights * groups_of_tokens + x_bytes * readers + partial;
         let padded = m.max((tokens as f64) * groups_of_tokens);
-        let work = 2.0 * n * k * padded / FLOPS;
+        let flops = match kernel {
+            LinearKernel::Wgmma { .. } => WGMMA_FLOPS,
+            _ => FLOPS,
+        };
+        let work = 2.0 * n * k * padded / flops;
         let time = (weights / MEMORY).max(through_cache / CACHE).max(work);
         time * stretch + if splits > 1 { ADDING_UP } else { 0.0 }
     }
@@ -277,6 +327,14 @@ impl LinearKernel {
                 let depth = ((96 << 10) / stage).clamp(3, 6);
                 let out = tokens * (WARPS * tiles * ROWS + 4) * 4;
                 (depth * stage).max(out)
+            }
+            Self::Wgmma { tiles, tokens, .. } => {
+                let own = tiles * storage.tile_bytes() + storage.scale_bytes(tiles);
+                let x = tokens * STEP * storage.bytes_of_input();
+                let stage = WARPS * own + x;
+                let depth = ((128 << 10) / stage).clamp(3, 6);
+                let out = tokens * (WARPS * tiles * ROWS + 4) * 4;
+                (depth * stage + 2 * x).max(out)
             }
             Self::Library | Self::Dequantized { .. } | Self::Any => 0,
         }
@@ -312,6 +370,11 @@ impl LinearKernel {
                 (groups * splits * tokens * tiles * ROWS, groups)
             }
             Self::Tile {
+                tiles,
+                tokens,
+                splits,
+            }
+            | Self::Wgmma {
                 tiles,
                 tokens,
                 splits,
@@ -416,6 +479,7 @@ mod tests {
             for tokens in [1, 5, 13, 30, 64, 500] {
                 for plan in problem(storage, 4096, 4096, tokens).candidates(&a100) {
                     assert!(plan.shared_bytes(storage) <= 166_912, "{plan}");
+                    assert!(!matches!(plan, LinearKernel::Wgmma { .. }), "{plan}");
                 }
             }
         }
@@ -431,7 +495,10 @@ mod tests {
                 let all = problem.candidates(&h100());
                 prop_assert!(!all.is_empty());
                 for plan in all {
-                    if let LinearKernel::Few { splits, .. } | LinearKernel::Tile { splits, .. } = plan {
+                    if let LinearKernel::Few { splits, .. }
+                    | LinearKernel::Tile { splits, .. }
+                    | LinearKernel::Wgmma { splits, .. } = plan
+                    {
                         let steps = problem.steps();
                         let each = steps.div_ceil(splits);
                         prop_assert!((splits - 1) * each < steps && splits * each >= steps);

@@ -1,6 +1,6 @@
-//! Launches of `linear_few.cu` and `linear_tile.cu`.
+//! Launches of `linear_few.cu`, `linear_tile.cu` and `linear_wgmma.cu`.
 
-use super::plan::{LinearKernel, Problem, ROWS, STEP, THREADS, WARPS};
+use super::plan::{LinearKernel, Problem, ROWS, STEP, THREADS, WARPS, WGMMA_ON};
 use super::storage::StreamedBufs;
 use super::{Outcome, Product};
 use crate::error::Result;
@@ -59,7 +59,7 @@ struct ProductArgs {
 // SAFETY: the layout of the C++ struct of the same name: the same fields in the same order, none of them a reference.
 unsafe impl KernelArg for ProductArgs {}
 
-/// Runs `kernel`, which is one of the two.
+/// Runs `kernel`, which is one of the three.
 pub(super) fn run(product: &Product<'_>, problem: &Problem, kernel: LinearKernel) -> Result<()> {
     let op = product.op;
     let facts = op.gpu.facts();
@@ -80,10 +80,26 @@ pub(super) fn run(product: &Product<'_>, problem: &Problem, kernel: LinearKernel
             tiles,
             tokens,
             splits,
+        }
+        | LinearKernel::Wgmma {
+            tiles,
+            tokens,
+            splits,
         } => {
+            let family = match kernel {
+                LinearKernel::Wgmma { .. } if facts.compute_capability != WGMMA_ON => {
+                    let (major, minor) = facts.compute_capability;
+                    return Err(op.bug(&format!(
+                        "'{kernel}' is for compute capability 9.0, and {} has {major}.{minor}",
+                        facts.name
+                    )));
+                }
+                LinearKernel::Wgmma { .. } => "wgmma",
+                _ => "tile",
+            };
             let groups = tile_count.div_ceil(tiles * WARPS);
             let blocks = [groups * splits, problem.tokens.div_ceil(tokens)];
-            ("tile", tiles, tokens / 8, splits, blocks)
+            (family, tiles, tokens / 8, splits, blocks)
         }
         other => return Err(op.bug(&format!("'{other}' does not stream weights"))),
     };
@@ -113,7 +129,7 @@ pub(super) fn run(product: &Product<'_>, problem: &Problem, kernel: LinearKernel
     };
     let storage = problem.storage.name();
     let name = format!("linear_{family}_{storage}_{tiles}x{blocks_of_tokens}");
-    // SAFETY: the argument of both .cu files; every array holds its shape, and the workspace what `workspace` says.
+    // SAFETY: the argument of all three .cu files; every array holds its shape, and the workspace what `workspace` says.
     unsafe { launch!(op.gpu, &name, grid; args) }
 }
 
