@@ -14,6 +14,12 @@
 //
 // What the loop over steps may take per lane and weight: instructions in its body, and those of them that make numbers of
 // codes. Held by tests/cuda_build.
+// gate int4_bf16 2x8: 5.0 1.7
+// gate int4_f16 2x8: 4.8 1.5
+// gate int4_bf16 1x16: 10.8 1.7
+// gate int8_bf16 2x8: 5.0 2.5
+// gate e4m3_bf16 2x8: 5.4 3.0
+// gate w8a8 2x8: 3.0 0.5
 #include <ptx/kernel.cuh>
 #include <ptx/wgmma.cuh>
 
@@ -38,24 +44,26 @@ template <class Format, unsigned R, unsigned B> struct Warpgroups : BlockOfTiles
     static constexpr unsigned IN = DEPTH * STAGE + 2 * ARRANGED;
     static constexpr unsigned SHARED = IN > Block::OUT ? IN : Block::OUT;
 
-    // What a warp needs of a step beside the tokens.
-    struct Fragments {
+    // What a warp needs of a step beside the tokens. APART: each half of the step has scales of its own.
+    template <bool APART> struct Fragments {
         uint32_t a[R][INSTRUCTIONS][4];
-        float scale[R][2][2]; // of each half, for rows g and g + 8
+        float scale[R][APART ? 2 : 1][2]; // for rows g and g + 8
     };
 
-    __device__ Warpgroups(const ProductArgs& args, unsigned char* shared) : Block(args, shared) {}
+    unsigned char* const tokens_at; // where they are arranged, for even steps and then for odd ones
 
-    __device__ unsigned char* stage(unsigned step) const { return shared + (step - begin) % DEPTH * STAGE; }
-    __device__ unsigned char* arranged(unsigned step) const {
-        return shared + DEPTH * STAGE + (step - begin) % 2 * ARRANGED;
+    __device__ Warpgroups(const ProductArgs& args, unsigned char* shared)
+        : Block(args, shared), tokens_at(shared + DEPTH * STAGE) {}
+
+    __device__ unsigned char* next(unsigned char* stage) const {
+        return stage == shared + (DEPTH - 1) * STAGE ? shared : stage + STAGE;
     }
 
     // The tokens of a step from its stage to where the instructions read them. The four chunks of a token that make two
     // instructions' columns hold a word for each lane of a quad; the instructions want the words of a quad side by side.
-    __device__ void arrange(unsigned step) const {
-        const unsigned char* from = stage(step) + WARPS * OWN;
-        unsigned char* to = arranged(step);
+    template <unsigned ODD> __device__ void arrange(const unsigned char* stage) const {
+        const unsigned char* from = stage + WARPS * OWN;
+        unsigned char* to = tokens_at + ODD * ARRANGED;
 #pragma unroll
         for (unsigned first = 0; first < TOKENS * HALVES; first += THREADS) {
             const unsigned token = (first + threadIdx.x) % TOKENS, half = (first + threadIdx.x) / TOKENS;
@@ -74,14 +82,14 @@ template <class Format, unsigned R, unsigned B> struct Warpgroups : BlockOfTiles
         show_to_products();
     }
 
-    __device__ void widen_all(unsigned step, Fragments& fragments) const {
-        const unsigned char* own = stage(step) + warp_id() * OWN;
+    template <bool APART> __device__ void widen_all(const unsigned char* stage, Fragments<APART>& fragments) const {
+        const unsigned char* own = stage + warp_id() * OWN;
 #pragma unroll
         for (unsigned r = 0; r < R; r++) {
             this->widen(own, r, fragments.a[r]);
             if constexpr (SCALED) {
 #pragma unroll
-                for (unsigned i = 0; i < 4; i++) {
+                for (unsigned i = 0; i < (APART ? 4 : 2); i++) {
                     fragments.scale[r][i / 2][i % 2] =
                         Scales::scale(own + R * TILE_BYTES, args.weight, r, i / 2, lane_row() + i % 2 * 8);
                 }
@@ -90,23 +98,23 @@ template <class Format, unsigned R, unsigned B> struct Warpgroups : BlockOfTiles
     }
 
     // Begins the products of the instructions FIRST .. LAST of a step.
-    template <unsigned FIRST, unsigned LAST>
-    __device__ void multiply(unsigned step, const Fragments& fragments, Sum (&sums)[R][NUMBERS], bool add) const {
+    template <unsigned FIRST, unsigned LAST, bool APART>
+    __device__ void multiply(SharedTokens b, const Fragments<APART>& fragments, Sum (&sums)[R][NUMBERS], bool add) const {
         warpgroup_fence();
 #pragma unroll
         for (unsigned s = FIRST; s <= LAST; s++) {
-            const SharedTokens b = SharedTokens::at(arranged(step) + 2 * s * CORES, CORES, BLOCK * PIECE);
 #pragma unroll
             for (unsigned r = 0; r < R; r++) {
-                if constexpr (EXACT) warpgroup_mma_s8(sums[r], fragments.a[r][s], b, add || s > FIRST);
-                else warpgroup_mma<X>(sums[r], fragments.a[r][s], b, add || s > FIRST);
+                const SharedTokens columns = b.plus(2 * s * CORES);
+                if constexpr (EXACT) warpgroup_mma_s8(sums[r], fragments.a[r][s], columns, add || s > FIRST);
+                else warpgroup_mma<X>(sums[r], fragments.a[r][s], columns, add || s > FIRST);
             }
         }
         warpgroup_commit();
     }
 
     // Waits for the products into `sums`.
-    __device__ void wait(Sum (&sums)[R][NUMBERS], Fragments& fragments) const {
+    template <bool APART> __device__ void wait(Sum (&sums)[R][NUMBERS], Fragments<APART>& fragments) const {
         warpgroup_wait<0>();
 #pragma unroll
         for (unsigned r = 0; r < R; r++) {
@@ -117,7 +125,8 @@ template <class Format, unsigned R, unsigned B> struct Warpgroups : BlockOfTiles
     }
 
     // sums += scale part
-    __device__ void add_scaled(Sum (&sums)[R][NUMBERS], const Fragments& fragments, unsigned half,
+    template <bool APART>
+    __device__ void add_scaled(Sum (&sums)[R][NUMBERS], const Fragments<APART>& fragments, unsigned half,
                                const Sum (&part)[R][NUMBERS]) const {
 #pragma unroll
         for (unsigned r = 0; r < R; r++) {
@@ -128,72 +137,82 @@ template <class Format, unsigned R, unsigned B> struct Warpgroups : BlockOfTiles
         }
     }
 
-    // The products of a step, of which `now` are the fragments; beside them the next is made ready, in `next`.
-    __device__ void take(unsigned step, Source<Format>& source, Fragments& now, Fragments& next, Sum (&sums)[R][NUMBERS],
-                         Sum (&part)[R][NUMBERS]) const {
+    // Where the program is.
+    struct Cursor {
+        unsigned step;
+        unsigned char* stage; // of the step, and soon of one further on
+        Source<Format> source; // of that
+        bool begins;           // a group of columns
+    };
+
+    // The products of a step, of which `now` are the fragments; beside them the next is made ready, in `next_up`.
+    template <unsigned ODD, bool APART>
+    __device__ void take(Cursor& at, SharedTokens b, Fragments<APART>& now, Fragments<APART>& next_up,
+                         Sum (&sums)[R][NUMBERS], Sum (&part)[R][NUMBERS]) const {
         copies_wait<DEPTH - 2>();
         __syncthreads(); // the next step has arrived, this one is arranged, and all are done with the one before
-        if (step + DEPTH < end) {
-            this->copy_weights(stage(step), source, step + DEPTH);
-            this->copy_tokens(stage(step), step + DEPTH);
+        if (at.step + DEPTH < end) {
+            this->copy_weights(at.stage, at.source, at.step + DEPTH);
+            this->copy_tokens(at.stage, at.step + DEPTH);
         }
-        source.advance(1);
+        at.source.advance(1);
         copies_commit();
+        at.stage = next(at.stage);
+        at.step++;
         const auto prepare = [&] {
-            if (step + 1 < end) {
-                arrange(step + 1);
-                widen_all(step + 1, next);
+            if (at.step < end) {
+                arrange<1 - ODD>(at.stage);
+                widen_all(at.stage, next_up);
             }
         };
         if constexpr (!SCALED) {
-            multiply<0, INSTRUCTIONS - 1>(step, now, sums, true);
+            multiply<0, INSTRUCTIONS - 1>(b, now, sums, true);
             prepare();
             wait(sums, now);
-        } else if (args.weight.halves()) {
-            multiply<0, 1>(step, now, part, false);
+        } else if constexpr (APART) {
+            multiply<0, 1>(b, now, part, false);
             wait(part, now);
             add_scaled(sums, now, 0, part);
-            multiply<2, 3>(step, now, part, false);
+            multiply<2, 3>(b, now, part, false);
             prepare();
             wait(part, now);
             add_scaled(sums, now, 1, part);
         } else {
-            const unsigned group = args.weight.group_of(step);
-            const bool begins = step == begin || args.weight.group_of(step - 1) != group;
-            const bool ends = step + 1 == end || args.weight.group_of(step + 1) != group;
-            multiply<0, 3>(step, now, part, !begins);
+            multiply<0, 3>(b, now, part, !at.begins);
             prepare();
             wait(part, now);
-            if (ends) add_scaled(sums, now, 1, part);
+            at.begins = at.step == end || args.weight.group_of(at.step) != args.weight.group_of(at.step - 1);
+            if (at.begins) add_scaled(sums, now, 0, part);
         }
     }
 
-    __device__ void run() const {
+    template <bool APART> __device__ void run() const {
         Sum sums[R][NUMBERS] = {};
         Sum part[R][NUMBERS] = {};
-        Source<Format> source(args.weight, tile, begin);
+        Cursor at = {begin, shared, Source<Format>(args.weight, tile, begin), true};
         // Weights do not depend on what ran before; activations do.
 #pragma unroll 1
         for (unsigned i = 0; i < DEPTH; i++) {
-            if (begin + i < end) this->copy_weights(stage(begin + i), source, begin + i);
-            source.advance(1);
+            if (begin + i < end) this->copy_weights(shared + i * STAGE, at.source, begin + i);
+            at.source.advance(1);
         }
         let_successor_start();
         wait_for_predecessor();
 #pragma unroll 1
         for (unsigned i = 0; i < DEPTH; i++) {
-            if (begin + i < end) this->copy_tokens(stage(begin + i), begin + i);
+            if (begin + i < end) this->copy_tokens(shared + i * STAGE, begin + i);
             copies_commit();
         }
-        Fragments even, odd;
+        Fragments<APART> even, odd;
         copies_wait<DEPTH - 1>();
         __syncthreads(); // the first step has arrived
-        arrange(begin);
-        widen_all(begin, even);
+        arrange<0>(shared);
+        widen_all(shared, even);
+        const SharedTokens of_even = SharedTokens::at(tokens_at, CORES, BLOCK * PIECE), of_odd = of_even.plus(ARRANGED);
 #pragma unroll 1
-        for (unsigned step = begin; step < end; step += 2) {
-            take(step, source, even, odd, sums, part);
-            if (step + 1 < end) take(step + 1, source, odd, even, sums, part);
+        while (at.step < end) {
+            take<0>(at, of_even, even, odd, sums, part);
+            if (at.step < end) take<1>(at, of_odd, odd, even, sums, part);
         }
         copies_wait<0>();
         __syncthreads(); // the ring is free
@@ -205,7 +224,11 @@ template <class Format, unsigned R, unsigned B> __device__ void linear_wgmma(con
     if constexpr (WARPGROUP_PRODUCTS) {
         DYNAMIC_SHARED(shared);
         if (dynamic_shared_bytes() < Warpgroups<Format, R, B>::SHARED) return; // a launch that knows better than this file
-        Warpgroups<Format, R, B>(args, shared).run();
+        const Warpgroups<Format, R, B> block(args, shared);
+        if constexpr (Warpgroups<Format, R, B>::SCALED) {
+            if (args.weight.halves()) return block.template run<true>();
+        }
+        block.template run<false>();
     }
 }
 

@@ -13,6 +13,8 @@ mod library;
 mod matrices;
 #[path = "emulator/numbers.rs"]
 mod numbers;
+#[path = "emulator/products.rs"]
+mod products;
 #[path = "emulator/threads.rs"]
 mod threads;
 #[path = "emulator/wrappers.rs"]

@@ -12,7 +12,10 @@ struct WeightArgs {
     const void* data;
     const void* scales;       // [n / scale_rows, k / group], both rounded up
     const signed char* zeros; // as the scales: the code of zero of each group; or null
+    const void* offsets;      // as the scales: what is added to the weights of a group, instead of zeros; or null
+    const float* book;        // [16]: the number that each nibble names, instead of itself less its zero; or null
     ElemType scale_type;
+    ElemType offset_type;
     unsigned group;      // weights of a row that share a scale
     unsigned scale_rows; // rows that share their scales
 };
@@ -98,7 +101,7 @@ struct E4m3Number {
 using Int8Weight = ByteWeight<Int8Number>;
 using E4m3Weight = ByteWeight<E4m3Number>;
 
-// Nibbles u: w = s * (u - z), 8 for z unless it is given. A block of 32 weights takes 16 bytes; byte i holds weight i in its
+// Nibbles u: w = s * (u - z), 8 for z unless it is given; or w = s * u + b; or w = s * book[u]. A block of 32 weights takes 16 bytes; byte i holds weight i in its
 // low half and weight i + 16 in its high one. k and the group are multiples of 32, or the group is the row.
 struct Int4Weight {
     static constexpr unsigned CHUNK = 32;
@@ -117,12 +120,28 @@ struct Int4Weight {
         memcpy(pairs, &raw, sizeof raw);
         const size_t group = groups.of(row, column);
         const int zero = groups.zero(group, 8);
+        const float scale = groups.scale(group);
+        if (groups.args.book != nullptr || groups.args.offsets != nullptr) {
+#pragma unroll
+            for (unsigned i = 0; i < CHUNK / 2; i++) {
+                w[i] = unlike_integers(pairs[i] & 15u, scale, group);
+                w[i + CHUNK / 2] = unlike_integers(pairs[i] >> 4, scale, group);
+            }
+            return 1.0f;
+        }
 #pragma unroll
         for (unsigned i = 0; i < CHUNK / 2; i++) {
             w[i] = static_cast<float>(static_cast<int>(pairs[i] & 15u) - zero);
             w[i + CHUNK / 2] = static_cast<float>(static_cast<int>(pairs[i] >> 4) - zero);
         }
-        return groups.scale(group);
+        return scale;
+    }
+
+    // A weight whose levels are a codebook or have an offset, rounded after the product and after the sum.
+    __device__ float unlike_integers(unsigned u, float scale, size_t group) const {
+        if (groups.args.book != nullptr) return __fmul_rn(scale, groups.args.book[u]);
+        const float offset = load_elem(groups.args.offsets, groups.args.offset_type, group);
+        return __fadd_rn(__fmul_rn(scale, static_cast<float>(u)), offset);
     }
 
     __device__ float at(size_t row, unsigned column) const {
@@ -130,6 +149,8 @@ struct Int4Weight {
         const unsigned pair = codes[(row * k + column - in_block) / 2 + in_block % (CHUNK / 2)];
         const int u = in_block < CHUNK / 2 ? pair & 15u : pair >> 4;
         const size_t group = groups.of(row, column);
-        return groups.scale(group) * static_cast<float>(u - groups.zero(group, 8));
+        const float scale = groups.scale(group);
+        if (groups.args.book != nullptr || groups.args.offsets != nullptr) return unlike_integers(u, scale, group);
+        return scale * static_cast<float>(u - groups.zero(group, 8));
     }
 };

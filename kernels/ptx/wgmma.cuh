@@ -33,6 +33,9 @@ struct SharedTokens {
         return {(address & 0x3ffff) >> 4 | static_cast<uint64_t>(next_core >> 4) << 16 |
                 static_cast<uint64_t>(next_tokens >> 4) << 32};
     }
+
+    // The same so many bytes further on, a multiple of 16.
+    __device__ SharedTokens plus(unsigned bytes) const { return {descriptor + (bytes >> 4)}; }
 };
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

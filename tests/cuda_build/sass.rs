@@ -117,7 +117,7 @@ impl Code {
 }
 
 fn is_matrix(instruction: &Instruction) -> bool {
-    ["HMMA", "IMMA"]
+    ["HMMA", "IMMA", "HGMMA", "IGMMA"]
         .iter()
         .any(|name| instruction.opcode.starts_with(name))
 }
@@ -184,16 +184,32 @@ fn budgets(stem: &str) -> BTreeMap<String, Budget> {
         .collect()
 }
 
-/// Weights of a step that a lane turns into fragments: 16 x 64 of each tile.
+/// Weights that a lane turns into fragments in a loop's body: 16 x 64 of each tile and step, of which the body of
+/// `linear_wgmma` has two.
 fn weights_of_a_lane(kernel: &str) -> f64 {
     let size = kernel.rsplit('_').next().unwrap();
     let tiles: f64 = size.split('x').next().unwrap().parse().unwrap();
-    tiles * 16.0 * 64.0 / 32.0
+    let steps = if is_wgmma(kernel) { 2.0 } else { 1.0 };
+    steps * tiles * 16.0 * 64.0 / 32.0
+}
+
+fn is_wgmma(kernel: &str) -> bool {
+    kernel.starts_with("linear_wgmma")
+}
+
+/// The matrix instruction of a streaming product.
+fn matrix_instruction(kernel: &str) -> &'static str {
+    match (is_wgmma(kernel), kernel.contains("w8a8")) {
+        (false, false) => "HMMA.16816.F32",
+        (false, true) => "IMMA.16832",
+        (true, false) => "HGMMA.64x",
+        (true, true) => "IGMMA.64x",
+    }
 }
 
 #[test]
 fn streaming_products_load_wide_multiply_by_matrix_instructions_and_keep_to_their_budgets() {
-    for stem in ["linear_few", "linear_tile"] {
+    for stem in ["linear_few", "linear_tile", "linear_wgmma"] {
         let fatbin = fatbins()
             .into_iter()
             .find(|path| path.file_stem().is_some_and(|s| s == stem))
@@ -203,6 +219,13 @@ fn streaming_products_load_wide_multiply_by_matrix_instructions_and_keep_to_thei
         let mut held = 0;
         for code in disassembled(&fatbin) {
             let name = code.name();
+            if is_wgmma(&code.kernel) && !code.architecture.starts_with("sm_9") {
+                assert!(
+                    !code.has("LDG"),
+                    "{name} reads memory, though it has nothing to do"
+                );
+                continue;
+            }
             let body = code.main_loop();
             let count =
                 |test: &dyn Fn(&Instruction) -> bool| body.iter().filter(|i| test(i)).count();
@@ -217,12 +240,7 @@ fn streaming_products_load_wide_multiply_by_matrix_instructions_and_keep_to_thei
                 count(&|i| i.opcode.starts_with("LDS") && i.opcode.contains(".128")) > 0,
                 "{name}: no loads of 16 bytes from shared memory"
             );
-            // 8 instructions of 16 x 8 x 16 a tile, block of tokens and step would be too many.
-            let instruction = if code.kernel.contains("w8a8") {
-                "IMMA.16832"
-            } else {
-                "HMMA.16816.F32"
-            };
+            let instruction = matrix_instruction(&code.kernel);
             assert!(
                 count(&|i| i.opcode.starts_with(instruction)) > 0,
                 "{name}: no {instruction}"
@@ -249,9 +267,10 @@ fn streaming_products_load_wide_multiply_by_matrix_instructions_and_keep_to_thei
                 );
             }
         }
+        let architectures = if is_wgmma(stem) { 1 } else { 2 };
         assert_eq!(
             held,
-            2 * budgets.len(),
+            architectures * budgets.len(),
             "a budget of {stem}.cu is for no kernel"
         );
     }

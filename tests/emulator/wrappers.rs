@@ -29,6 +29,8 @@ fn declared(text: &str) -> BTreeSet<String> {
     let functions = functions.filter_map(|head| head.split_whitespace().last().map(str::to_owned));
     let macros = text.split("#define ").skip(1);
     let macros = macros.filter_map(|rest| rest.split(['(', ' ', '\n']).next().map(str::to_owned));
+    // What a header takes back it does not offer.
+    let macros = macros.filter(|name| !text.contains(&format!("#undef {name}")));
     let types = ["struct ", "enum class "];
     let types = types
         .iter()

@@ -76,7 +76,13 @@ fn a_feature_left_out_is_noticed() {
 /// Fails unless a streaming product does once `from` is replaced by `to`, in every order of blocks and threads. Compiled for
 /// one storage alone, which is quicker.
 fn is_noticed_streaming(file: &'static str, [from, to]: [&'static str; 2]) {
-    let stems = ["linear_few", "linear_tile", "dequantize", "repack"];
+    let stems = [
+        "linear_few",
+        "linear_tile",
+        "linear_wgmma",
+        "dequantize",
+        "repack",
+    ];
     let only = |file| Mutation {
         file,
         from: "#include \"common/storages.cuh\"",
@@ -85,6 +91,7 @@ fn is_noticed_streaming(file: &'static str, [from, to]: [&'static str; 2]) {
     let mut mutations = vec![
         only("linear_few.cu"),
         only("linear_tile.cu"),
+        only("linear_wgmma.cu"),
         only("dequantize.cu"),
     ];
     let whole = mutated(&stems, &mutations);
@@ -106,7 +113,7 @@ fn a_tile_left_out_is_noticed() {
     let change = ["at.item + gridDim.x", "at.item + 2 * gridDim.x"];
     is_noticed_streaming("linear_few.cu", change);
     let change = ["if (r < here) source.copy", "if (r + 1 < here) source.copy"];
-    is_noticed_streaming("linear_tile.cu", change);
+    is_noticed_streaming("common/block_of_tiles.cuh", change);
 }
 
 #[test]
@@ -114,6 +121,7 @@ fn a_wait_of_the_pipeline_left_out_is_noticed() {
     let change = ["copies_wait<DEPTH - 2>();", "copies_wait<DEPTH - 1>();"];
     is_noticed_streaming("linear_few.cu", change);
     is_noticed_streaming("linear_tile.cu", change);
+    is_noticed_streaming("linear_wgmma.cu", change);
     let change = [
         "__syncthreads(); // all copies of this stage have arrived",
         "// all copies of this stage have arrived",
@@ -136,7 +144,28 @@ fn the_scale_of_another_tile_or_group_is_noticed() {
 fn a_part_of_a_sum_left_out_is_noticed() {
     let change = ["s < args.splits; s++", "s + 1 < args.splits; s++"];
     is_noticed_streaming("linear_few.cu", change);
-    is_noticed_streaming("linear_tile.cu", change);
+    is_noticed_streaming("common/block_of_tiles.cuh", change);
+}
+
+#[test]
+fn products_that_run_beside_the_program_are_waited_for() {
+    for change in [
+        ["warpgroup_wait<0>();", ""],
+        ["warpgroup_fence();", ""],
+        [
+            "__syncthreads(); // the next step has arrived, this one is arranged",
+            "// the next step has arrived, this one is arranged",
+        ],
+        // A group's sum that goes on into the next group.
+        [
+            "multiply<0, 3>(b, now, part, !at.begins)",
+            "multiply<0, 3>(b, now, part, true)",
+        ],
+        // Half of a step's columns.
+        ["multiply<0, 3>(b", "multiply<0, 2>(b"],
+    ] {
+        is_noticed_streaming("linear_wgmma.cu", change);
+    }
 }
 
 #[test]

@@ -322,6 +322,74 @@ fn the_order_of_blocks_changes_nothing() {
 }
 
 #[test]
+fn blocks_of_many_tokens_end_where_the_tokens_do() {
+    let device = emulated(0);
+    for (packing, tokens) in [
+        (packing(CodeFormat::U4, 128, DType::BF16), 130),
+        (packing(CodeFormat::I8, 0, DType::F32), 200),
+        (packing(CodeFormat::E4M3, 64, DType::F32), 128),
+    ] {
+        let rest = rests(DType::BF16)[1];
+        check(&device, packing, [70, 320], tokens, DType::BF16, rest);
+    }
+}
+
+#[test]
+fn forms_that_no_streaming_kernel_takes_have_one_for_any_shape() {
+    use CodeFormat::{I8, U4};
+    let scales = |count: usize| Scales::new(DType::F16, &vec![0.25; count]);
+    let book = std::array::from_fn(|i| (i as f32 - 6.0) * 0.125 - 0.01 * (i * i) as f32);
+    for device in gpus() {
+        for (format, group, levels) in [(U4, 32, None), (U4, 64, Some(book)), (I8, 32, None)] {
+            for tokens in [1, 3, 70] {
+                let (n, k) = (33, 192);
+                let mut noise = Noise(tokens as u64);
+                let count = n * k / group;
+                let codes = noise.codes(n * k, format);
+                let mut rows = vec![0; n * format.row_bytes(k)];
+                for (row, out) in codes.chunks(k).zip(rows.chunks_mut(format.row_bytes(k))) {
+                    format.pack_row(row, out);
+                }
+                let levels = match (format, levels) {
+                    (_, Some(book)) => Levels::Codebook(book),
+                    (U4, None) => {
+                        let offsets: Vec<f32> = (0..count).map(|i| (i % 13) as f32 - 6.5).collect();
+                        Levels::Offsets(Scales::new(DType::BF16, &offsets))
+                    }
+                    (_, None) => Levels::Zeros((0..count).map(|i| (i * 37 % 256) as u8).collect()),
+                };
+                let packed = PackedWeight {
+                    n,
+                    k,
+                    format,
+                    group,
+                    scale_rows: 1,
+                    codes: rows,
+                    scales: scales(count),
+                    levels,
+                    order: None,
+                };
+                packed.check().unwrap();
+                let numbers: Vec<f64> = (0..n)
+                    .flat_map(|row| packed.dequantise_row(row))
+                    .map(f64::from)
+                    .collect();
+                let what = format!("{} with {}", format.name(), packed.levels.name());
+                let weight = LinearWeight::from_packed(&device, packed).unwrap();
+                let x_type = [DType::BF16, DType::F16][tokens % 2];
+                let weight = weight.streamed(&device, x_type).unwrap();
+                let x = noise.numbers(tokens * k, x_type);
+                let on_device = put(&device, &x, x_type);
+                let x: Vec<f64> = x.into_iter().map(f64::from).collect();
+                let input = (&x[..], Input::Float(&on_device));
+                let rest = rests(x_type)[tokens % 3];
+                by_every_kernel(&device, &weight, &numbers, input, Some(x_type), rest, &what);
+            }
+        }
+    }
+}
+
+#[test]
 fn rows_that_end_within_a_step_get_nothing_from_beyond() {
     let device = emulated(0);
     for (packing, k) in [

@@ -19,6 +19,8 @@ struct SharedTokens {
     static SharedTokens at(const void* start, unsigned next_core, unsigned next_tokens) {
         return {{static_cast<const unsigned char*>(start), next_core, next_tokens}};
     }
+
+    SharedTokens plus(unsigned bytes) const { return {{tokens.start + bytes, tokens.next_core, tokens.next_tokens}}; }
 };
 
 inline void warpgroup_fence() { emulator::fence_products(); }

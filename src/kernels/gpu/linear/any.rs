@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::kernels::BufType;
 use crate::kernels::gpu::launch::{Address, Grid, KernelArg, WARP, elem_type, launch};
 use crate::kernels::linear::{LevelBufs, PackedBufs, WeightData};
-use crate::scheme::{BLOCK, CodeFormat};
+use crate::scheme::{BLOCK, CodeFormat, DType};
 
 /// Tokens that one pass of the `few` kernels serves.
 const FEW_TOKENS: usize = 8;
@@ -29,7 +29,10 @@ struct WeightArgs {
     data: Address,
     scales: Address,
     zeros: Address,
+    offsets: Address,
+    book: Address,
     scale_type: u32,
+    offset_type: u32,
     group: u32,
     scale_rows: u32,
 }
@@ -99,7 +102,10 @@ fn weight_args(product: &Product<'_>) -> Result<(&'static str, WeightArgs)> {
                 data: op.reads("weight", data, data.kind(), &[n, k])?,
                 scales: Address::NULL,
                 zeros: Address::NULL,
+                offsets: Address::NULL,
+                book: Address::NULL,
                 scale_type: 0,
+                offset_type: 0,
                 group: op.dim("k", k)?,
                 scale_rows: 1,
             };
@@ -117,16 +123,27 @@ fn weight_args(product: &Product<'_>) -> Result<(&'static str, WeightArgs)> {
                 return Err(refused("groups of nibbles come in multiples of 32 columns"));
             }
             let row = packed.format.row_bytes(k);
+            let (mut zeros, mut offsets, mut book) = (Address::NULL, Address::NULL, Address::NULL);
+            let mut offset_type = 0;
+            match &packed.levels {
+                LevelBufs::Symmetric => {}
+                LevelBufs::Zeros(buf) => zeros = op.reads("zeros", buf, BufType::U8, &scales)?,
+                LevelBufs::Offsets(buf) => {
+                    offsets = op.reads("offsets", buf, buf.kind(), &scales)?;
+                    offset_type = elem_type(buf.dtype()?);
+                }
+                LevelBufs::Codebook(buf) => {
+                    book = op.reads("codebook", buf, BufType::Float(DType::F32), &[16])?;
+                }
+            }
             let args = WeightArgs {
                 data: op.reads("codes", &packed.codes, BufType::U8, &[n, row])?,
                 scales: op.reads("scales", &packed.scales, packed.scales.kind(), &scales)?,
-                zeros: match &packed.levels {
-                    LevelBufs::Symmetric => Address::NULL,
-                    LevelBufs::Zeros(zeros) => op.reads("zeros", zeros, BufType::U8, &scales)?,
-                    LevelBufs::Offsets(_) => return Err(refused("it has float offsets")),
-                    LevelBufs::Codebook(_) => return Err(refused("it has a codebook")),
-                },
+                zeros,
+                offsets,
+                book,
                 scale_type: elem_type(packed.scales.dtype()?),
+                offset_type,
                 group: op.dim("group", packed.group.min(k))?,
                 scale_rows: op.dim("rows per scale", packed.scale_rows)?,
             };

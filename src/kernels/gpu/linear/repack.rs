@@ -41,8 +41,8 @@ pub(crate) fn streamed(
                 Target::No(why) => {
                     return Err(Error::Config(format!(
                         "no GPU kernel for a weight [{n}, {k}] with {why}; supported are u4 codes with scales per row or \
-                         per group of 32, 64, 128, ... columns, symmetric or with zero points, and symmetric i8 and e4m3 \
-                         codes with scales per row, tensor, or group of 64, 128, ... columns"
+                         per group of a multiple of 32 columns, symmetric, with zero points, offsets or a codebook, and i8 \
+                         and e4m3 codes with scales per row, tensor, or group of any number of columns"
                     )));
                 }
             }
@@ -68,8 +68,7 @@ fn plan(packed: &PackedBufs, k: usize, act: DType) -> Target {
     let per_row = packed.group >= k;
     let group = packed.group;
     match &packed.levels {
-        LevelBufs::Offsets(_) => return Target::No("float offsets".into()),
-        LevelBufs::Codebook(_) => return Target::No("a codebook".into()),
+        LevelBufs::Offsets(_) | LevelBufs::Codebook(_) => return Target::AsItIs,
         LevelBufs::Zeros(_) if packed.format != CodeFormat::U4 => return Target::AsItIs,
         LevelBufs::Symmetric | LevelBufs::Zeros(_) => {}
     }
