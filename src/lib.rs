@@ -48,10 +48,12 @@
 //! # The CUDA build
 //!
 //! `kernels/build.rs` compiles every `.cu` into a fatbin of its own with code for sm_80 and sm_90a, in parallel and cached
-//! by content; all are in the binary. Products stream weights into matrix instructions (`linear_few.cu`, `linear_tile.cu`) or
-//! go to cuBLASLt, whichever the device's own clock finds faster for a shape when it first comes up; what it found is kept on
-//! the disk for later runs. The other ops have one simple kernel each. `tests/cuda_build` reads the machine code: spills, widths of loads, budgets of instructions. Without
-//! the `cuda` feature none of this is built or needed.
+//! by content; all are in the binary. Products stream weights into matrix instructions (`linear_few.cu`, `linear_tile.cu`,
+//! `linear_wgmma.cu`) or go to cuBLASLt, whichever the device's own clock finds faster for a shape when it first comes up;
+//! what it found is kept on the disk for later runs. Attention has a kernel for tokens that are alone in their slot
+//! (`attention_single.cu`) and one for prompts (`attention_runs.cu`). The other ops have one simple kernel each. A decode step
+//! is recorded once for each number of sequences and then replayed as a CUDA graph. `tests/cuda_build` reads the machine
+//! code: spills, widths of loads, budgets of instructions. Without the `cuda` feature none of this is built or needed.
 
 pub mod cli;
 pub mod engine;

@@ -23,7 +23,7 @@ mod streamed;
 
 use std::path::Path;
 
-use candlepower::kernels::attention::{Attention, LayerCache, Places};
+use candlepower::kernels::attention::{Attention, LayerCache, Places, Queries};
 use candlepower::kernels::embed::Gather;
 use candlepower::kernels::linear::{Input, Linear, LinearWeight, WeightData};
 use candlepower::kernels::norm::RmsNorm;
@@ -718,6 +718,7 @@ fn rope(device: &Device, act: DType, normed: bool) {
         head_dim,
         capacity,
         scale: 1.0,
+        queries: Queries::Runs,
     };
     let slot = [2_u32, 0, 2, 2, 0];
     let position = [0_u32, 10, 3, 1, 7];
@@ -811,6 +812,7 @@ fn a_position_beyond_the_cache_is_an_error() {
         head_dim: 4,
         capacity: 2,
         scale: 1.0,
+        queries: Queries::Runs,
     };
     let mut qkv = put(&device, &[0.5; 12], DType::F32);
     let mut cache = LayerCache {

@@ -48,3 +48,12 @@ __device__ inline void load_matrices(uint32_t (&r)[4], const void* row) {
                  : "r"(from)
                  : "memory");
 }
+
+// The same, each matrix transposed: in r[i] rows 2t 2t+1 of column g of matrix i.
+__device__ inline void load_transposed(uint32_t (&r)[4], const void* row) {
+    const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from)
+                 : "memory");
+}

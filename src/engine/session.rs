@@ -9,6 +9,7 @@ use super::transformer::Scratch;
 use super::weights::DeviceWeights;
 use crate::error::{Error, Result};
 use crate::kernels::Device;
+use crate::kernels::attention::Queries;
 use crate::kernels::sample::{Argmax, LogProb, NO_TOKEN};
 
 /// A model that is ready to run.
@@ -284,7 +285,14 @@ impl Engine {
         device.upload(&mut scratch.tokens, 0, &column(|p| p.token))?;
         device.upload(&mut scratch.slots, 0, &column(|p| p.slot))?;
         device.upload(&mut scratch.positions, 0, &column(|p| p.position))?;
-        device.enter(|| scratch.forward(device, weights, places.len(), limits.capacity))
+        // Tokens of a prompt are neighbours.
+        let alone = places.windows(2).all(|pair| pair[0].slot != pair[1].slot);
+        let queries = if alone {
+            Queries::Single
+        } else {
+            Queries::Runs
+        };
+        device.enter(|| scratch.forward(device, weights, places.len(), limits.capacity, queries))
     }
 
     fn check(&self, prompts: &[Prompt<'_>]) -> Result<()> {

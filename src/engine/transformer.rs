@@ -3,7 +3,7 @@
 use super::limits::Limits;
 use super::weights::{DeviceWeights, Projection};
 use crate::error::Result;
-use crate::kernels::attention::{Attention, LayerCache, Places};
+use crate::kernels::attention::{Attention, LayerCache, Places, Queries};
 use crate::kernels::embed::Gather;
 use crate::kernels::linear::{Input, Linear, LinearWeight};
 use crate::kernels::norm::RmsNorm;
@@ -130,12 +130,14 @@ impl Scratch {
     }
 
     /// Runs `count` tokens, whose ids, slots and positions are on the device, through all layers.
+    /// `queries` says how they stand in their slots.
     pub(super) fn forward(
         &mut self,
         device: &Device,
         weights: &DeviceWeights,
         count: usize,
         capacity: usize,
+        queries: Queries,
     ) -> Result<()> {
         let config = &weights.config;
         let gather = Gather {
@@ -148,7 +150,12 @@ impl Scratch {
         };
         gather.run(device, &self.tokens, table, &mut self.hidden)?;
         for layer in 0..config.layers {
-            self.layer(device, weights, layer, count, capacity)?;
+            self.layer(
+                device,
+                weights,
+                layer,
+                attention_op(config, count, capacity, queries),
+            )?;
         }
         Ok(())
     }
@@ -158,17 +165,16 @@ impl Scratch {
         device: &Device,
         weights: &DeviceWeights,
         index: usize,
-        count: usize,
-        capacity: usize,
+        attention: Attention,
     ) -> Result<()> {
         let config = &weights.config;
+        let count = attention.tokens;
         let layer = &weights.layers[index];
         let norm = RmsNorm {
             rows: count,
             width: config.hidden,
             eps: config.norm_eps,
         };
-        let attention = attention_op(config, count, capacity);
         let places = Places {
             slots: &self.slots,
             positions: &self.positions,
@@ -267,7 +273,12 @@ impl Scratch {
     }
 }
 
-fn attention_op(config: &ModelConfig, tokens: usize, capacity: usize) -> Attention {
+fn attention_op(
+    config: &ModelConfig,
+    tokens: usize,
+    capacity: usize,
+    queries: Queries,
+) -> Attention {
     Attention {
         tokens,
         heads: config.heads,
@@ -275,6 +286,7 @@ fn attention_op(config: &ModelConfig, tokens: usize, capacity: usize) -> Attenti
         head_dim: config.head_dim,
         capacity,
         scale: 1.0 / (config.head_dim as f32).sqrt(),
+        queries,
     }
 }
 
@@ -308,7 +320,7 @@ impl DeviceWeights {
     /// `cached` are distinct, with logits for `logits` of them.
     pub fn step_cost(&self, tokens: usize, seen: f64, cached: f64, logits: usize) -> Cost {
         let (config, act) = (&self.config, self.act);
-        let attention = attention_op(config, tokens, 0);
+        let attention = attention_op(config, tokens, 0, Queries::Runs);
         let norm = RmsNorm {
             rows: tokens,
             width: config.hidden,

@@ -38,6 +38,17 @@ pub struct Attention {
     pub capacity: usize,
     /// What scores are multiplied by, `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// How the tokens stand in their slots, which decides how a GPU goes about it, not what comes out.
+    pub queries: Queries,
+}
+
+/// How the tokens of a step stand in their slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queries {
+    /// Every token is alone in its slot, as in decoding.
+    Single,
+    /// Tokens of a slot one after another, as in prompts.
+    Runs,
 }
 
 /// One layer's cache on its device, keys and values each `[slots, kv_heads, capacity, head_dim]`.
@@ -71,6 +82,14 @@ impl Attention {
             read: rows + 2.0 * cached * (self.kv_heads * self.head_dim) as f64 * size,
             written: rows,
             flops: 4.0 * seen * (self.heads * self.head_dim) as f64,
+        }
+    }
+
+    /// How it is computed on `device` with a cache of type `act`, in words.
+    pub fn plan(&self, device: &Device, act: DType) -> String {
+        match device {
+            Device::Cpu => "blocks of 64 positions".to_owned(),
+            Device::Gpu(gpu) => super::gpu::attention_kernel(gpu, self, act).to_string(),
         }
     }
 
@@ -461,6 +480,7 @@ mod tests {
                 head_dim,
                 capacity,
                 scale: (head_dim as f32).powf(-0.5),
+                queries: Queries::Runs,
             };
             let qkv = noise(op.tokens * op.qkv_width(), 1);
             let (mut k, mut v) = (

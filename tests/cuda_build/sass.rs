@@ -275,3 +275,27 @@ fn streaming_products_load_wide_multiply_by_matrix_instructions_and_keep_to_thei
         );
     }
 }
+
+#[test]
+fn attention_by_matrix_instructions_has_them_and_copies_wide() {
+    for stem in ["attention_single", "attention_runs"] {
+        let fatbin = fatbins()
+            .into_iter()
+            .find(|path| path.file_stem().is_some_and(|s| s == stem))
+            .unwrap();
+        for code in disassembled(&fatbin) {
+            let name = code.name();
+            assert!(code.has("HMMA.16816.F32"), "{name}: no matrix instruction");
+            assert!(code.has("LDSM"), "{name}: no loads of matrices");
+            let copies = code
+                .instructions
+                .iter()
+                .filter(|i| i.opcode.starts_with("LDGSTS"));
+            let wide = copies.clone().filter(|i| i.opcode.contains(".128"));
+            assert!(
+                copies.clone().count() > 0 && wide.count() == copies.count(),
+                "{name}: copies of less than 16 bytes"
+            );
+        }
+    }
+}

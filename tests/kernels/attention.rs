@@ -1,10 +1,10 @@
 //! Attention over a cache that other sequences share, against the textbook in f64.
 
-use candlepower::kernels::attention::{Attention, LayerCache, Places};
+use candlepower::kernels::attention::{Attention, LayerCache, Places, Queries};
 use candlepower::kernels::{BufType, Device};
 use candlepower::scheme::DType;
 
-use super::{Noise, TYPES, assert_close, devices, get, gpus, put, put_ids, unit};
+use super::{Noise, TYPES, assert_close, devices, emulated, get, gpus, put, put_ids, unit};
 
 /// Slot and position of every token, out of order: alone, a chunk of a prompt, and two sequences at different depths.
 pub(super) const TOKENS: &[&[(u32, u32)]] = &[
@@ -23,68 +23,133 @@ fn attention_equals_the_textbook_in_every_type() {
         {
             for tokens in TOKENS {
                 for act in TYPES {
-                    attend(&device, [heads, kv_heads, head_dim], tokens, act);
+                    for queries in [Queries::Single, Queries::Runs] {
+                        attend(&device, [heads, kv_heads, head_dim], tokens, act, queries);
+                    }
                 }
             }
         }
     }
 }
 
-pub(super) fn attend(
-    device: &Device,
+/// Tokens of these places over a cache of `capacity` positions.
+fn shape(
     [heads, kv_heads, head_dim]: [usize; 3],
-    places: &[(u32, u32)],
-    act: DType,
-) {
-    let op = Attention {
-        tokens: places.len(),
+    tokens: usize,
+    capacity: usize,
+    queries: Queries,
+) -> Attention {
+    Attention {
+        tokens,
         heads,
         kv_heads,
         head_dim,
-        capacity: 71,
+        capacity,
         scale: 1.0 / (head_dim as f32).sqrt(),
-    };
-    let mut noise = Noise((heads * head_dim) as u64);
-    // Scores of very different size, so that the largest one moves on the way.
-    let qkv: Vec<f32> = noise
-        .numbers(op.tokens * op.qkv_width(), act)
-        .iter()
-        .map(|x| act.round(x * 4.0))
-        .collect();
-    let cached = SLOTS * kv_heads * op.capacity * head_dim;
-    let (k, v) = (noise.numbers(cached, act), noise.numbers(cached, act));
-    let cache = LayerCache {
-        k: put(device, &k, act),
-        v: put(device, &v, act),
-    };
-    let slots: Vec<u32> = places.iter().map(|place| place.0).collect();
-    let positions: Vec<u32> = places.iter().map(|place| place.1).collect();
-    let (slots_held, positions_held) = (put_ids(device, &slots), put_ids(device, &positions));
-    let mut out = device
-        .alloc(BufType::Float(act), op.tokens * heads * head_dim)
-        .unwrap();
-    op.run(
-        device,
-        &put(device, &qkv, act),
-        Places {
-            slots: &slots_held,
-            positions: &positions_held,
-        },
-        &cache,
-        &mut out,
-    )
-    .unwrap();
-    let truth = textbook(&op, &qkv, places, &k, &v);
-    // Values are at most 1; scores, of up to 4 sqrt(head_dim), are off by what f32 sums of head_dim terms are off by.
-    let score_error = 4.0 * (head_dim as f64).powf(1.5) * 2.0_f64.powi(-24);
-    let tolerance = |i: usize| unit(act) * truth[i].abs() + 4.0 * score_error + 2e-6;
-    let what = format!("{op:?}, {places:?}, {act}, {}", device.kind());
-    assert_close(&get(device, &out), &truth, tolerance, &what);
+        queries,
+    }
 }
 
-fn textbook(op: &Attention, qkv: &[f32], places: &[(u32, u32)], k: &[f32], v: &[f32]) -> Vec<f64> {
+/// Queries, keys and values.
+struct Numbers {
+    qkv: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Numbers {
+    fn new(op: &Attention, slots: usize, act: DType) -> Self {
+        let mut noise = Noise((op.heads * op.head_dim) as u64);
+        // Scores of very different size, so that the largest one moves on the way.
+        let qkv: Vec<f32> = noise
+            .numbers(op.tokens * op.qkv_width(), act)
+            .iter()
+            .map(|x| act.round(x * 4.0))
+            .collect();
+        let cached = slots * op.kv_heads * op.capacity * op.head_dim;
+        let (k, v) = (noise.numbers(cached, act), noise.numbers(cached, act));
+        Self { qkv, k, v }
+    }
+
+    fn run(&self, device: &Device, op: &Attention, places: &[(u32, u32)], act: DType) -> Vec<f32> {
+        let cache = LayerCache {
+            k: put(device, &self.k, act),
+            v: put(device, &self.v, act),
+        };
+        let slots: Vec<u32> = places.iter().map(|place| place.0).collect();
+        let positions: Vec<u32> = places.iter().map(|place| place.1).collect();
+        let (slots, positions) = (put_ids(device, &slots), put_ids(device, &positions));
+        let count = op.tokens * op.heads * op.head_dim;
+        let mut out = device.alloc(BufType::Float(act), count).unwrap();
+        let places = Places {
+            slots: &slots,
+            positions: &positions,
+        };
+        op.run(
+            device,
+            &put(device, &self.qkv, act),
+            places,
+            &cache,
+            &mut out,
+        )
+        .unwrap();
+        get(device, &out)
+    }
+}
+
+pub(super) fn attend(
+    device: &Device,
+    heads: [usize; 3],
+    places: &[(u32, u32)],
+    act: DType,
+    queries: Queries,
+) {
+    let capacity = places.iter().map(|place| place.1 as usize + 1).max();
+    let capacity = capacity.unwrap_or(1).max(71);
+    let op = shape(heads, places.len(), capacity, queries);
+    let mut numbers = Numbers::new(&op, SLOTS, act);
+    // What lies beyond the last position that anyone sees is never looked at.
+    let seen = |slot: usize| {
+        let of_slot = places.iter().filter(|place| place.0 as usize == slot);
+        of_slot.map(|place| place.1 as usize + 1).max().unwrap_or(0)
+    };
+    for (row, (k, v)) in numbers
+        .k
+        .chunks_mut(op.head_dim)
+        .zip(numbers.v.chunks_mut(op.head_dim))
+        .enumerate()
+    {
+        if row % capacity >= seen(row / capacity / op.kv_heads) {
+            k.fill(f32::NAN);
+            v.fill(f32::NAN);
+        }
+    }
+    let (truth, sizes) = textbook(&op, &numbers.qkv, places, &numbers.k, &numbers.v);
+    let out = numbers.run(device, &op, places, act);
+    // Values are at most 1; scores, of up to 4 sqrt(head_dim), are off by what f32 sums of head_dim terms are off by. A
+    // GPU rounds weights to the type of the values before they meet.
+    let score_error = 4.0 * (op.head_dim as f64).powf(1.5) * 2.0_f64.powi(-24);
+    let of_weights = if matches!(device, Device::Cpu) || act == DType::F32 {
+        0.0
+    } else {
+        2.0 * unit(act)
+    };
+    let tolerance =
+        |i: usize| unit(act) * truth[i].abs() + of_weights * sizes[i] + 4.0 * score_error + 2e-6;
+    let what = format!("{op:?}, {places:?}, {act}, {}", device.kind());
+    assert_close(&out, &truth, tolerance, &what);
+}
+
+/// The result, and the sum of the magnitudes that make each element.
+fn textbook(
+    op: &Attention,
+    qkv: &[f32],
+    places: &[(u32, u32)],
+    k: &[f32],
+    v: &[f32],
+) -> (Vec<f64>, Vec<f64>) {
     let dim = op.head_dim;
-    let mut out = Vec::new();
+    let (mut out, mut sizes) = (Vec::new(), Vec::new());
     for (t, &(slot, position)) in places.iter().enumerate() {
         for head in 0..op.heads {
             let q = &qkv[t * op.qkv_width() + head * dim..][..dim];
@@ -100,15 +165,113 @@ fn textbook(op: &Attention, qkv: &[f32], places: &[(u32, u32)], k: &[f32], v: &[
             let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
             let total: f64 = weights.iter().sum();
-            out.extend((0..dim).map(|d| {
+            for d in 0..dim {
                 let terms = weights.iter().enumerate();
-                terms
-                    .map(|(j, w)| w / total * f64::from(v[row(j) + d]))
-                    .sum::<f64>()
-            }));
+                let terms = terms.map(|(j, w)| w / total * f64::from(v[row(j) + d]));
+                let (sum, size) = terms.fold((0.0, 0.0), |(s, m), y| (s + y, m + y.abs()));
+                out.push(sum);
+                sizes.push(size);
+            }
         }
     }
-    out
+    (out, sizes)
+}
+
+/// Lengths around the borders of fragments, units and parts.
+const LENGTHS: [u32; 7] = [1, 16, 64, 127, 128, 129, 300];
+
+#[test]
+fn every_group_and_head_size_of_decoding_equals_the_textbook() {
+    let device = emulated(0);
+    for (i, heads) in [
+        [1, 1, 64],
+        [4, 2, 96],
+        [6, 2, 128],
+        [8, 2, 64],
+        [7, 1, 128],
+        [16, 2, 64],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for (j, length) in LENGTHS.into_iter().enumerate() {
+            let act = [DType::BF16, DType::F16][(i + j) % 2];
+            attend(&device, heads, &[(1, length - 1)], act, Queries::Single);
+        }
+    }
+}
+
+#[test]
+fn long_contexts_equal_the_textbook() {
+    for length in [1024, 4096] {
+        let places = [(0, length - 1)];
+        attend(
+            &emulated(0),
+            [2, 1, 64],
+            &places,
+            DType::BF16,
+            Queries::Single,
+        );
+        let places: Vec<(u32, u32)> = (length - 5..length).map(|p| (2, p)).collect();
+        attend(&emulated(0), [1, 1, 64], &places, DType::F16, Queries::Runs);
+    }
+}
+
+#[test]
+fn prompts_equal_the_textbook_whole_in_chunks_and_side_by_side() {
+    let run = |slot: u32, positions: std::ops::Range<u32>| positions.map(move |p| (slot, p));
+    let whole: Vec<(u32, u32)> = run(0, 0..70).collect();
+    let chunk: Vec<(u32, u32)> = run(1, 61..130).collect();
+    let ragged: Vec<(u32, u32)> = run(2, 0..1)
+        .chain(run(0, 120..129))
+        .chain(run(1, 0..37))
+        .collect();
+    for device in [emulated(0), emulated(77)] {
+        for (heads, places) in [
+            ([2, 2, 64], &whole),
+            ([3, 1, 96], &chunk),
+            ([4, 1, 128], &ragged),
+            ([7, 1, 64], &ragged),
+        ] {
+            attend(&device, heads, places, DType::BF16, Queries::Runs);
+        }
+    }
+}
+
+#[test]
+fn a_ragged_batch_equals_its_rows_alone_and_two_runs_have_the_same_bits() {
+    let heads = [8, 2, 64];
+    let places: Vec<(u32, u32)> = [0, 1, 63, 64, 127, 200, 299]
+        .into_iter()
+        .enumerate()
+        .map(|(slot, position)| (slot as u32, position))
+        .collect();
+    for device in gpus() {
+        let op = shape(heads, places.len(), 300, Queries::Single);
+        let numbers = Numbers::new(&op, places.len(), DType::BF16);
+        let all = numbers.run(&device, &op, &places, DType::BF16);
+        assert_eq!(
+            all,
+            numbers.run(&device, &op, &places, DType::BF16),
+            "two runs"
+        );
+        for (i, &place) in places.iter().enumerate() {
+            let one = Attention { tokens: 1, ..op };
+            let own = Numbers {
+                qkv: numbers.qkv[i * op.qkv_width()..][..op.qkv_width()].to_vec(),
+                k: numbers.k.clone(),
+                v: numbers.v.clone(),
+            };
+            let alone = own.run(&device, &one, &[place], DType::BF16);
+            let width = op.heads * op.head_dim;
+            let (mut worst, row) = (0.0_f32, &all[i * width..][..width]);
+            for (a, b) in alone.iter().zip(row) {
+                worst = worst.max((a - b).abs());
+            }
+            // Alone it is cut into more parts, whose sums are rounded apart.
+            assert!(worst <= 2.0_f32.powi(-8), "{place:?}: {worst}");
+        }
+    }
 }
 
 #[test]
@@ -121,6 +284,7 @@ fn a_place_outside_the_cache_gives_nan_there_and_nowhere_else() {
             head_dim: 8,
             capacity: 4,
             scale: 1.0,
+            queries: Queries::Runs,
         };
         let cache = LayerCache {
             k: put(&device, &[0.5; 32], DType::F32),
@@ -141,5 +305,18 @@ fn a_place_outside_the_cache_gives_nan_there_and_nowhere_else() {
         let out = get(&device, &out);
         assert!(out[..16].iter().all(|&x| x == 0.5), "{out:?}");
         assert!(out[16..].iter().all(|x| x.is_nan()), "{out:?}");
+    }
+}
+
+#[test]
+fn a_place_outside_the_cache_gives_nan_by_matrix_instructions_too() {
+    for device in gpus() {
+        for queries in [Queries::Single, Queries::Runs] {
+            let op = shape([2, 1, 64], 3, 4, queries);
+            let numbers = Numbers::new(&op, 1, DType::BF16);
+            let out = numbers.run(&device, &op, &[(0, 3), (1, 0), (0, u32::MAX)], DType::BF16);
+            assert!(out[..128].iter().all(|x| x.is_finite()), "{queries:?}");
+            assert!(out[128..].iter().all(|x| x.is_nan()), "{queries:?}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use candlepower::kernels::Device;
+use candlepower::kernels::attention::Queries;
 use candlepower::scheme::{CodeFormat, DType};
 
 use super::build::{Mutation, mutated};
@@ -53,7 +54,8 @@ fn a_barrier_left_out_is_noticed() {
         "attention.cu",
         ["__syncthreads();", ""],
         |device| {
-            attention::attend(device, [6, 2, 16], attention::TOKENS[2], DType::F32);
+            let tokens = attention::TOKENS[2];
+            attention::attend(device, [6, 2, 16], tokens, DType::F32, Queries::Runs);
         },
     );
 }
@@ -172,4 +174,62 @@ fn products_that_run_beside_the_program_are_waited_for() {
 fn the_last_of_two_equal_logits_is_noticed() {
     let change = ["index < other.index)", "index > other.index)"];
     is_noticed("sample", "sample.cu", change, logits::the_first_wins);
+}
+
+/// Attention of one token whose keys come in parts, and of prompts side by side.
+fn single(device: &Device) {
+    attention::attend(
+        device,
+        [4, 1, 64],
+        &[(1, 299)],
+        DType::BF16,
+        Queries::Single,
+    );
+}
+
+fn runs(device: &Device) {
+    let places: Vec<(u32, u32)> = (100..140)
+        .map(|p| (0, p))
+        .chain((0..9).map(|p| (2, p)))
+        .collect();
+    attention::attend(device, [4, 1, 64], &places, DType::BF16, Queries::Runs);
+}
+
+#[test]
+fn a_part_a_wait_a_mask_of_attention_are_noticed() {
+    let stem = "attention_single";
+    for change in [
+        [
+            "together(i / DIM, i % DIM, parts, part_at)",
+            "together(i / DIM, i % DIM, parts - 1, part_at)",
+        ],
+        ["copies_wait<DEPTH - 2>();", "copies_wait<DEPTH - 1>();"],
+        [
+            "const unsigned keys = args.positions[token] + 1;",
+            "const unsigned keys = args.positions[token];",
+        ],
+        ["__syncthreads(); // all rows are there", ""],
+    ] {
+        is_noticed(stem, "attention_single.cu", change, single);
+    }
+    let stem = "attention_runs";
+    for change in [
+        ["copies_wait<1>();", "copies_wait<2>();"],
+        [
+            "limits[r] = args.positions[token] + 1;",
+            "limits[r] = args.positions[token] + 2;",
+        ],
+        ["args.slot_of[stop] == slot", "true"],
+        [
+            "__syncthreads(); // everybody's copies of these keys have arrived",
+            "",
+        ],
+    ] {
+        is_noticed(stem, "attention_runs.cu", change, runs);
+    }
+    let change = [
+        "values[block][i] *= shrink[i / 2];",
+        "values[block][i] *= 1.0f;",
+    ];
+    is_noticed("attention_runs", "common/flash.cuh", change, runs);
 }

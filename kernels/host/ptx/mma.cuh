@@ -16,6 +16,7 @@ constexpr WarpOp MMA_BF16 = {"mma_16x8x16<bf16>", true};
 constexpr WarpOp MMA_F16 = {"mma_16x8x16<f16>", true};
 constexpr WarpOp MMA_S8 = {"mma_16x8x32", true};
 constexpr WarpOp LOAD_MATRICES = {"load_matrices", true};
+constexpr WarpOp LOAD_TRANSPOSED = {"load_transposed", true};
 
 // Where one lane's registers go, and the row whose address it gives.
 struct MatrixLoad {
@@ -54,6 +55,25 @@ inline void load_matrices(uint32_t (&r)[4], const void* row, emulator::Site site
             for (int matrix = 0; matrix < 4; matrix++) {
                 const void* from = static_cast<const MatrixLoad*>(operands[matrix * 8 + g])->row;
                 memcpy(&load.r[matrix], static_cast<const uint32_t*>(from) + t, sizeof load.r[matrix]);
+            }
+        }
+    });
+}
+
+inline void load_transposed(uint32_t (&r)[4], const void* row, emulator::Site site = emulator::here()) {
+    using namespace emulator;
+    check_shared(row, 16, "load_transposed", site);
+    MatrixLoad mine = {r, row};
+    meet(LOAD_TRANSPOSED, ALL_LANES, site, &mine, [](void* const(&operands)[LANES], uint32_t, Site) {
+        for (int lane = 0; lane < 32; lane++) {
+            const int g = lane / 4, t = lane % 4;
+            const auto& load = *static_cast<const MatrixLoad*>(operands[lane]);
+            for (int matrix = 0; matrix < 4; matrix++) {
+                for (int i = 0; i < 2; i++) {
+                    const void* from = static_cast<const MatrixLoad*>(operands[matrix * 8 + 2 * t + i])->row;
+                    memcpy(reinterpret_cast<uint16_t*>(&load.r[matrix]) + i, static_cast<const uint16_t*>(from) + g,
+                           sizeof(uint16_t));
+                }
             }
         }
     });

@@ -1,6 +1,7 @@
 //! Rotary embedding with the cache append, and attention over the cache.
 
 use super::device::Gpu;
+use super::flash::{self, AttentionKernel, FlashArgs};
 use super::launch::{Address, KernelArg, Op, WARP, launch};
 use crate::error::Result;
 use crate::kernels::attention::{Attention, LayerCache, Places};
@@ -129,7 +130,12 @@ struct AttentionArgs {
 // SAFETY: the layout of the C++ struct of the same name: the same fields in the same order, none of them a reference.
 unsafe impl KernelArg for AttentionArgs {}
 
-/// `attention.cu`. A position or slot outside the cache gives NaN.
+/// The kernel that attention of this shape gets.
+pub(crate) fn attention_kernel(gpu: &Gpu, shape: &Attention, act: DType) -> AttentionKernel {
+    AttentionKernel::plan(shape, act, gpu.facts())
+}
+
+/// `attention_single.cu`, `attention_runs.cu` or `attention.cu`. A position or slot outside the cache gives NaN.
 pub(crate) fn attention(
     gpu: &Gpu,
     shape: &Attention,
@@ -149,6 +155,7 @@ pub(crate) fn attention(
         head_dim,
         capacity,
         scale,
+        queries: _,
     } = *shape;
     if tokens == 0 || heads == 0 {
         return Ok(());
@@ -175,6 +182,28 @@ pub(crate) fn attention(
         capacity: op.dim("capacity", capacity)?,
         scale,
     };
+    let kernel = attention_kernel(gpu, shape, dtype);
+    if kernel != AttentionKernel::Any {
+        let args = FlashArgs {
+            q: args.q,
+            k_cache: args.k_cache,
+            v_cache: args.v_cache,
+            positions: args.positions,
+            slot_of: args.slot_of,
+            out: args.out,
+            partial: Address::NULL,
+            arrived: Address::NULL,
+            q_stride: args.q_stride,
+            heads: args.heads,
+            kv_heads: args.kv_heads,
+            slots: args.slots,
+            capacity: args.capacity,
+            tokens: op.dim("tokens", tokens)?,
+            splits: 1,
+            scale_log2: scale * std::f32::consts::LOG2_E,
+        };
+        return flash::run(op, shape, dtype, kernel, args);
+    }
     let grid = op.grid(tokens, heads, THREADS)?;
     let name = format!("attention_{dtype}");
     // SAFETY: the argument of attention.cu; every array holds its shape, and the kernel checks positions and slots.

@@ -18,6 +18,7 @@ mod device;
 mod driver;
 mod emulator;
 mod fill;
+mod flash;
 mod gemm;
 mod launch;
 mod linear;
@@ -27,7 +28,7 @@ mod rows;
 mod stream;
 mod workspace;
 
-pub(crate) use attention::{attention, rope_append};
+pub(crate) use attention::{attention, attention_kernel, rope_append};
 #[cfg(feature = "cuda")]
 pub use cuda::KERNELS_HASH;
 pub use device::{Event, Gpu, GpuBytes, Graph};

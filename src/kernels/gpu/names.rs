@@ -47,6 +47,7 @@ pub fn names() -> Vec<String> {
             names.push(format!("linear_any_many_{weight}_{x}"));
         }
     }
+    names.extend(super::flash::names());
     names.extend(super::linear::names());
     names.extend(ReadPlan::ALL.map(ReadPlan::kernel));
     names.extend(["copy_words", "nothing", "nothing_overlapping"].map(str::to_owned));

@@ -7,7 +7,7 @@ use super::bench::{Bed, Bench, Facts, Families, Family, Identity, Made, NO_LIBRA
 use super::judge::{Judge, Judgement, mixed, numbers, poison, spread, unit, whole};
 use super::ops::{OpEntry, Sizes};
 use crate::error::Result;
-use crate::kernels::attention::{Attention, LayerCache, Places};
+use crate::kernels::attention::{Attention, LayerCache, Places, Queries};
 use crate::kernels::fill::Filling;
 use crate::kernels::rope::{HeadNorms, RopeAppend, RopeTable};
 use crate::kernels::{Buf, BufType, Device};
@@ -56,6 +56,8 @@ impl Heads {
                 head_dim: config.head_dim,
                 capacity: context,
                 scale: 1.0 / (config.head_dim as f32).sqrt(),
+                // Every token of a bench has a slot of its own.
+                queries: Queries::Single,
             },
             frequencies: frequencies.iter().map(|&f| f as f32).collect(),
             norms: config.qk_norm.then_some(config.norm_eps),
@@ -189,6 +191,7 @@ fn attention(bed: &Bed<'_>, heads: Heads, act: DType) -> Result<Box<dyn Bench>> 
         }
     });
     let call = run.clone();
+    let plan = op.plan(&device, act);
     let judge = move |set: &mut Set| {
         poison(&device, &mut set.out)?;
         run(set, 0)?;
@@ -197,7 +200,7 @@ fn attention(bed: &Bed<'_>, heads: Heads, act: DType) -> Result<Box<dyn Bench>> 
     Ok(Box::new(Rotated {
         facts,
         sets,
-        plan: Box::new(|| "a running maximum over the cache".to_owned()),
+        plan: Box::new(move || plan.clone()),
         call: Box::new(move |set, copy| call(set, copy)),
         judge: Box::new(judge),
         library: Err(NO_LIBRARY.to_owned()),

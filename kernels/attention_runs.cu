@@ -1,0 +1,138 @@
+// attention_runs: causal attention of tokens that stand in runs, one after another in the same slot, as in prompts: bound by
+// arithmetic.
+//
+//   arguments and shapes as in common/flash.cuh; out[t, h] as in attention.cu
+//
+// attention_runs_<type>_<head size>   up to 64 query heads for each head of keys. blockIdx.x counts tiles of tokens from the
+//                                     last one on, blockIdx.y heads of keys.
+//
+// A tile of up to 64 rows, which are the query heads of neighbouring tokens, shares keys and values: 64 at a time, the next
+// under way meanwhile. Each of the four warps has 16 of the rows. A tile with tokens of several slots goes through them one
+// after another, and a row sees only its own. The last tiles of a prompt have the most keys, and start first.
+// A position or slot outside the cache gives a row of NaN.
+#include <ptx/kernel.cuh>
+#include <ptx/sync.cuh>
+
+#include "common/flash.cuh"
+
+constexpr unsigned WARPS = 4;
+constexpr unsigned THREADS = WARPS * WARP;
+constexpr unsigned ALL_QUERIES = WARPS * QUERIES;
+constexpr unsigned KEYS = 64; // at a time
+constexpr unsigned DEPTH = 2; // stages
+
+template <class T, unsigned DIM> struct Runs {
+    using Shared = RowsInShared<DIM>;
+    static constexpr unsigned TILE = KEYS * Shared::BYTES;
+    static constexpr unsigned STAGE = 2 * TILE; // keys, values
+    static constexpr unsigned SHARED = DEPTH * STAGE;
+
+    const FlashArgs<T>& args;
+    unsigned char* const shared;
+    const unsigned kv_head;
+    const unsigned group;
+    const unsigned first, end; // tokens
+
+    __device__ Runs(const FlashArgs<T>& args, unsigned char* shared)
+        : args(args), shared(shared), kv_head(blockIdx.y), group(args.group()),
+          first((gridDim.x - 1 - blockIdx.x) * (ALL_QUERIES / group)),
+          end(min(args.tokens, first + ALL_QUERIES / group)) {}
+
+    // The token of a row of this warp; one that is not there for rows that are none.
+    __device__ unsigned token_of(unsigned row) const {
+        const unsigned all = warp_id() * QUERIES + row;
+        return all < ALL_QUERIES / group * group ? first + all / group : end;
+    }
+    __device__ size_t head_of(unsigned row) const { return kv_head * group + (warp_id() * QUERIES + row) % group; }
+
+    __device__ void run() const {
+        Rows<T, DIM> rows;
+        rows.load([&](unsigned row) -> const T* {
+            const unsigned token = token_of(row);
+            return token < end ? args.q + static_cast<size_t>(token) * args.q_stride + head_of(row) * DIM : nullptr;
+        });
+        for (unsigned start = first; start < end;) {
+            const unsigned slot = args.slot_of[start];
+            // Tokens start .. stop have this slot; those of them that are in the cache see `keys` keys at most.
+            unsigned stop = start, keys = 0;
+            for (; stop < end && args.slot_of[stop] == slot; stop++) {
+                if (args.is_inside(stop)) keys = max(keys, args.positions[stop] + 1);
+            }
+            unsigned limits[2] = {0, 0};
+#pragma unroll
+            for (unsigned r = 0; r < 2; r++) {
+                const unsigned token = token_of(rows.g() + 8 * r);
+                if (token >= start && token < stop && args.is_inside(token)) limits[r] = args.positions[token] + 1;
+            }
+            attend(rows, slot, keys, limits);
+            start = stop;
+        }
+        rows.finish();
+#pragma unroll
+        for (unsigned r = 0; r < 2; r++) {
+            const unsigned row = rows.g() + 8 * r, token = token_of(row);
+            if (token >= end) continue;
+            T* out = args.out + (static_cast<size_t>(token) * args.heads + head_of(row)) * DIM;
+#pragma unroll
+            for (unsigned block = 0; block < DIM / 8; block++) {
+                const float(&values)[4] = rows.values[block];
+                const uint32_t pair = rows.pair_of(values[2 * r] / rows.sum[r], values[2 * r + 1] / rows.sum[r]);
+                memcpy(out + block * 8 + 2 * rows.t(), &pair, sizeof pair);
+            }
+        }
+    }
+
+    // Takes the first `keys` keys of a slot.
+    __device__ void attend(Rows<T, DIM>& rows, unsigned slot, unsigned keys, const unsigned (&limits)[2]) const {
+        if (keys == 0) return; // the whole block
+        const size_t first_row = args.row(slot, kv_head, 0);
+        const auto copy = [&](unsigned key, unsigned stage) {
+            if (key < keys) {
+                const unsigned valid = min(KEYS, keys - key);
+                const size_t from = (first_row + key) * DIM;
+                unsigned char* to = shared + stage * STAGE;
+                Shared::template copy<KEYS, THREADS>(to, args.k_cache + from, valid, threadIdx.x);
+                Shared::template copy<KEYS, THREADS>(to + TILE, args.v_cache + from, valid, threadIdx.x);
+            }
+            copies_commit();
+        };
+        // The most keys that a row of this warp sees.
+        unsigned most = max(limits[0], limits[1]);
+#pragma unroll
+        for (unsigned distance = WARP / 2; distance > 0; distance /= 2) {
+            most = max(most, __shfl_xor_sync(ALL_LANES, most, distance));
+        }
+        copy(0, 0);
+        unsigned stage = 0;
+#pragma unroll 1
+        for (unsigned key = 0; key < keys; key += KEYS) {
+            copy(key + KEYS, 1 - stage);
+            copies_wait<1>();
+            __syncthreads(); // everybody's copies of these keys have arrived
+            if (key < most) {
+                const unsigned char* keys_at = shared + stage * STAGE;
+                rows.template take<KEYS>(keys_at, keys_at + TILE, key, limits, args.scale_log2);
+            }
+            __syncthreads(); // all are done with these keys
+            stage = 1 - stage;
+        }
+        copies_wait<0>();
+    }
+};
+
+template <class T, unsigned DIM> __device__ void attention_runs(const FlashArgs<T>& args) {
+    DYNAMIC_SHARED(shared);
+    let_successor_start();
+    wait_for_predecessor();
+    if (dynamic_shared_bytes() < Runs<T, DIM>::SHARED) return; // a launch that knows better than this file
+    Runs<T, DIM>(args, shared).run();
+}
+
+#define DEFINE(T, DIM)                                                                                                 \
+    KERNEL_OF(THREADS, 2, attention_runs_##T##_##DIM, const FlashArgs<T> args) { attention_runs<T, DIM>(args); }
+DEFINE(f16, 64)
+DEFINE(f16, 96)
+DEFINE(f16, 128)
+DEFINE(bf16, 64)
+DEFINE(bf16, 96)
+DEFINE(bf16, 128)
