@@ -171,6 +171,14 @@ impl EngineFlag {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Switch {
+    /// As usual
+    On,
+    /// Without it
+    Off,
+}
+
 #[derive(Args)]
 #[command(next_help_heading = "Speed")]
 pub(super) struct SpeedFlags {
@@ -189,6 +197,9 @@ pub(super) struct SpeedFlags {
     /// What runs the model
     #[arg(long, value_enum, default_value_t = EngineFlag::Candlepower)]
     pub(super) engine: EngineFlag,
+    /// Whether a GPU records each decode step once and replays it as a CUDA graph, or launches kernel by kernel [default: on]
+    #[arg(long, value_enum, value_name = "on|off")]
+    pub(super) graphs: Option<Switch>,
     /// At least this many trials of each cell
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = parse_positive)]
     pub(super) trials: usize,
@@ -234,6 +245,10 @@ impl SpeedFlags {
             }
         }
         cells
+    }
+
+    pub(super) fn graphs(&self) -> Option<bool> {
+        self.graphs.map(|switch| switch == Switch::On)
     }
 
     /// The device's ceilings, measured now, unless they are not wanted.

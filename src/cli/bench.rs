@@ -55,6 +55,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         quality: None,
         act: args.device.dtype,
         engine: args.speed.engine.kind(),
+        graphs: args.speed.graphs(),
         chunk: args.device.chunk,
         rule: args.speed.rule(),
         warm_up: args.speed.warm_up(),
@@ -64,6 +65,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     };
     plan.check()?;
     let device = args.device.open()?;
+    plan.check_device(&device)?;
     let mut environment = study::environment(&device);
     // What cannot be opened is said before anything is measured.
     study::check_inputs(&plan)?;

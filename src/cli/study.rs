@@ -94,6 +94,7 @@ impl Args {
             quality,
             act: self.device.dtype,
             engine: self.speed.engine.kind(),
+            graphs: self.speed.graphs(),
             chunk: self.device.chunk,
             rule: self.speed.rule(),
             warm_up: self.speed.warm_up(),
@@ -108,6 +109,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     let plan = args.plan();
     plan.check()?;
     let device = args.device.open()?;
+    plan.check_device(&device)?;
     let mut environment = study::environment(&device);
     // What cannot be opened leaves no folder behind.
     study::check_inputs(&plan)?;

@@ -2,12 +2,13 @@
 //! know that it is timed, nor which text it reads.
 //!
 //! Reading order: [`Limits`] and [`Footprint`] (`limits`: what will be allocated, before it is) · [`DeviceWeights`]
-//! (`weights`, filled by `load`) · `transformer` (one step) · [`Engine`] (`session`: prefill, decode, scoring) ·
-//! [`Sampler`] · [`CandleEngine`] (`candle`: candle-transformers' own models, the baseline).
+//! (`weights`, filled by `load`) · `transformer` (one step) · `replay` (a step recorded once) · [`Engine`] (`session`: prefill,
+//! decode, scoring) · [`Sampler`] · [`CandleEngine`] (`candle`: candle-transformers' own models, the baseline).
 
 mod candle;
 mod limits;
 mod load;
+mod replay;
 mod sampler;
 mod session;
 mod transformer;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::limits::{Footprint, Limits};
+use super::replay::Replays;
 use super::sampler::Sampler;
 use super::transformer::Scratch;
 use super::weights::DeviceWeights;
@@ -17,6 +18,8 @@ pub struct Engine {
     device: Device,
     weights: DeviceWeights,
     limits: Limits,
+    // Goes before the memory that it uses.
+    replays: Replays,
     scratch: Scratch,
     stop: Option<Arc<AtomicBool>>,
 }
@@ -51,6 +54,7 @@ impl Engine {
         check_context(&weights, limits)?;
         let scratch = Scratch::new(&device, &weights, limits)?;
         Ok(Self {
+            replays: Replays::new(&device),
             device,
             weights,
             limits,
@@ -62,6 +66,17 @@ impl Engine {
     /// From now on, gives up with [`Error::Interrupted`] before the next step once `flag` is set.
     pub fn stop_when(&mut self, flag: Arc<AtomicBool>) {
         self.stop = Some(flag);
+    }
+
+    /// Whether decode steps are recorded once and then replayed, which is how a GPU begins, or run launch by launch. On the
+    /// CPU there is nothing to record.
+    pub fn set_replays(&mut self, enabled: bool) {
+        self.replays.set(enabled, &self.device);
+    }
+
+    /// Whether decode steps are recorded and replayed.
+    pub fn replays(&self) -> bool {
+        self.replays.enabled()
     }
 
     /// Gives the weights back, so that an engine of other limits can be made of them.
@@ -120,17 +135,65 @@ impl Engine {
     /// # Errors
     /// As [`Engine::prefill`].
     pub fn decode(&mut self, tokens: &[u32], positions: &[usize]) -> Result<Vec<u32>> {
-        let prompts: Vec<Prompt<'_>> = tokens
-            .chunks(1)
-            .zip(positions)
-            .enumerate()
-            .map(|(slot, (tokens, &start))| Prompt {
-                slot,
-                start,
-                tokens,
-            })
-            .collect();
-        self.prefill(&prompts)
+        let rows = tokens.len();
+        if self.replays.enabled() && rows <= self.limits.chunk.min(self.limits.head_rows) {
+            return self.replay(tokens, positions);
+        }
+        self.prefill(&continued(tokens, positions))
+    }
+
+    /// One step of all slots from the first on, launches and all, or a recording of it.
+    fn replay(&mut self, tokens: &[u32], positions: &[usize]) -> Result<Vec<u32>> {
+        let rows = tokens.len();
+        let prompts = continued(tokens, positions);
+        self.check(&prompts)?;
+        self.check_stop()?;
+        let Self {
+            device,
+            weights,
+            scratch,
+            limits,
+            replays,
+            ..
+        } = self;
+        let numbers: Vec<u32> = (0..rows as u32).collect();
+        let positions: Vec<u32> = positions.iter().map(|&p| p as u32).collect();
+        device.upload(&mut scratch.tokens, 0, tokens)?;
+        device.upload(&mut scratch.slots, 0, &numbers)?;
+        device.upload(&mut scratch.positions, 0, &positions)?;
+        device.upload(&mut scratch.rows, 0, &numbers)?;
+        let pick = Argmax {
+            rows,
+            vocab: weights.config.vocab,
+        };
+        replays.step(device, rows, || {
+            scratch.forward(device, weights, rows, limits.capacity, Queries::Single)?;
+            scratch.head(device, weights, rows)?;
+            pick.run(device, &scratch.logits, &mut scratch.targets)
+        })?;
+        self.picked_tokens(rows)
+    }
+
+    /// The tokens that argmax has left on the device.
+    fn picked_tokens(&self, rows: usize) -> Result<Vec<u32>> {
+        let tokens = self
+            .device
+            .download::<u32>(&self.scratch.targets, 0..rows)?;
+        if tokens.contains(&NO_TOKEN) {
+            return Err(Error::Internal("the model's logits are all NaN".into()));
+        }
+        Ok(tokens)
+    }
+
+    fn check_stop(&self) -> Result<()> {
+        let stopped = self
+            .stop
+            .as_ref()
+            .is_some_and(|flag| flag.load(Ordering::Relaxed));
+        if stopped {
+            return Err(Error::Interrupted);
+        }
+        Ok(())
     }
 
     /// As [`Engine::prefill`], but each next token is drawn by its own sampler.
@@ -267,13 +330,7 @@ impl Engine {
     }
 
     fn step(&mut self, places: &[Place]) -> Result<()> {
-        if self
-            .stop
-            .as_ref()
-            .is_some_and(|flag| flag.load(Ordering::Relaxed))
-        {
-            return Err(Error::Interrupted);
-        }
+        self.check_stop()?;
         let Self {
             device,
             weights,
@@ -324,13 +381,7 @@ impl Engine {
             &self.scratch.logits,
             &mut self.scratch.targets,
         )?;
-        let tokens = self
-            .device
-            .download::<u32>(&self.scratch.targets, 0..picked.len())?;
-        if tokens.contains(&NO_TOKEN) {
-            return Err(Error::Internal("the model's logits are all NaN".into()));
-        }
-        Ok(tokens)
+        self.picked_tokens(picked.len())
     }
 
     fn score(&mut self, targets: &[u32]) -> Result<Vec<f32>> {
@@ -354,6 +405,20 @@ impl Engine {
         self.device
             .download(&self.scratch.logits, 0..rows * self.weights.config.vocab)
     }
+}
+
+/// One token more for each slot from the first on.
+fn continued<'a>(tokens: &'a [u32], positions: &[usize]) -> Vec<Prompt<'a>> {
+    tokens
+        .chunks(1)
+        .zip(positions)
+        .enumerate()
+        .map(|(slot, (tokens, &start))| Prompt {
+            slot,
+            start,
+            tokens,
+        })
+        .collect()
 }
 
 /// A token whose logits are wanted: its row in the step, the prompt it comes from and its number there.

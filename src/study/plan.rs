@@ -26,6 +26,8 @@ pub struct Plan {
     pub act: Option<DType>,
     /// What runs the model.
     pub engine: EngineKind,
+    /// Whether decode steps are recorded and replayed; `None` for the device's habit, which is to where it can.
+    pub graphs: Option<bool>,
     /// Tokens of one step; longer prompts go in chunks. The device's default where `None`.
     pub chunk: Option<usize>,
     /// How often a cell is repeated.
@@ -70,6 +72,32 @@ impl EngineKind {
             Self::Candle => "candle",
             Self::CandleGguf => "candle-gguf",
         }
+    }
+}
+
+impl Plan {
+    /// What runs the model and how, as records name it.
+    pub fn engine_name(&self) -> String {
+        let name = self.engine.name();
+        if self.graphs == Some(false) {
+            return format!("{name}, launch by launch");
+        }
+        name.to_owned()
+    }
+
+    /// Refuses switches that `device` does not have.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] that names the flag.
+    pub fn check_device(&self, device: &Device) -> Result<()> {
+        let own = self.engine == EngineKind::Candlepower;
+        if self.graphs.is_some() && !(own && matches!(device, Device::Gpu(_))) {
+            return Err(Error::Usage(
+                "--graphs is for candlepower's engine on a GPU: nothing else records its steps"
+                    .into(),
+            ));
+        }
+        Ok(())
     }
 }
 

@@ -220,7 +220,7 @@ fn jobs<'a>(
                 variant: name,
                 scheme,
                 activation_dtype: act.name().to_owned(),
-                engine: plan.engine.name().to_owned(),
+                engine: plan.engine_name(),
                 device: device_name.clone(),
                 tool_version: environment.tool_version.clone(),
             };
@@ -402,6 +402,9 @@ impl Session<'_> {
             &flag,
             &mut progress,
         )?;
+        if let Some(graphs) = self.plan.graphs {
+            runner.set_replays(graphs);
+        }
         let time = self.clock.now() - start;
         let peak_host = meter.peak().map(|peak| peak.bytes);
         self.watcher.progress(name, &Stage::Verify, 0.0, overall);

@@ -74,13 +74,22 @@ impl Runner {
                 .take()
                 .ok_or_else(|| Error::Internal("the engine was lost".into()))?;
             let device = engine.device().clone();
+            let replays = engine.replays();
             // The old scratch goes before the new one comes.
             let mut engine = Engine::new(device, engine.into_weights(), limits)?;
+            engine.set_replays(replays);
             engine.stop_when(stop.clone());
             *slot = Some(Box::new(engine));
         }
         slot.as_deref_mut()
             .ok_or_else(|| Error::Internal("the engine was lost".into()))
+    }
+
+    /// Whether our engine records its decode steps; candle's does not.
+    pub(super) fn set_replays(&mut self, enabled: bool) {
+        if let Self::Own(Some(engine), _) = self {
+            engine.set_replays(enabled);
+        }
     }
 
     /// What is allocated, where that is known.

@@ -90,3 +90,53 @@ fn candles_own_models_do_not_run_on_the_emulator() {
     assert_eq!(error.exit_code(), 2, "{error}");
     assert!(error.to_string().contains("emulator"), "{error}");
 }
+
+/// The tokens that two sequences of different lengths go on with, in three phases: both, one alone, both again.
+fn decoded(model: &Model, variant: &str, act: DType, device: &Device, replays: bool) -> Vec<u32> {
+    let variant = variant.parse().unwrap();
+    let weights = DeviceWeights::load(model, &variant, act, device, &mut |_, _| Ok(())).unwrap();
+    let mut engine = Engine::new(device.clone(), weights, Limits::new(2, 24, 12)).unwrap();
+    engine.set_replays(replays);
+    assert_eq!(
+        engine.replays(),
+        replays && matches!(device, Device::Gpu(_))
+    );
+    let tokens: Vec<u32> = (0..12).map(|i| (i * 389 + 17) % 2048).collect();
+    let prompt = |slot, tokens| Prompt {
+        slot,
+        start: 0,
+        tokens,
+    };
+    let prompts = [prompt(0, &tokens[..7]), prompt(1, &tokens[7..])];
+    let mut next = engine.prefill(&prompts).unwrap();
+    let mut positions = [7, 5];
+    let mut all = next.clone();
+    for rows in [2, 2, 2, 1, 1, 1, 2, 2] {
+        let step = engine.decode(&next[..rows], &positions[..rows]).unwrap();
+        for (row, token) in step.into_iter().enumerate() {
+            next[row] = token;
+            positions[row] += 1;
+            all.push(token);
+        }
+    }
+    all
+}
+
+#[test]
+fn replayed_steps_give_the_tokens_of_launched_ones() {
+    let model = tiny();
+    for device in [emulated(0)].into_iter().chain(Device::cuda(0)) {
+        for (variant, act) in [
+            ("w4a16", DType::BF16),
+            ("w8a8", DType::F16),
+            ("f32", DType::F32),
+        ] {
+            let launched = decoded(&model, variant, act, &device, false);
+            let replayed = decoded(&model, variant, act, &device, true);
+            assert_eq!(replayed, launched, "{variant} on {}", device.kind());
+            if act == DType::F32 {
+                assert_eq!(launched, decoded(&model, variant, act, &Device::Cpu, true));
+            }
+        }
+    }
+}
