@@ -1,8 +1,9 @@
 //! Decode steps that are recorded once and then replayed: on a GPU, a step of a hundred launches becomes one call.
 //!
 //! What a step reads that differs from the one before (tokens, slots, positions) lies in device memory, and so does what it
-//! gives, so one recording serves every step of as many sequences. The first step of so many runs launch by launch: it
-//! lets products choose their kernels by the clock, and the workspace grow, neither of which can be recorded.
+//! gives, so one recording serves every step of as many sequences. The first step of so many runs launch by launch, which
+//! lets products choose their kernels by the clock and the workspace grow, and is recorded right after: neither can be part
+//! of a recording.
 
 use std::collections::HashMap;
 
@@ -13,14 +14,7 @@ use crate::kernels::gpu::Graph;
 /// Recorded steps by the number of sequences.
 pub(super) struct Replays {
     enabled: bool,
-    steps: HashMap<usize, Step>,
-}
-
-/// How far a step has come.
-enum Step {
-    /// It has run launch by launch.
-    Known,
-    Recorded(Graph),
+    steps: HashMap<usize, Graph>,
 }
 
 impl Replays {
@@ -50,24 +44,16 @@ impl Replays {
         &mut self,
         device: &Device,
         rows: usize,
-        work: impl FnOnce() -> Result<()>,
+        mut work: impl FnMut() -> Result<()>,
     ) -> Result<()> {
         let Device::Gpu(gpu) = device else {
             return work();
         };
-        match self.steps.get(&rows) {
-            Some(Step::Recorded(graph)) => graph.launch(),
-            Some(Step::Known) => {
-                let graph = gpu.capture(work)?;
-                graph.launch()?;
-                self.steps.insert(rows, Step::Recorded(graph));
-                Ok(())
-            }
-            None => {
-                work()?;
-                self.steps.insert(rows, Step::Known);
-                Ok(())
-            }
+        if let Some(graph) = self.steps.get(&rows) {
+            return graph.launch();
         }
+        work()?;
+        self.steps.insert(rows, gpu.capture(work)?);
+        Ok(())
     }
 }

@@ -136,6 +136,12 @@ impl Engine {
     /// As [`Engine::prefill`].
     pub fn decode(&mut self, tokens: &[u32], positions: &[usize]) -> Result<Vec<u32>> {
         let rows = tokens.len();
+        if positions.len() != rows {
+            return Err(Error::Internal(format!(
+                "{rows} tokens at {} positions",
+                positions.len()
+            )));
+        }
         if self.replays.enabled() && rows <= self.limits.chunk.min(self.limits.head_rows) {
             return self.replay(tokens, positions);
         }

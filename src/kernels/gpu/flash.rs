@@ -133,10 +133,18 @@ pub(super) fn run(
         AttentionKernel::Single { splits } => {
             let shared = tokens * kv_heads;
             let parts = shared * splits * QUERIES * (head_dim + 2);
+            let (partial, arrived) = if splits > 1 {
+                (
+                    op.gpu.scratch(Scratch::Partial, parts * 4)?,
+                    op.gpu.scratch(Scratch::Counters, shared * 4)?,
+                )
+            } else {
+                (Address::NULL, Address::NULL)
+            };
             let args = FlashArgs {
                 splits: op.dim("splits", splits)?,
-                partial: op.gpu.scratch(Scratch::Partial, parts * 4)?,
-                arrived: op.gpu.scratch(Scratch::Counters, shared * 4)?,
+                partial,
+                arrived,
                 ..args
             };
             ("single", [splits, kv_heads, tokens], args)
