@@ -1,14 +1,10 @@
-// attention: causal attention of new tokens over the cache, grouped queries.
-//
-//   q: the first heads * head_dim elements of each row of qkv [T, q_stride] · k_cache, v_cache
-//   [slots, kv_heads, capacity, head_dim] · positions, slots u32 [T] · out [T, heads * head_dim]
-//   out[t, h] = sum_j softmax_j(scale * q[t, h] . k[slot, h / group, j]) * v[slot, h / group, j],  j = 0 ..= position[t]
+// attention: the arguments and the formula are in common/attention.cuh; any type and head size, and not fast.
 //
 // The softmax runs online in f32: the largest score so far, the sum of exponentials relative to it, and the weighted sum
 // of values, all rescaled when a larger score comes.
 // Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
-// A position or slot outside the cache gives a row of NaN.
 // Kernels: attention_<type>. One block of 4 warps per token and head; each warp takes every fourth key.
+#include "common/attention.cuh"
 #include "common/elem.cuh"
 #include "common/reduce.cuh"
 
@@ -17,22 +13,6 @@
 constexpr unsigned WARPS = 4;
 constexpr unsigned MAX_HEAD_DIM = 256;
 constexpr unsigned PER_LANE = MAX_HEAD_DIM / WARP;
-
-template <class T> struct AttentionArgs {
-    const T* q;
-    const T* k_cache;
-    const T* v_cache;
-    const unsigned* positions;
-    const unsigned* slot_of;
-    T* out;
-    unsigned q_stride;
-    unsigned heads;
-    unsigned kv_heads;
-    unsigned head_dim;
-    unsigned slots;
-    unsigned capacity;
-    float scale;
-};
 
 // Softmax over the scores seen so far. A lane holds elements lane, lane + 32, ... of the weighted sum of values.
 struct OnlineSoftmax {
@@ -51,13 +31,12 @@ template <class T> __device__ void attention(const AttentionArgs<T>& args) {
     const unsigned slot = args.slot_of[t];
     const unsigned head_dim = args.head_dim;
     T* out = args.out + (t * args.heads + head) * head_dim;
-    if (position >= args.capacity || slot >= args.slots) { // the whole block
+    if (!args.is_inside(t)) { // the whole block
         for (unsigned d = threadIdx.x; d < head_dim; d += blockDim.x) out[d] = from_f32<T>(nanf(""));
         return;
     }
 
-    const unsigned kv_head = head / (args.heads / args.kv_heads);
-    const size_t first_row = (static_cast<size_t>(slot) * args.kv_heads + kv_head) * args.capacity;
+    const size_t first_row = args.row(slot, head / args.group(), 0);
     const T* keys = args.k_cache + first_row * head_dim;
     const T* values = args.v_cache + first_row * head_dim;
     const T* q_row = args.q + t * args.q_stride + head * head_dim;

@@ -1,7 +1,7 @@
 // attention_runs: causal attention of tokens that stand in runs, one after another in the same slot, as in prompts: bound by
 // arithmetic.
 //
-//   arguments and shapes as in common/flash.cuh; out[t, h] as in attention.cu
+//   arguments and the formula are in common/attention.cuh
 //
 // attention_runs_<type>_<head size>   up to 64 query heads for each head of keys. blockIdx.x counts tiles of tokens from the
 //                                     last one on, blockIdx.y heads of keys.
@@ -9,7 +9,6 @@
 // A tile of up to 64 rows, which are the query heads of neighbouring tokens, shares keys and values: 64 at a time, the next
 // under way meanwhile. Each of the four warps has 16 of the rows. A tile with tokens of several slots goes through them one
 // after another, and a row sees only its own. The last tiles of a prompt have the most keys, and start first.
-// A position or slot outside the cache gives a row of NaN.
 #include <ptx/kernel.cuh>
 #include <ptx/sync.cuh>
 
@@ -27,13 +26,13 @@ template <class T, unsigned DIM> struct Runs {
     static constexpr unsigned STAGE = 2 * TILE; // keys, values
     static constexpr unsigned SHARED = DEPTH * STAGE;
 
-    const FlashArgs<T>& args;
+    const AttentionArgs<T>& args;
     unsigned char* const shared;
     const unsigned kv_head;
     const unsigned group;
     const unsigned first, end; // tokens
 
-    __device__ Runs(const FlashArgs<T>& args, unsigned char* shared)
+    __device__ Runs(const AttentionArgs<T>& args, unsigned char* shared)
         : args(args), shared(shared), kv_head(blockIdx.y), group(args.group()),
           first((gridDim.x - 1 - blockIdx.x) * (ALL_QUERIES / group)),
           end(min(args.tokens, first + ALL_QUERIES / group)) {}
@@ -111,7 +110,7 @@ template <class T, unsigned DIM> struct Runs {
             __syncthreads(); // everybody's copies of these keys have arrived
             if (key < most) {
                 const unsigned char* keys_at = shared + stage * STAGE;
-                rows.template take<KEYS>(keys_at, keys_at + TILE, key, limits, args.scale_log2);
+                rows.template take<KEYS>(keys_at, keys_at + TILE, key, limits, args.scale * LOG2_E);
             }
             __syncthreads(); // all are done with these keys
             stage = 1 - stage;
@@ -120,7 +119,7 @@ template <class T, unsigned DIM> struct Runs {
     }
 };
 
-template <class T, unsigned DIM> __device__ void attention_runs(const FlashArgs<T>& args) {
+template <class T, unsigned DIM> __device__ void attention_runs(const AttentionArgs<T>& args) {
     DYNAMIC_SHARED(shared);
     let_successor_start();
     wait_for_predecessor();
@@ -129,7 +128,7 @@ template <class T, unsigned DIM> __device__ void attention_runs(const FlashArgs<
 }
 
 #define DEFINE(T, DIM)                                                                                                 \
-    KERNEL_OF(THREADS, 2, attention_runs_##T##_##DIM, const FlashArgs<T> args) { attention_runs<T, DIM>(args); }
+    KERNEL_OF(THREADS, 2, attention_runs_##T##_##DIM, const AttentionArgs<T> args) { attention_runs<T, DIM>(args); }
 DEFINE(f16, 64)
 DEFINE(f16, 96)
 DEFINE(f16, 128)

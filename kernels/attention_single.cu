@@ -1,6 +1,6 @@
 // attention_single: causal attention of tokens that are alone in their slot, as in decoding: bound by reading the cache.
 //
-//   arguments and shapes as in common/flash.cuh; out[t, h] as in attention.cu
+//   arguments and the formula are in common/attention.cuh
 //
 // attention_single_<type>_<head size>   up to 16 query heads for each head of keys. blockIdx.x counts parts of the keys,
 //                                       blockIdx.y heads of keys, blockIdx.z tokens.
@@ -9,7 +9,6 @@
 // every fourth 16 keys, and keeps a ring of copies of its own in flight. How many parts a token has follows from its
 // position, which is read here: a launch serves any length up to what it was planned for. The last block of a token to
 // arrive puts the parts together, in their order: the same launch gives the same bits.
-// A position or slot outside the cache gives a row of NaN.
 #include <ptx/kernel.cuh>
 #include <ptx/sync.cuh>
 
@@ -29,11 +28,11 @@ template <class T, unsigned DIM> struct Single {
     static constexpr unsigned MERGED = WARPS * QUERIES * (DIM + 2) * sizeof(float); // in place of the rings
     static constexpr unsigned SHARED = RINGS > MERGED ? RINGS : MERGED;
 
-    const FlashArgs<T>& args;
+    const AttentionArgs<T>& args;
     unsigned char* const shared;
     const unsigned split, kv_head, token;
 
-    __device__ Single(const FlashArgs<T>& args, unsigned char* shared)
+    __device__ Single(const AttentionArgs<T>& args, unsigned char* shared)
         : args(args), shared(shared), split(blockIdx.x), kv_head(blockIdx.y), token(blockIdx.z) {}
 
     __device__ T* out(unsigned row) const {
@@ -80,7 +79,7 @@ template <class T, unsigned DIM> struct Single {
             const unsigned key = unit * UNIT + warp_id() * KEYS;
             if (key < keys) {
                 const unsigned char* stage = ring + (unit - begin) % DEPTH * STAGE;
-                rows.template take<KEYS>(stage, stage + TILE, key, limits, args.scale_log2);
+                rows.template take<KEYS>(stage, stage + TILE, key, limits, args.scale * LOG2_E);
             }
         }
         rows.finish();
@@ -166,7 +165,7 @@ template <class T, unsigned DIM> struct Single {
     }
 };
 
-template <class T, unsigned DIM> __device__ void attention_single(const FlashArgs<T>& args) {
+template <class T, unsigned DIM> __device__ void attention_single(const AttentionArgs<T>& args) {
     DYNAMIC_SHARED(shared);
     let_successor_start();
     wait_for_predecessor();
@@ -175,7 +174,7 @@ template <class T, unsigned DIM> __device__ void attention_single(const FlashArg
 }
 
 #define DEFINE(T, DIM)                                                                                                 \
-    KERNEL_OF(THREADS, 2, attention_single_##T##_##DIM, const FlashArgs<T> args) { attention_single<T, DIM>(args); }
+    KERNEL_OF(THREADS, 2, attention_single_##T##_##DIM, const AttentionArgs<T> args) { attention_single<T, DIM>(args); }
 DEFINE(f16, 64)
 DEFINE(f16, 96)
 DEFINE(f16, 128)

@@ -7,40 +7,14 @@
 #include <ptx/copy.cuh>
 #include <ptx/mma.cuh>
 
+#include "attention.cuh"
 #include "elem.cuh"
 #include "reduce.cuh"
 
 constexpr unsigned QUERIES = 16; // rows of a warp
 constexpr unsigned PIECE = 16;   // bytes of a copy
 
-// What both kernels are told.
-//   q: the first heads * DIM elements of each row of [T, q_stride] · caches [slots, kv_heads, capacity, DIM]
-//   positions, slot_of u32 [T] · out [T, heads * DIM]
-template <class T> struct FlashArgs {
-    const T* q;
-    const T* k_cache;
-    const T* v_cache;
-    const unsigned* positions;
-    const unsigned* slot_of;
-    T* out;
-    float* partial;    // of blocks that share a token
-    unsigned* arrived; // how many of them have left their part, zero before and after the launch
-    unsigned q_stride;
-    unsigned heads;
-    unsigned kv_heads;
-    unsigned slots;
-    unsigned capacity;
-    unsigned tokens;
-    unsigned splits;
-    float scale_log2; // of scores, times log2(e): exponentials are powers of two
-
-    __device__ unsigned group() const { return heads / kv_heads; }
-    // Where a token's keys are; false outside the cache.
-    __device__ bool is_inside(unsigned token) const { return positions[token] < capacity && slot_of[token] < slots; }
-    __device__ size_t row(unsigned slot, unsigned kv_head, unsigned key) const {
-        return (static_cast<size_t>(slot) * kv_heads + kv_head) * capacity + key;
-    }
-};
+constexpr float LOG2_E = 1.44269504f; // exponentials are powers of two here
 
 // Rows of DIM numbers in shared memory, in pieces that are swapped about so that eight rows' pieces of the same columns lie
 // in different banks.

@@ -142,13 +142,14 @@ impl Engine {
                 positions.len()
             )));
         }
-        if self.replays.enabled() && rows <= self.limits.chunk.min(self.limits.head_rows) {
+        let most = self.limits.chunk.min(self.limits.head_rows);
+        if self.replays.enabled() && (1..=most).contains(&rows) {
             return self.replay(tokens, positions);
         }
         self.prefill(&continued(tokens, positions))
     }
 
-    /// One step of all slots from the first on, launches and all, or a recording of it.
+    /// One step of the first slots, by what was recorded of it, or the first time launch by launch.
     fn replay(&mut self, tokens: &[u32], positions: &[usize]) -> Result<Vec<u32>> {
         let rows = tokens.len();
         let prompts = continued(tokens, positions);

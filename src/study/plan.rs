@@ -75,32 +75,6 @@ impl EngineKind {
     }
 }
 
-impl Plan {
-    /// What runs the model and how, as records name it.
-    pub fn engine_name(&self) -> String {
-        let name = self.engine.name();
-        if self.graphs == Some(false) {
-            return format!("{name}, launch by launch");
-        }
-        name.to_owned()
-    }
-
-    /// Refuses switches that `device` does not have.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] that names the flag.
-    pub fn check_device(&self, device: &Device) -> Result<()> {
-        let own = self.engine == EngineKind::Candlepower;
-        if self.graphs.is_some() && !(own && matches!(device, Device::Gpu(_))) {
-            return Err(Error::Usage(
-                "--graphs is for candlepower's engine on a GPU: nothing else records its steps"
-                    .into(),
-            ));
-        }
-        Ok(())
-    }
-}
-
 /// Which device is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DeviceChoice {
@@ -130,6 +104,30 @@ pub fn open_device(choice: DeviceChoice) -> Result<(Device, String)> {
 }
 
 impl Plan {
+    /// What runs the model and how, as records name it.
+    pub fn engine_name(&self) -> String {
+        let name = self.engine.name();
+        if self.graphs == Some(false) {
+            return format!("{name}, launch by launch");
+        }
+        name.to_owned()
+    }
+
+    /// Refuses switches that `device` does not have.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] that names the flag.
+    pub fn check_device(&self, device: &Device) -> Result<()> {
+        let own = self.engine == EngineKind::Candlepower;
+        if self.graphs.is_some() && !(own && matches!(device, Device::Gpu(_))) {
+            return Err(Error::Usage(
+                "--graphs is for candlepower's engine on a GPU: nothing else records its steps"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
     /// Refuses what cannot be run whatever the model.
     ///
     /// # Errors

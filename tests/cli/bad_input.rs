@@ -295,6 +295,12 @@ fn flags_that_make_no_sense() {
         ("ppl --variant int3", "int3"),
         ("bench --batch 0", "--batch"),
         ("bench --gen 0", "--gen"),
+        ("bench --graphs off --device cpu", "--graphs is for"),
+        (
+            "study --graphs on --device cpu --out out",
+            "--graphs is for",
+        ),
+        ("bench --graphs maybe", "maybe"),
         ("bench --batch 4-2", "4-2"),
         ("bench --min-time never", "seconds"),
         ("ppl --context 1", "--context"),

@@ -37,10 +37,20 @@ struct Weight {
 }
 
 fn weight(packing: Packing, [n, k]: [usize; 2], noise: &mut Noise) -> Weight {
+    let codes = noise.codes(n * k, packing.format);
+    weight_of(packing, [n, k], codes, noise)
+}
+
+/// The weight of these codes.
+fn weight_of(
+    packing: Packing,
+    [n, k]: [usize; 2],
+    mut codes: Vec<u8>,
+    noise: &mut Noise,
+) -> Weight {
     let format = packing.format;
     let scale_rows = packing.scale_rows.min(n);
     let group = if packing.group == 0 { k } else { packing.group };
-    let mut codes = noise.codes(n * k, format);
     if format == CodeFormat::E4M3 {
         // The two codes of NaN become the largest numbers.
         codes
@@ -184,11 +194,23 @@ fn check(
     rest: Rest,
 ) -> usize {
     let mut noise = Noise(shape[0] as u64 * 7 + tokens as u64);
-    let Weight { numbers, packed } = weight(packing, shape, &mut noise);
+    let weight = weight(packing, shape, &mut noise);
+    let x = noise.numbers(tokens * shape[1], x_type);
+    check_with(device, packing, weight, x, x_type, rest)
+}
+
+/// The same with these inputs.
+fn check_with(
+    device: &Device,
+    packing: Packing,
+    Weight { numbers, packed }: Weight,
+    x: Vec<f32>,
+    x_type: DType,
+    rest: Rest,
+) -> usize {
     packed.check().unwrap();
     let weight = LinearWeight::from_packed(device, packed).unwrap();
     let weight = weight.streamed(device, x_type).unwrap();
-    let x = noise.numbers(tokens * shape[1], x_type);
     let on_device = put(device, &x, x_type);
     let x: Vec<f64> = x.into_iter().map(f64::from).collect();
     let what = format!("{packing:?}, {x_type}");
@@ -298,6 +320,75 @@ fn every_packed_form_equals_plain_loops_by_every_kernel() {
         }
     }
     assert!(runs > 1000, "{runs}");
+}
+
+/// One of every kind of streamed weight.
+fn kinds() -> [Packing; 7] {
+    use CodeFormat::{E4M3, I8, U4};
+    [
+        packing(U4, 32, DType::BF16),
+        packing(U4, 0, DType::F32),
+        Packing {
+            zeros: true,
+            ..packing(U4, 64, DType::F16)
+        },
+        packing(I8, 0, DType::BF16),
+        packing(I8, 64, DType::F32),
+        packing(E4M3, 0, DType::F32),
+        packing(E4M3, 64, DType::F32),
+    ]
+}
+
+/// No two columns, rows or groups may change places, and none may be lost, in repacking or on the way to the result.
+#[test]
+fn one_hot_inputs_bring_every_weight_from_its_place_by_every_kernel() {
+    let device = emulated(0);
+    let mut runs = 0;
+    let mut shapes = Noise(11);
+    let mut below = |most: u64| usize::try_from(shapes.bits() % most).unwrap();
+    for packing in kinds() {
+        let (n, k) = (1 + below(70), 32 * (2 + below(6)));
+        // One token; 16; as many as the products of warpgroups take.
+        for (tokens, columns) in [(1, 5), (16, k), (64, k)] {
+            for first in (0..columns).step_by(tokens) {
+                let mut noise = Noise(n as u64);
+                let weight = weight(packing, [n, k], &mut noise);
+                let mut x = vec![0.0; tokens * k];
+                for (token, row) in x.chunks_mut(k).enumerate() {
+                    row[(first + token) % k] = 1.0;
+                }
+                runs += check_with(&device, packing, weight, x, DType::BF16, PLAIN_REST);
+            }
+        }
+    }
+    assert!(runs > 400, "{runs}");
+}
+
+#[test]
+fn the_largest_codes_and_inputs_of_both_signs_are_summed_by_every_kernel() {
+    let device = emulated(0);
+    for packing in kinds() {
+        let ends: [u8; 2] = match packing.format {
+            CodeFormat::U4 => [0, 15],
+            CodeFormat::I8 => [0x80, 0x7f],
+            CodeFormat::E4M3 => [0xfe, 0x7e],
+        };
+        let (n, k) = (33, 192);
+        for tokens in [1, 8, 16, 33, 65] {
+            let mut noise = Noise(3);
+            let codes = (0..n * k).map(|i| ends[(i / 3 + i / k) % 2]).collect();
+            let weight = weight_of(packing, [n, k], codes, &mut noise);
+            let x = (0..tokens * k).map(|i| if i % 7 < 4 { 1024.0 } else { -1024.0 });
+            check_with(
+                &device,
+                packing,
+                weight,
+                x.collect(),
+                DType::F16,
+                PLAIN_REST,
+            );
+        }
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Rotary embedding with the cache append, and attention over the cache.
 
 use super::device::Gpu;
-use super::flash::{self, AttentionKernel, FlashArgs};
+use super::flash::{self, AttentionKernel};
 use super::launch::{Address, KernelArg, Op, WARP, launch};
 use crate::error::Result;
 use crate::kernels::attention::{Attention, LayerCache, Places};
@@ -108,22 +108,27 @@ pub(crate) fn rope_append(
     unsafe { launch!(gpu, &name, grid; args) }
 }
 
-/// `AttentionArgs` of `attention.cu`.
+/// `AttentionArgs` of `common/attention.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct AttentionArgs {
+pub(super) struct AttentionArgs {
     q: Address,
     k_cache: Address,
     v_cache: Address,
     positions: Address,
     slot_of: Address,
     out: Address,
+    /// Where blocks that share a token leave their parts, and how many have.
+    pub(super) partial: Address,
+    pub(super) arrived: Address,
     q_stride: u32,
     heads: u32,
     kv_heads: u32,
     head_dim: u32,
     slots: u32,
     capacity: u32,
+    tokens: u32,
+    pub(super) splits: u32,
     scale: f32,
 }
 
@@ -174,34 +179,20 @@ pub(crate) fn attention(
         positions: op.reads("positions", places.positions, BufType::U32, &[tokens])?,
         slot_of: op.reads("slots", places.slots, BufType::U32, &[tokens])?,
         out: op.writes("out", out, kind, 0, &[tokens, heads, head_dim])?,
+        partial: Address::NULL,
+        arrived: Address::NULL,
         q_stride: op.dim("qkv_width", shape.qkv_width())?,
         heads: op.dim("heads", heads)?,
         kv_heads: op.dim("kv_heads", kv_heads)?,
         head_dim: op.dim("head_dim", head_dim)?,
         slots: op.dim("slots", slots)?,
         capacity: op.dim("capacity", capacity)?,
+        tokens: op.dim("tokens", tokens)?,
+        splits: 1,
         scale,
     };
     let kernel = attention_kernel(gpu, shape, dtype);
     if kernel != AttentionKernel::Any {
-        let args = FlashArgs {
-            q: args.q,
-            k_cache: args.k_cache,
-            v_cache: args.v_cache,
-            positions: args.positions,
-            slot_of: args.slot_of,
-            out: args.out,
-            partial: Address::NULL,
-            arrived: Address::NULL,
-            q_stride: args.q_stride,
-            heads: args.heads,
-            kv_heads: args.kv_heads,
-            slots: args.slots,
-            capacity: args.capacity,
-            tokens: op.dim("tokens", tokens)?,
-            splits: 1,
-            scale_log2: scale * std::f32::consts::LOG2_E,
-        };
         return flash::run(op, shape, dtype, kernel, args);
     }
     let grid = op.grid(tokens, heads, THREADS)?;

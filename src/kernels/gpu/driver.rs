@@ -27,6 +27,23 @@ pub struct Facts {
     pub memory_bus_bits: Option<u32>,
 }
 
+#[cfg(test)]
+impl Facts {
+    /// Those of an H100, for tests of plans.
+    pub(super) fn h100() -> Self {
+        Self {
+            name: "H100".into(),
+            uuid: None,
+            compute_capability: (9, 0),
+            multiprocessors: 132,
+            cache_bytes: 50 << 20,
+            shared_bytes: 232_448,
+            memory_clock_khz: None,
+            memory_bus_bits: None,
+        }
+    }
+}
+
 /// How many blocks of how many threads a launch has, and how it follows the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Grid {

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
+use super::attention::AttentionArgs;
 use super::driver::{Facts, Grid};
-use super::launch::{Address, KernelArg, Op, launch};
+use super::launch::{Op, launch};
 use super::workspace::Scratch;
 use crate::error::Result;
 use crate::kernels::attention::{Attention, Queries};
@@ -89,38 +90,13 @@ fn splits(shape: &Attention, facts: &Facts) -> usize {
     wanted.clamp(1, shape.capacity.div_ceil(LEAST_KEYS).clamp(1, MOST_SPLITS))
 }
 
-/// `FlashArgs` of `common/flash.cuh`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(super) struct FlashArgs {
-    pub(super) q: Address,
-    pub(super) k_cache: Address,
-    pub(super) v_cache: Address,
-    pub(super) positions: Address,
-    pub(super) slot_of: Address,
-    pub(super) out: Address,
-    pub(super) partial: Address,
-    pub(super) arrived: Address,
-    pub(super) q_stride: u32,
-    pub(super) heads: u32,
-    pub(super) kv_heads: u32,
-    pub(super) slots: u32,
-    pub(super) capacity: u32,
-    pub(super) tokens: u32,
-    pub(super) splits: u32,
-    pub(super) scale_log2: f32,
-}
-
-// SAFETY: the layout of the C++ struct of the same name: the same fields in the same order, none of them a reference.
-unsafe impl KernelArg for FlashArgs {}
-
 /// Runs `kernel`, which is one of the two; `args` are complete but for the workspace.
 pub(super) fn run(
     op: Op<'_>,
     shape: &Attention,
     dtype: DType,
     kernel: AttentionKernel,
-    args: FlashArgs,
+    mut args: AttentionArgs,
 ) -> Result<()> {
     let Attention {
         tokens,
@@ -129,29 +105,20 @@ pub(super) fn run(
         head_dim,
         ..
     } = *shape;
-    let (name, blocks, args) = match kernel {
+    let (name, blocks) = match kernel {
         AttentionKernel::Single { splits } => {
-            let shared = tokens * kv_heads;
-            let parts = shared * splits * QUERIES * (head_dim + 2);
-            let (partial, arrived) = if splits > 1 {
-                (
-                    op.gpu.scratch(Scratch::Partial, parts * 4)?,
-                    op.gpu.scratch(Scratch::Counters, shared * 4)?,
-                )
-            } else {
-                (Address::NULL, Address::NULL)
-            };
-            let args = FlashArgs {
-                splits: op.dim("splits", splits)?,
-                partial,
-                arrived,
-                ..args
-            };
-            ("single", [splits, kv_heads, tokens], args)
+            if splits > 1 {
+                let shared = tokens * kv_heads;
+                let parts = shared * splits * QUERIES * (head_dim + 2);
+                args.splits = op.dim("splits", splits)?;
+                args.partial = op.gpu.scratch(Scratch::Partial, parts * 4)?;
+                args.arrived = op.gpu.scratch(Scratch::Counters, shared * 4)?;
+            }
+            ("single", [splits, kv_heads, tokens])
         }
         AttentionKernel::Runs => {
             let tokens_of_tile = WARPS * QUERIES * kv_heads / heads;
-            ("runs", [tokens.div_ceil(tokens_of_tile), kv_heads, 1], args)
+            ("runs", [tokens.div_ceil(tokens_of_tile), kv_heads, 1])
         }
         AttentionKernel::Any => return Err(op.bug("there is no matrix instruction in it")),
     };
@@ -184,19 +151,6 @@ pub(super) fn names() -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn facts() -> Facts {
-        Facts {
-            name: "test".into(),
-            uuid: None,
-            compute_capability: (9, 0),
-            multiprocessors: 132,
-            cache_bytes: 50 << 20,
-            shared_bytes: 232_448,
-            memory_clock_khz: None,
-            memory_bus_bits: None,
-        }
-    }
-
     fn shape(tokens: usize, heads: usize, capacity: usize, queries: Queries) -> Attention {
         Attention {
             tokens,
@@ -215,7 +169,7 @@ mod tests {
             AttentionKernel::plan(
                 &shape(tokens, 32, capacity, Queries::Single),
                 DType::BF16,
-                &facts(),
+                &Facts::h100(),
             )
         };
         assert_eq!(plan(1, 8192), AttentionKernel::Single { splits: 33 });
@@ -227,7 +181,7 @@ mod tests {
 
     #[test]
     fn every_shape_has_a_kernel() {
-        let plan = |shape: &Attention, dtype| AttentionKernel::plan(shape, dtype, &facts());
+        let plan = |shape: &Attention, dtype| AttentionKernel::plan(shape, dtype, &Facts::h100());
         let prompt = shape(100, 32, 100, Queries::Runs);
         assert_eq!(plan(&prompt, DType::F16), AttentionKernel::Runs);
         assert_eq!(plan(&prompt, DType::F32), AttentionKernel::Any);
@@ -243,7 +197,7 @@ mod tests {
         assert_eq!(plan(&wider, DType::BF16), AttentionKernel::Any);
         let a100 = Facts {
             shared_bytes: 166_912,
-            ..facts()
+            ..Facts::h100()
         };
         let single = shape(1, 32, 512, Queries::Single);
         assert_ne!(

@@ -134,19 +134,6 @@ mod tests {
     use super::super::storage::Storage;
     use super::*;
 
-    fn facts() -> Facts {
-        Facts {
-            name: "test".into(),
-            uuid: None,
-            compute_capability: (9, 0),
-            multiprocessors: 132,
-            cache_bytes: 50 << 20,
-            shared_bytes: 232_448,
-            memory_clock_khz: None,
-            memory_bus_bits: None,
-        }
-    }
-
     #[test]
     fn a_choice_serves_its_neighbours_and_the_next_run() {
         let folder = tempfile::tempdir().unwrap();
@@ -156,17 +143,17 @@ mod tests {
             k: 1024,
             tokens,
         };
-        let candidates = problem(20).candidates(&facts());
+        let candidates = problem(20).candidates(&Facts::h100());
         let chosen = candidates[1];
         let mut first = Choices::default();
-        assert_eq!(first.keep_in(folder.path(), &facts(), "build"), 0);
+        assert_eq!(first.keep_in(folder.path(), &Facts::h100(), "build"), 0);
         assert_eq!(first.recall(&problem(20), &candidates), None);
         first.remember(&problem(20), chosen);
         assert_eq!(first.of(&problem(32)), Some(chosen));
         assert_eq!(first.of(&problem(33)), None);
 
         let mut second = Choices::default();
-        assert_eq!(second.keep_in(folder.path(), &facts(), "build"), 1);
+        assert_eq!(second.keep_in(folder.path(), &Facts::h100(), "build"), 1);
         assert_eq!(second.of(&problem(32)), None);
         assert_eq!(second.recall(&problem(32), &candidates), Some(chosen));
         assert_eq!(second.of(&problem(17)), Some(chosen));
@@ -182,11 +169,14 @@ mod tests {
             tokens: 4,
         };
         let mut first = Choices::default();
-        first.keep_in(folder.path(), &facts(), "build");
+        first.keep_in(folder.path(), &Facts::h100(), "build");
         first.remember(&problem, LinearKernel::Any);
         let mut second = Choices::default();
-        second.keep_in(folder.path(), &facts(), "build");
-        assert_eq!(second.recall(&problem, &problem.candidates(&facts())), None);
+        second.keep_in(folder.path(), &Facts::h100(), "build");
+        assert_eq!(
+            second.recall(&problem, &problem.candidates(&Facts::h100())),
+            None
+        );
         assert_eq!(second.of(&problem), None);
     }
 }

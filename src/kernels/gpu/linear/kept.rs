@@ -138,13 +138,7 @@ mod tests {
     fn facts(name: &str) -> Facts {
         Facts {
             name: name.into(),
-            uuid: None,
-            compute_capability: (9, 0),
-            multiprocessors: 132,
-            cache_bytes: 50 << 20,
-            shared_bytes: 232_448,
-            memory_clock_khz: None,
-            memory_bus_bits: None,
+            ..Facts::h100()
         }
     }
 

@@ -405,19 +405,6 @@ mod tests {
     use super::*;
     use crate::scheme::DType;
 
-    fn h100() -> Facts {
-        Facts {
-            name: "test".into(),
-            uuid: None,
-            compute_capability: (9, 0),
-            multiprocessors: 132,
-            cache_bytes: 50 << 20,
-            shared_bytes: 232_448,
-            memory_clock_khz: None,
-            memory_bus_bits: None,
-        }
-    }
-
     fn problem(storage: Storage, n: usize, k: usize, tokens: usize) -> Problem {
         Problem {
             storage,
@@ -432,12 +419,12 @@ mod tests {
         for storage in Storage::all() {
             for (n, k) in [(4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336)] {
                 let problem = problem(storage, n, k, 1);
-                let plan = problem.candidates(&h100())[0];
+                let plan = problem.candidates(&Facts::h100())[0];
                 let LinearKernel::Few { tiles, splits, .. } = plan else {
                     panic!("{storage:?} [{n}, {k}]: {plan}");
                 };
                 let items = problem.tiles().div_ceil(tiles) * splits;
-                let slots = 132 * plan.blocks_per_multiprocessor(storage, &h100());
+                let slots = 132 * plan.blocks_per_multiprocessor(storage, &Facts::h100());
                 // Less than half of the device waiting for the other half.
                 assert!(
                     items * 2 > slots.min(132 * 2),
@@ -454,7 +441,8 @@ mod tests {
             wide_scales: false,
             x: DType::BF16,
         };
-        let first = |storage, tokens| problem(storage, 4096, 4096, tokens).candidates(&h100())[0];
+        let first =
+            |storage, tokens| problem(storage, 4096, 4096, tokens).candidates(&Facts::h100())[0];
         assert!(matches!(first(packed, 4), LinearKernel::Few { .. }));
         assert!(matches!(
             first(packed, 2048),
@@ -473,7 +461,7 @@ mod tests {
             compute_capability: (8, 0),
             multiprocessors: 108,
             shared_bytes: 166_912,
-            ..h100()
+            ..Facts::h100()
         };
         for storage in Storage::all() {
             for tokens in [1, 5, 13, 30, 64, 500] {
@@ -492,7 +480,7 @@ mod tests {
         ) {
             for storage in Storage::all() {
                 let problem = problem(storage, n, k8 * 32, tokens);
-                let all = problem.candidates(&h100());
+                let all = problem.candidates(&Facts::h100());
                 prop_assert!(!all.is_empty());
                 for plan in all {
                     if let LinearKernel::Few { splits, .. }
