@@ -28,12 +28,13 @@ mod rows;
 mod stream;
 mod workspace;
 
-pub(crate) use attention::{attention, attention_kernel, rope_append};
+pub(crate) use attention::{MAX_HEAD_DIM, append_attend, attention, attention_kernel, rope_append};
 #[cfg(feature = "cuda")]
 pub use cuda::KERNELS_HASH;
 pub use device::{Event, Gpu, GpuBytes, Graph};
 pub use driver::Facts;
 pub(crate) use fill::fill;
+pub(crate) use flash::fast_head_dims;
 pub use linear::{LinearKernel, StreamedBufs};
 pub(crate) use linear::{linear, linear_kernels, rows_held, streamed};
 #[doc(hidden)]
