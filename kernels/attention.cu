@@ -24,8 +24,7 @@ struct OnlineSoftmax {
 };
 
 template <class Kv, class T> __device__ void attention(const AttentionArgs<T>& args) {
-    let_successor_start();
-    wait_for_predecessor();
+    follow_predecessor();
     __shared__ float all_values[WARPS][MAX_HEAD_DIM];
     __shared__ float all_largest[WARPS];
     __shared__ float all_sums[WARPS];

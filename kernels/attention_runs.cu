@@ -125,8 +125,7 @@ template <class T, unsigned DIM, class Kv> struct Runs {
 
 template <class T, unsigned DIM, class Kv> __device__ void attention_runs(const AttentionArgs<T>& args) {
     DYNAMIC_SHARED(shared);
-    let_successor_start();
-    wait_for_predecessor();
+    follow_predecessor();
     if (dynamic_shared_bytes() < Runs<T, DIM, Kv>::SHARED) return; // a launch that knows better than this file
     Runs<T, DIM, Kv>(args, shared).run();
 }

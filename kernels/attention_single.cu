@@ -275,8 +275,7 @@ template <class T, unsigned DIM, class Kv> struct Single {
 
 template <class T, unsigned DIM, class Kv> __device__ void attention_single(const AttentionArgs<T>& args) {
     DYNAMIC_SHARED(shared);
-    let_successor_start();
-    wait_for_predecessor();
+    follow_predecessor();
     if (dynamic_shared_bytes() < Single<T, DIM, Kv>::SHARED) return; // a launch that knows better than this file
     Single<T, DIM, Kv>(args, shared).run();
 }

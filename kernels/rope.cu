@@ -28,8 +28,7 @@ template <class T> struct RopeArgs {
 };
 
 template <class Kv, class T> __device__ void rope_append(const RopeArgs<T>& args) {
-    let_successor_start();
-    wait_for_predecessor();
+    follow_predecessor();
     const unsigned head = blockIdx.y * (blockDim.x / WARP) + warp_id();
     const unsigned all_heads = args.heads + 2 * args.kv_heads;
     if (head >= all_heads) return; // the whole warp

@@ -96,7 +96,7 @@ impl Args {
             act: self.device.dtype,
             kv: self.speed.kv.clone(),
             engine: self.speed.engine.kind(),
-            graphs: self.speed.graphs(),
+            switches: self.speed.switches(),
             chunk: self.device.chunk,
             rule: self.speed.rule(),
             warm_up: self.speed.warm_up(),

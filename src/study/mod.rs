@@ -1,9 +1,11 @@
 //! Where both sides meet: what to run ([`Plan`]), running one point of it, and putting points on record. Prints
 //! nothing: progress goes to a [`Watcher`].
 
+mod ablate;
 mod bench;
 mod ceilings;
 mod facts;
+mod fit;
 pub mod microbench;
 mod plan;
 mod prompts;
@@ -15,9 +17,11 @@ mod single;
 mod verify;
 mod work;
 
+pub use ablate::stages;
 pub use ceilings::{Effort, ceilings};
 pub use facts::{environment, gpu_facts};
-pub use plan::{DeviceChoice, EngineKind, Plan, QualityPlan, open_device};
+pub use fit::{Question, capacity};
+pub use plan::{DeviceChoice, EngineKind, Plan, QualityPlan, Switches, open_device};
 pub use prompts::random_tokens;
 pub use run::{Outcome, Stage, Watcher, check_inputs, run};
 pub use runner::activation_dtype;

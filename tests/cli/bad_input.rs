@@ -300,7 +300,9 @@ fn flags_that_make_no_sense() {
             "study --graphs on --device cpu --out out",
             "--graphs is for",
         ),
+        ("bench --pdl off --device cpu", "--pdl is for"),
         ("bench --graphs maybe", "maybe"),
+        ("bench --ablate --graphs off", "cannot be used with"),
         ("bench --kv-cache int4", "'int4'"),
         ("study --kv-cache auto,auto --out out", "--kv-cache names"),
         (
@@ -312,6 +314,8 @@ fn flags_that_make_no_sense() {
             "--engine candle keeps its cache",
         ),
         ("bench --batch 4-2", "4-2"),
+        ("info --memory 80GiB", "--model"),
+        ("info --model tiny --memory 80", "80GiB"),
         ("bench --min-time never", "seconds"),
         ("ppl --context 1", "--context"),
         ("ppl --segments 0", "--segments"),

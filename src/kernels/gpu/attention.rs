@@ -2,7 +2,7 @@
 
 use super::device::Gpu;
 use super::flash::{self, AttentionKernel};
-use super::launch::{Address, Grid, KernelArg, Op, WARP, launch};
+use super::launch::{Address, KernelArg, Op, WARP, launch};
 use crate::error::Result;
 use crate::kernels::attention::{Attention, LayerCache, Places, other_format};
 use crate::kernels::rope::{HeadNorms, RopeAppend, RopeTable};
@@ -212,10 +212,7 @@ pub(crate) fn rope_append(
         capacity: op.dim("capacity", capacity)?,
     };
     let all_heads = heads + 2 * kv_heads;
-    let grid = Grid {
-        overlaps: true,
-        ..op.grid(tokens, all_heads.div_ceil(THREADS as usize / WARP), THREADS)?
-    };
+    let grid = op.grid(tokens, all_heads.div_ceil(THREADS as usize / WARP), THREADS)?;
     let name = format!("rope_append_{act}{}", suffix(shape.kv));
     // SAFETY: the argument of rope.cu; every array holds its shape, and the kernel checks positions and slots.
     unsafe { launch!(gpu, &name, grid; args) }
@@ -333,10 +330,7 @@ pub(crate) fn attention(
     if kernel != AttentionKernel::Any {
         return flash::run(op, shape, act, kernel, args);
     }
-    let grid = Grid {
-        overlaps: true,
-        ..op.grid(shape.tokens, shape.heads, THREADS)?
-    };
+    let grid = op.grid(shape.tokens, shape.heads, THREADS)?;
     let name = format!("attention_{act}{}", suffix(shape.kv));
     // SAFETY: the argument of attention.cu; every array holds its shape, and the kernel checks positions and slots.
     unsafe { launch!(gpu, &name, grid; args) }

@@ -151,7 +151,6 @@ pub(super) fn run(
             op.dim("blocks along z", blocks[2])?,
         ],
         shared_bytes: op.dim("shared memory", kernel.shared_bytes(shape))?,
-        overlaps: true,
         ..op.grid(1, 1, THREADS)?
     };
     let kv = suffix(shape.kv);
