@@ -56,6 +56,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         act: args.device.dtype,
         engine: args.speed.engine.kind(),
         graphs: args.speed.graphs(),
+        fuse: args.device.fuse(),
         chunk: args.device.chunk,
         rule: args.speed.rule(),
         warm_up: args.speed.warm_up(),

@@ -95,6 +95,7 @@ impl Args {
             act: self.device.dtype,
             engine: self.speed.engine.kind(),
             graphs: self.speed.graphs(),
+            fuse: self.device.fuse(),
             chunk: self.device.chunk,
             rule: self.speed.rule(),
             warm_up: self.speed.warm_up(),

@@ -2,7 +2,8 @@
 //! know that it is timed, nor which text it reads.
 //!
 //! Reading order: [`Limits`] and [`Footprint`] (`limits`: what will be allocated, before it is) · [`DeviceWeights`]
-//! (`weights`, filled by `load`) · `transformer` (one step) · `replay` (a step recorded once) · [`Engine`] (`session`: prefill,
+//! (`weights`, filled by `load`) · [`StepPlan`] (`step_plan`: which launches are one) · `transformer`
+//! (one step) · `replay` (a step recorded once) · [`Engine`] (`session`: prefill,
 //! decode, scoring) · [`Sampler`] · [`CandleEngine`] (`candle`: candle-transformers' own models, the baseline).
 
 mod candle;
@@ -11,6 +12,7 @@ mod load;
 mod replay;
 mod sampler;
 mod session;
+mod step_plan;
 mod transformer;
 mod weights;
 
@@ -18,4 +20,5 @@ pub use candle::{CandleEngine, CandleModel};
 pub use limits::{Footprint, Limits};
 pub use sampler::{Sampler, Sampling};
 pub use session::{Engine, Prompt};
+pub use step_plan::StepPlan;
 pub use weights::DeviceWeights;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::limits::{Footprint, Limits};
 use super::replay::Replays;
 use super::sampler::Sampler;
+use super::step_plan::StepPlan;
 use super::transformer::Scratch;
 use super::weights::DeviceWeights;
 use crate::error::{Error, Result};
@@ -77,6 +78,11 @@ impl Engine {
     /// Whether decode steps are recorded and replayed.
     pub fn replays(&self) -> bool {
         self.replays.enabled()
+    }
+
+    /// Which launches are fused.
+    pub fn plan(&self) -> StepPlan {
+        self.scratch.plan
     }
 
     /// Gives the weights back, so that an engine of other limits can be made of them.
@@ -169,14 +175,9 @@ impl Engine {
         device.upload(&mut scratch.slots, 0, &numbers)?;
         device.upload(&mut scratch.positions, 0, &positions)?;
         device.upload(&mut scratch.rows, 0, &numbers)?;
-        let pick = Argmax {
-            rows,
-            vocab: weights.config.vocab,
-        };
         replays.step(device, rows, || {
             scratch.forward(device, weights, rows, limits.capacity, Queries::Single)?;
-            scratch.head(device, weights, rows)?;
-            pick.run(device, &scratch.logits, &mut scratch.targets)
+            scratch.pick(device, weights, rows)
         })?;
         self.picked_tokens(rows)
     }

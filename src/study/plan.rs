@@ -28,6 +28,9 @@ pub struct Plan {
     pub engine: EngineKind,
     /// Whether decode steps are recorded and replayed; `None` for the device's habit, which is to where it can.
     pub graphs: Option<bool>,
+    /// Whether the GPU was told to fuse launches ([`Gpu::set_fused`](crate::kernels::gpu::Gpu::set_fused)) or not to; `None`
+    /// for its habit, which is to.
+    pub fuse: Option<bool>,
     /// Tokens of one step; longer prompts go in chunks. The device's default where `None`.
     pub chunk: Option<usize>,
     /// How often a cell is repeated.
@@ -106,11 +109,14 @@ pub fn open_device(choice: DeviceChoice) -> Result<(Device, String)> {
 impl Plan {
     /// What runs the model and how, as records name it.
     pub fn engine_name(&self) -> String {
-        let name = self.engine.name();
-        if self.graphs == Some(false) {
-            return format!("{name}, launch by launch");
+        let mut name = self.engine.name().to_owned();
+        if self.fuse == Some(false) {
+            name += ", op by op";
         }
-        name.to_owned()
+        if self.graphs == Some(false) {
+            name += ", launch by launch";
+        }
+        name
     }
 
     /// Refuses switches that `device` does not have.
@@ -123,6 +129,11 @@ impl Plan {
             return Err(Error::Usage(
                 "--graphs is for candlepower's engine on a GPU: nothing else records its steps"
                     .into(),
+            ));
+        }
+        if self.fuse.is_some() && !own {
+            return Err(Error::Usage(
+                "--fuse is for candlepower's engine: candle's fuses nothing".into(),
             ));
         }
         Ok(())

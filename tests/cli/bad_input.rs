@@ -301,6 +301,12 @@ fn flags_that_make_no_sense() {
             "--graphs is for",
         ),
         ("bench --graphs maybe", "maybe"),
+        ("ppl --fuse off --device cpu", "--fuse is for"),
+        ("logits --fuse on --ids 1 --device cpu", "--fuse is for"),
+        (
+            "generate --prompt a --engine candle --fuse off",
+            "--fuse is for",
+        ),
         ("bench --batch 4-2", "4-2"),
         ("bench --min-time never", "seconds"),
         ("ppl --context 1", "--context"),

@@ -10,3 +10,5 @@ inline unsigned count_up(unsigned* counter, emulator::Site site = emulator::here
 inline void wait_for_predecessor() {}
 
 inline void let_successor_start() {}
+
+inline void follow_predecessor() { wait_for_predecessor(); }
