@@ -14,7 +14,6 @@
 #pragma once
 
 #include "fused.cuh"
-#include "product.cuh"
 
 constexpr unsigned WARPS = 8;
 static_assert(WARPS * WARP == NORM_THREADS, "rows are normed by the threads of a block");
@@ -50,6 +49,7 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job> struct Few
     static constexpr unsigned SUMS = WARPS * TOKENS * PITCH * sizeof(Sum);
     static constexpr unsigned SHARED = WARPS * DEPTH * STAGE + SUMS; // and what NormedTokens takes
     static_assert(R % AT_ONCE == 0, "tiles are added up in equal parts");
+    static_assert(!FUSED || AT_ONCE == R, "a thread that picks keeps to its token");
 
     const Job& job;
     const ProductArgs& args;

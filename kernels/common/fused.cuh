@@ -2,9 +2,10 @@
 // the choice of the largest result.
 #pragma once
 
+#include "product.cuh"
+
 #include "best.cuh"
 #include "norm.cuh"
-#include "product.cuh"
 #include "silu.cuh"
 
 // What becomes of the results; the values are part of the launch code's contract.
