@@ -14,6 +14,8 @@ mod driver;
 mod engine;
 #[path = "kernels/fused.rs"]
 mod fused;
+#[path = "kernels/generate.rs"]
+mod generate;
 #[path = "kernels/logits.rs"]
 mod logits;
 #[path = "kernels/microbench.rs"]

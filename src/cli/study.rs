@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::measure::Interrupt;
 use crate::results::{Store, Study, export, table};
 use crate::scheme::Variant;
-use crate::study::{self, Plan};
+use crate::study::{self, Plan, Switches};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
@@ -94,8 +94,10 @@ impl Args {
             quality,
             act: self.device.dtype,
             engine: self.speed.engine.kind(),
-            graphs: self.speed.graphs(),
-            fuse: self.device.fuse(),
+            switches: Switches {
+                fuse: self.device.fuse(),
+                ..self.speed.switches()
+            },
             chunk: self.device.chunk,
             rule: self.speed.rule(),
             warm_up: self.speed.warm_up(),

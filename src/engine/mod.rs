@@ -2,11 +2,13 @@
 //! know that it is timed, nor which text it reads.
 //!
 //! Reading order: [`Limits`] and [`Footprint`] (`limits`: what will be allocated, before it is) · [`DeviceWeights`]
-//! (`weights`, filled by `load`) · [`StepPlan`] (`step_plan`: which launches are one) · `transformer`
-//! (one step) · `replay` (a step recorded once) · [`Engine`] (`session`: prefill,
-//! decode, scoring) · [`Sampler`] · [`CandleEngine`] (`candle`: candle-transformers' own models, the baseline).
+//! (`weights`, filled by `load`) · [`StepPlan`] (`step_plan`: which launches are one) · `transformer` (one step) · `replay`
+//! (a step recorded once) · [`Engine`] (`session`: prefill, decode, scoring) · [`Arrivals`] (`generate`: steps asked for
+//! ahead, tokens watched as they come) · [`Sampler`] · [`CandleEngine`] (`candle`: candle-transformers' own models, the
+//! baseline).
 
 mod candle;
+mod generate;
 mod limits;
 mod load;
 mod replay;
@@ -17,6 +19,7 @@ mod transformer;
 mod weights;
 
 pub use candle::{CandleEngine, CandleModel};
+pub use generate::{Arrivals, DeviceTime};
 pub use limits::{Footprint, Limits};
 pub use sampler::{Sampler, Sampling};
 pub use session::{Engine, Prompt};
