@@ -87,6 +87,10 @@ pub(super) struct EngineFlags {
     /// Tokens of one forward pass; longer prompts go in chunks [default: 512 on the CPU, 8192 on a GPU]
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub(super) chunk: Option<usize>,
+    /// Whether a GPU does several ops in one launch where that should be faster, with the same results, or op by op
+    /// [default: on]
+    #[arg(long, value_enum, value_name = "on|off")]
+    fuse: Option<Switch>,
 }
 
 /// How one variant's KV cache is held.
@@ -119,7 +123,21 @@ impl DeviceFlags {
 impl EngineFlags {
     /// Opens the device and says which it is on standard error.
     pub(super) fn open(&self) -> Result<Device> {
-        self.device.open()
+        let device = self.device.open()?;
+        match (self.fuse(), &device) {
+            (Some(enabled), Device::Gpu(gpu)) => gpu.set_fused(enabled),
+            (Some(_), Device::Cpu) => {
+                return Err(Error::Usage(
+                    "--fuse is for a GPU: on the CPU there are no launches".into(),
+                ));
+            }
+            (None, _) => {}
+        }
+        Ok(device)
+    }
+
+    pub(super) fn fuse(&self) -> Option<bool> {
+        self.fuse.map(|switch| switch == Switch::On)
     }
 }
 
@@ -275,6 +293,7 @@ impl SpeedFlags {
         let state = |switch: Option<Switch>| switch.map(|switch| switch == Switch::On);
         Switches {
             graphs: state(self.graphs),
+            fuse: None,
             overlap: state(self.pdl),
         }
     }

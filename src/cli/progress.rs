@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::engine::StepPlan;
 use crate::quality::TextFormat;
 use crate::results::Record;
 use crate::results::microbench;
@@ -111,6 +112,10 @@ impl Watcher for Progress {
             Stage::Speed(cell) => format!("{variant}: {}", cell_name(cell)),
         };
         self.show(&what, overall);
+    }
+
+    fn plan(&mut self, variant: &str, plan: &StepPlan) {
+        self.line(&format!("{variant}: {plan}"));
     }
 
     fn point(&mut self, record: &Record, resumed: bool) {

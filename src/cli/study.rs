@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::measure::Interrupt;
 use crate::results::{Store, Study, export, table};
 use crate::scheme::Variant;
-use crate::study::{self, Plan};
+use crate::study::{self, Plan, Switches};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
@@ -96,7 +96,10 @@ impl Args {
             act: self.device.dtype,
             kv: self.speed.kv.clone(),
             engine: self.speed.engine.kind(),
-            switches: self.speed.switches(),
+            switches: Switches {
+                fuse: self.device.fuse(),
+                ..self.speed.switches()
+            },
             chunk: self.device.chunk,
             rule: self.speed.rule(),
             warm_up: self.speed.warm_up(),

@@ -2,8 +2,10 @@
 //! know that it is timed, nor which text it reads.
 //!
 //! Reading order: [`Limits`] and [`Footprint`] (`limits`: what will be allocated, before it is) · [`DeviceWeights`]
-//! (`weights`, filled by `load`) · `transformer` (one step) · `replay` (a step recorded once) · [`Engine`] (`session`: prefill,
-//! decode, scoring) · [`Arrivals`] (`generate`: steps asked for ahead, tokens watched as they come) · [`Sampler`] · [`CandleEngine`] (`candle`: candle-transformers' own models, the baseline).
+//! (`weights`, filled by `load`) · [`StepPlan`] (`step_plan`: which launches are one) · `transformer` (one step) · `replay`
+//! (a step recorded once) · [`Engine`] (`session`: prefill, decode, scoring) · [`Arrivals`] (`generate`: steps asked for
+//! ahead, tokens watched as they come) · [`Sampler`] · [`CandleEngine`] (`candle`: candle-transformers' own models, the
+//! baseline).
 
 mod candle;
 mod generate;
@@ -12,6 +14,7 @@ mod load;
 mod replay;
 mod sampler;
 mod session;
+mod step_plan;
 mod transformer;
 mod weights;
 
@@ -20,4 +23,5 @@ pub use generate::{Arrivals, DeviceTime};
 pub use limits::{Footprint, Limits};
 pub use sampler::{Sampler, Sampling};
 pub use session::{Engine, Prompt};
+pub use step_plan::StepPlan;
 pub use weights::DeviceWeights;

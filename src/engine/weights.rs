@@ -2,6 +2,7 @@
 
 use crate::kernels::Buf;
 use crate::kernels::linear::LinearWeight;
+use crate::kernels::silu_mul::GateUp;
 use crate::model::ModelConfig;
 use crate::scheme::{DType, Variant};
 use crate::units::Bytes;
@@ -32,8 +33,10 @@ pub(super) struct Layer {
     pub(super) head_norms: Option<(Buf, Buf)>,
     pub(super) output: Projection,
     pub(super) mlp_norm: Buf,
-    /// Gate and up projections, one below the other.
+    /// Gate and up projections in one matrix.
     pub(super) gate_up: Projection,
+    /// Where they lie in it.
+    pub(super) gate_up_layout: GateUp,
     pub(super) down: Projection,
 }
 

@@ -50,15 +50,18 @@ pub struct Plan {
 pub struct Switches {
     /// Whether decode steps are recorded once and replayed as a CUDA graph.
     pub graphs: Option<bool>,
+    /// Whether ops share launches as [`StepPlan`](crate::engine::StepPlan) says.
+    pub fuse: Option<bool>,
     /// Whether a kernel may start while the one before it ends (programmatic dependent launch).
     pub overlap: Option<bool>,
 }
 
 impl Switches {
     /// Each switch with its flag, and how records name an engine without it.
-    fn each(&self) -> [(Option<bool>, &'static str, &'static str); 2] {
+    fn each(&self) -> [(Option<bool>, &'static str, &'static str); 3] {
         [
             (self.graphs, "--graphs", "launch by launch"),
+            (self.fuse, "--fuse", "op by op"),
             (self.overlap, "--pdl", "no overlap"),
         ]
     }
@@ -67,10 +70,18 @@ impl Switches {
     /// cheap.
     pub(super) fn ladder() -> Vec<Self> {
         let off = Some(false);
-        let steps = [(off, off), (None, off), (None, None)];
-        steps
-            .map(|(graphs, overlap)| Self { graphs, overlap })
-            .to_vec()
+        let steps = [
+            (off, off, off),
+            (None, off, off),
+            (None, None, off),
+            (None, None, None),
+        ];
+        let with = |(graphs, fuse, overlap)| Self {
+            graphs,
+            fuse,
+            overlap,
+        };
+        steps.map(with).to_vec()
     }
 }
 

@@ -10,7 +10,7 @@ use super::plan::{EngineKind, Plan, positions};
 use super::quality::{self, ScoredText};
 use super::runner::{Runner, activation_dtype};
 use super::verify::verify;
-use crate::engine::{DeviceWeights, Footprint};
+use crate::engine::{DeviceWeights, Footprint, StepPlan};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::kernels::attention::Attention;
@@ -43,6 +43,8 @@ pub trait Watcher {
     fn text(&mut self, model: &str, format: TextFormat, tokens: usize);
     /// Work on a variant: the share of this stage that is done, and the share of the whole run.
     fn progress(&mut self, variant: &str, stage: &Stage, share: f64, overall: f64);
+    /// A variant is loaded, and its steps go like this on the GPU.
+    fn plan(&mut self, _variant: &str, _plan: &StepPlan) {}
     /// A point is on record.
     fn point(&mut self, record: &Record, resumed: bool);
 }
@@ -404,6 +406,9 @@ impl Session<'_> {
             );
             interrupt.check()
         };
+        if let Device::Gpu(gpu) = self.device {
+            gpu.set_fused(self.plan.switches.fuse.unwrap_or(true));
+        }
         let meter = PeakMeter::start();
         let start = self.clock.now();
         let kind = self.plan.engine;
@@ -424,6 +429,9 @@ impl Session<'_> {
         }
         if let Device::Gpu(gpu) = self.device {
             gpu.set_overlap(switches.overlap.unwrap_or(true));
+            if let Some(steps) = runner.step_plan() {
+                self.watcher.plan(name, &steps);
+            }
         }
         let time = self.clock.now() - start;
         let peak_host = meter.peak().map(|peak| peak.bytes);

@@ -209,7 +209,7 @@ fn matrix_instruction(kernel: &str) -> &'static str {
 
 #[test]
 fn streaming_products_load_wide_multiply_by_matrix_instructions_and_keep_to_their_budgets() {
-    for stem in ["linear_few", "linear_tile", "linear_wgmma"] {
+    for stem in ["linear_few", "linear_fused", "linear_tile", "linear_wgmma"] {
         let fatbin = fatbins()
             .into_iter()
             .find(|path| path.file_stem().is_some_and(|s| s == stem))
@@ -291,10 +291,7 @@ fn attention_by_matrix_instructions_has_them_and_copies_wide() {
                 .instructions
                 .iter()
                 .filter(|i| i.opcode.starts_with("LDGSTS"));
-            let wide = copies
-                .clone()
-                .filter(|i| i.opcode.contains(".128"))
-                .count();
+            let wide = copies.clone().filter(|i| i.opcode.contains(".128")).count();
             // Scales of codes come one by one, a lane each.
             let coded = ["_int8_", "_fp8_"].iter().any(|kv| name.contains(kv));
             let narrow = copies.count() - wide;
