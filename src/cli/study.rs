@@ -5,9 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 
-use super::args::{
-    EngineFlags, FormatFlag, ModelFlags, SpeedFlags, WeightsFlag, parse_positive, quality_plan,
-};
+use super::args::{EngineFlags, ModelFlags, SpeedFlags, TextFlags, WeightsFlag, parse_positive};
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
@@ -52,38 +50,36 @@ pub(super) struct Args {
     device: EngineFlags,
     #[command(flatten)]
     speed: SpeedFlags,
-    /// Text to score: a file, or wikitext2 (from the hub) [default: the text that comes with tiny]
-    #[arg(long, value_name = "FILE", help_heading = "Quality")]
-    text: Option<PathBuf>,
-    /// How the file becomes a text
-    #[arg(long, value_enum, default_value_t = FormatFlag::Auto, help_heading = "Quality")]
-    text_format: FormatFlag,
-    /// Tokens of a scored segment [default: 2048; 256 with tiny]
+    #[command(flatten)]
+    text: TextFlags,
+    /// Tokens of a scored segment [default: 2048, of llama.cpp 512; 256 with tiny]
     #[arg(long, value_name = "N", help_heading = "Quality")]
     ppl_context: Option<usize>,
-    /// Scores this many segments from the start [default: all]
+    /// Scores this many segments (of lm_eval, documents) from the start [default: all]
     #[arg(long, value_name = "N", value_parser = parse_positive, help_heading = "Quality")]
     ppl_segments: Option<usize>,
+    /// Leaves out how far predictions are from the base's
+    #[arg(long, help_heading = "Quality")]
+    no_kl: bool,
+    /// Leaves out whether losses depend on what runs beside a sequence
+    #[arg(long, help_heading = "Quality")]
+    no_load_check: bool,
     /// Leaves perplexity out
     #[arg(long, help_heading = "Quality")]
     no_ppl: bool,
 }
 
 impl Args {
-    fn plan(&self) -> Plan {
+    fn plan(&self) -> Result<Plan> {
         // Made-up weights predict nothing.
         let wanted = !self.no_ppl && self.from.weights != WeightsFlag::Dummy;
-        let quality = wanted.then(|| {
-            let (context, segments) = (self.ppl_context, self.ppl_segments);
-            quality_plan(
-                self.text.as_ref(),
-                self.text_format,
-                context,
-                segments,
-                &self.model[0],
-            )
-        });
-        Plan {
+        let (context, segments) = (self.ppl_context, self.ppl_segments);
+        let mut quality = self.text.plan(context, segments, &self.model[0])?;
+        if !self.no_kl {
+            quality.base = Some(self.text.base(Some(self.out.join("base-logits")))?);
+        }
+        quality.under_load = !self.no_load_check;
+        Ok(Plan {
             models: self
                 .model
                 .iter()
@@ -91,7 +87,7 @@ impl Args {
                 .collect(),
             variants: self.variants.clone(),
             cells: self.speed.cells(),
-            quality,
+            quality: wanted.then_some(quality),
             act: self.device.dtype,
             engine: self.speed.engine.kind(),
             graphs: self.speed.graphs(),
@@ -101,12 +97,12 @@ impl Args {
             energy_window: self.speed.energy_window,
             seed: self.speed.seed,
             force: self.force,
-        }
+        })
     }
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
-    let plan = args.plan();
+    let plan = args.plan()?;
     plan.check()?;
     let device = args.device.open()?;
     plan.check_device(&device)?;

@@ -220,7 +220,7 @@ fn compare(base: &Variant, variant: &mut Variant) {
     if let (Some(base), Some(own)) = (&base.perplexity, &mut variant.perplexity) {
         own.recovery_percent = Some(100.0 * base.value / own.value);
         if !variant.base {
-            own.delta_vs_base = quality::delta(base, own);
+            quality::compare(base, own);
         }
     }
     for speed in &mut variant.speed {

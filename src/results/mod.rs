@@ -34,6 +34,7 @@ mod wire;
 mod fixture;
 
 pub use environment::Environment;
+pub use quality::{compare as compare_quality, perplexity};
 pub use record::Record;
 pub use store::Store;
 pub use study::Study;

@@ -1,9 +1,11 @@
 //! Where both sides meet: what to run ([`Plan`]), running one point of it, and putting points on record. Prints
 //! nothing: progress goes to a [`Watcher`].
 
+mod base;
 mod bench;
 mod ceilings;
 mod facts;
+mod fit;
 pub mod microbench;
 mod plan;
 mod prompts;
@@ -17,7 +19,7 @@ mod work;
 
 pub use ceilings::{Effort, ceilings};
 pub use facts::{environment, gpu_facts};
-pub use plan::{DeviceChoice, EngineKind, Plan, QualityPlan, open_device};
+pub use plan::{BasePlan, DeviceChoice, EngineKind, Plan, QualityPlan, open_device};
 pub use prompts::random_tokens;
 pub use run::{Outcome, Stage, Watcher, check_inputs, run};
 pub use runner::activation_dtype;

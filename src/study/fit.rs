@@ -1,0 +1,62 @@
+//! Whether a cell can run at all, found before any weight is read.
+
+use super::bench::limits;
+use super::plan::{EngineKind, Plan, positions};
+use crate::engine::{DeviceWeights, Footprint};
+use crate::error::{Error, Result};
+use crate::kernels::Device;
+use crate::measure::memory::HostMemory;
+use crate::model::Model;
+use crate::scheme::{DType, Variant};
+use crate::units::Bytes;
+
+/// Refuses what cannot fit before any weight is read: the model's context, the device's memory.
+pub(super) fn check_fit(
+    plan: &Plan,
+    device: &Device,
+    model: &Model,
+    variant: &Variant,
+    act: DType,
+) -> Result<()> {
+    let config = &model.config;
+    let free = match device.memory() {
+        Some((free, _)) => Some(Bytes(free)),
+        None => HostMemory::available(),
+    };
+    for cell in &plan.cells {
+        let needed = positions(cell);
+        if needed > config.max_positions {
+            return Err(Error::Config(format!(
+                "depth {} + prompt {} + generate {} = {needed} positions, but the context of {} is {}",
+                cell.depth, cell.prompt, cell.generate, model.name, config.max_positions
+            )));
+        }
+        if plan.engine != EngineKind::Candlepower {
+            continue;
+        }
+        let source = DeviceWeights::source_precision(model)?;
+        let limits = limits(plan, device, cell);
+        let need = Footprint::predict(config, variant, act, source, limits)?;
+        if let Some(free) = free.filter(|&free| need.total() > free) {
+            let most = limits.most_slots(free, |l| {
+                Footprint::predict(config, variant, act, source, l).ok()
+            });
+            let advice = if most == 0 {
+                "no batch fits".to_owned()
+            } else {
+                format!("--batch {most} is the largest that fits")
+            };
+            return Err(Error::Config(format!(
+                "{} in {variant}, batch {}, {needed} positions needs {} ({} weights, {} cache, {} activations), but {free} \
+                 are free: {advice}",
+                model.name,
+                cell.batch,
+                need.total(),
+                need.weights,
+                need.kv,
+                need.activations
+            )));
+        }
+    }
+    Ok(())
+}
