@@ -11,8 +11,10 @@ use crate::measure::Interrupt;
 use crate::measure::trial::{StopRule, WarmUp};
 use crate::model::{ModelSpec, WeightsChoice};
 use crate::quality::{Protocol, Rule, TextFormat};
+use crate::results::Study;
 use crate::results::environment::Ceilings;
 use crate::results::record::Cell;
+use crate::results::study::QualityAxis;
 use crate::scheme::DType;
 use crate::study::{
     BasePlan, DeviceChoice, Effort, EngineKind, QualityPlan, ceilings, open_device,
@@ -305,6 +307,25 @@ impl FormatFlag {
             Self::Pages => TextFormat::Pages,
             Self::Plain => TextFormat::Plain,
             Self::Jsonl => TextFormat::Jsonl,
+        }
+    }
+}
+
+/// What quality means on the Pareto front.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum AxisFlag {
+    /// Perplexity, or bits per byte where tokenizers differ
+    Ppl,
+    /// Divergence from the base
+    Kl,
+}
+
+impl AxisFlag {
+    /// The study on this axis.
+    pub(super) fn apply(self, study: Study) -> Result<Study> {
+        match self {
+            Self::Ppl => Ok(study),
+            Self::Kl => study.on_axis(QualityAxis::KlDivergence),
         }
     }
 }

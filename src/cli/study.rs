@@ -5,13 +5,15 @@ use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 
-use super::args::{EngineFlags, ModelFlags, SpeedFlags, TextFlags, WeightsFlag, parse_positive};
+use super::args::{
+    AxisFlag, EngineFlags, ModelFlags, SpeedFlags, TextFlags, WeightsFlag, parse_positive,
+};
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
 use crate::results::{Store, Study, export, table};
 use crate::scheme::Variant;
-use crate::study::{self, Plan};
+use crate::study::{self, EngineKind, Plan};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
@@ -58,6 +60,9 @@ pub(super) struct Args {
     /// Scores this many segments (of lm_eval, documents) from the start [default: all]
     #[arg(long, value_name = "N", value_parser = parse_positive, help_heading = "Quality")]
     ppl_segments: Option<usize>,
+    /// What quality means on the Pareto front
+    #[arg(long, value_enum, default_value_t = AxisFlag::Ppl, help_heading = "Quality")]
+    quality_axis: AxisFlag,
     /// Leaves out how far predictions are from the base's
     #[arg(long, help_heading = "Quality")]
     no_kl: bool,
@@ -79,6 +84,13 @@ impl Args {
             quality.base = Some(self.text.base(Some(self.out.join("base-logits")))?);
         }
         quality.under_load = !self.no_load_check;
+        let compared = wanted && !self.no_kl && self.speed.engine.kind() == EngineKind::Candlepower;
+        let comparable = self.model.len() == 1 && self.variants.len() > 1;
+        if self.quality_axis == AxisFlag::Kl && !(compared && comparable) {
+            return Err(Error::Usage(
+                "--quality-axis kl needs several variants of one model, scored on a text by candlepower's engine".into(),
+            ));
+        }
         Ok(Plan {
             models: self
                 .model
@@ -127,6 +139,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         say("interrupted: what was finished is on record, the same command goes on from there");
         return Ok(ExitCode::from(Error::Interrupted.exit_code()));
     }
+    let study = args.quality_axis.apply(study)?;
     export::write(&study, store.dir())?;
     if args.json {
         super::print_json(&study)?;

@@ -38,7 +38,7 @@ pub struct Study {
     pub variants: Vec<Variant>,
 }
 
-/// What quality means across the variants. Less is better in both.
+/// What quality means across the variants. Less is better in each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum QualityAxis {
@@ -46,6 +46,8 @@ pub enum QualityAxis {
     Perplexity,
     /// Bits per byte of text: tokenizers differ, so perplexities do not compare.
     BitsPerByte,
+    /// The mean Kullback–Leibler divergence from the base, whose own is zero.
+    KlDivergence,
 }
 
 /// A model, by content.
@@ -316,6 +318,10 @@ pub struct Speed {
     pub decode_tokens_per_second_ci95: Option<Interval>,
     /// Decode rate over the base's in the same cell (prefill rate where nothing was decoded).
     pub speedup_vs_base: Option<f64>,
+    /// What being one percent faster than the base costs: by how many percent perplexity rises. Null where it is not
+    /// faster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ppl_percent_per_speed_percent: Option<f64>,
     /// How near prefill comes to what the device can do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefill_utilisation: Option<Utilisation>,

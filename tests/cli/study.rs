@@ -125,7 +125,7 @@ fn assert_opens_offline(html: &str) {
 }
 
 #[test]
-fn a_study_writes_four_files_that_keep_to_their_schemas_and_resumes() {
+fn a_study_writes_files_that_keep_to_their_schemas_and_resumes() {
     let folder = tempdir().unwrap();
     let first = run(folder.path(), &words(SMALL)).expect(0);
     assert!(first.stdout.contains("w4a16"), "{}", first.stdout);
@@ -142,7 +142,13 @@ fn a_study_writes_four_files_that_keep_to_their_schemas_and_resumes() {
     names.sort();
     assert_eq!(
         names,
-        ["records.jsonl", "report.html", "study.csv", "study.json"]
+        [
+            "base-logits",
+            "records.jsonl",
+            "report.html",
+            "study.csv",
+            "study.json"
+        ]
     );
 
     let schemas = run(folder.path(), &["schema"]).expect(0).json();
