@@ -1,6 +1,7 @@
 //! Where both sides meet: what to run ([`Plan`]), running one point of it, and putting points on record. Prints
 //! nothing: progress goes to a [`Watcher`].
 
+mod ablate;
 mod base;
 mod bench;
 mod ceilings;
@@ -17,9 +18,10 @@ mod single;
 mod verify;
 mod work;
 
+pub use ablate::stages;
 pub use ceilings::{Effort, ceilings};
 pub use facts::{environment, gpu_facts};
-pub use plan::{BasePlan, DeviceChoice, EngineKind, Plan, QualityPlan, open_device};
+pub use plan::{BasePlan, DeviceChoice, EngineKind, Plan, QualityPlan, Switches, open_device};
 pub use prompts::random_tokens;
 pub use run::{Outcome, Stage, Watcher, check_inputs, run};
 pub use runner::activation_dtype;
