@@ -24,7 +24,7 @@ use crate::units::Seconds;
 /// Context of a perplexity with the embedded model, whose text is short.
 const TINY_CONTEXT: usize = 256;
 /// Tokens of a base that are kept one by one.
-const TOP_K: &str = "256";
+const TOP_K: usize = 256;
 
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
@@ -361,9 +361,9 @@ pub(super) struct TextFlags {
     /// the same base on the same text [default: base-logits in candlepower's cache folder; of a study, in its own folder]
     #[arg(long, value_name = "DIR")]
     base_logits: Option<PathBuf>,
-    /// How many of the base's most likely tokens are kept one by one, the rest as one: a number, or all
-    #[arg(long, value_name = "K", default_value = TOP_K, value_parser = parse_top_k)]
-    base_top_k: TopK,
+    /// How many of the base's most likely tokens are kept one by one, the rest as one: a number, or all [default: 256]
+    #[arg(long, value_name = "K", value_parser = parse_top_k)]
+    base_top_k: Option<TopK>,
 }
 
 /// A number of tokens, or all.
@@ -392,8 +392,20 @@ impl TextFlags {
         }
         Ok(BasePlan {
             folder,
-            top_k: self.base_top_k.0,
+            top_k: self.base_top_k.map_or(Some(TOP_K), |k| k.0),
         })
+    }
+
+    /// Refuses the flags of a base where there is none, because of `why`.
+    pub(super) fn without_base(&self, why: &str) -> Result<()> {
+        let given = [
+            (self.base_logits.is_some(), "--base-logits"),
+            (self.base_top_k.is_some(), "--base-top-k"),
+        ];
+        match given.iter().find(|(given, _)| *given) {
+            Some((_, flag)) => Err(Error::Usage(format!("{flag} is for a comparison: {why}"))),
+            None => Ok(()),
+        }
     }
 
     /// What is scored, if `model` decides the usual context.

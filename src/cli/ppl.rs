@@ -51,7 +51,10 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     let mut plan = args.text.plan(args.context, args.segments, &args.model)?;
-    if args.base.is_some() {
+    if args.base.is_none() {
+        args.text
+            .without_base("name what to compare with by --base")?;
+    } else {
         let usual = cache_folder().map(|folder| folder.join("base-logits"));
         plan.base = Some(args.text.base(usual)?);
     }
@@ -100,6 +103,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
             "recovery_percent": found.recovery_percent,
             "delta_vs_base": found.delta_vs_base,
             "divergence": found.divergence,
+            "noise_floor": score.base.as_ref().and_then(|base| base.noise_floor),
         }))?;
     } else {
         super::print(&described(found, &model.name, &args.variant.name));
@@ -193,6 +197,13 @@ fn compared(base: &Perplexity, found: &Perplexity, name: &str) -> String {
             ),
         );
         let percent = |x: f64| 100.0 * x;
+        if let Some(floor) = &base.noise_floor {
+            let of = format!(
+                "{:.3e}, the base against itself in another batch size",
+                floor.mean_kl
+            );
+            line("  noise floor", of);
+        }
         let agreement = d.top1_stderr.map(percent);
         let agreement = agreement.map_or_else(String::new, |e| format!(" ± {e:.3}"));
         line(

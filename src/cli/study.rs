@@ -80,7 +80,9 @@ impl Args {
         let wanted = !self.no_ppl && self.from.weights != WeightsFlag::Dummy;
         let (context, segments) = (self.ppl_context, self.ppl_segments);
         let mut quality = self.text.plan(context, segments, &self.model[0])?;
-        if !self.no_kl {
+        if self.no_kl {
+            self.text.without_base("leave --no-kl out")?;
+        } else {
             quality.base = Some(self.text.base(Some(self.out.join("base-logits")))?);
         }
         quality.under_load = !self.no_load_check;

@@ -65,7 +65,8 @@ impl Header {
 
     /// The size of the file, but for its first line.
     pub fn size(&self) -> Bytes {
-        Bytes(self.tokens * self.row_bytes() as u64 + HASH as u64)
+        let rows = self.tokens.saturating_mul(self.row_bytes() as u64);
+        Bytes(rows.saturating_add(HASH as u64))
     }
 }
 
@@ -282,11 +283,10 @@ impl Reader {
         if header.format != FORMAT || header.key != key || header.vocab != vocab {
             return Err(fault("the predictions of another base".into()));
         }
-        if header.kept == 0 || header.kept > vocab || u64::MAX / 16 / vocab as u64 <= header.tokens
-        {
+        if header.kept == 0 || header.kept > vocab {
             return Err(fault("its header makes no sense".into()));
         }
-        let expected = line.len() as u64 + header.size().0;
+        let expected = header.size().0.saturating_add(line.len() as u64);
         if length != expected {
             return Err(fault(format!("{length} bytes instead of {expected}")));
         }

@@ -120,6 +120,19 @@ impl Text {
         }
     }
 
+    /// A text that is at hand, read like a file.
+    ///
+    /// # Errors
+    /// If it is not of the format.
+    pub fn of(name: &str, content: &str, reading: &Reading) -> Result<Self> {
+        let (documents, format) = parse(Path::new(name), content.to_owned(), reading)?;
+        Ok(Self {
+            name: name.into(),
+            documents,
+            format,
+        })
+    }
+
     /// Reads a file of UTF-8, or every file of a folder and those in it, in the order of their names; hidden ones are
     /// left out.
     ///

@@ -31,11 +31,18 @@ const SHORTEST_PIECE: usize = 8;
 /// If there is none or it cannot be read.
 fn read_text(plan: &QualityPlan, model: &Model) -> Result<Text> {
     let reading = plan.reading();
-    match &plan.text {
-        Some(path) if path.as_os_str() == WIKITEXT && !path.exists() => Text::wikitext2(&reading),
+    let path = plan.text.as_deref();
+    let path = path.filter(|path| path.as_os_str() != WIKITEXT || path.exists());
+    if path.is_none() && plan.field.is_some() {
+        return Err(Error::Usage(
+            "--field is for JSON lines: name their file with --text".into(),
+        ));
+    }
+    match path {
         Some(path) => Text::read(path, &reading),
+        None if plan.text.is_some() => Text::wikitext2(&reading),
         None if model.origin.kind == OriginKind::Embedded => {
-            Ok(Text::new("tiny held-out", tiny_text()))
+            Text::of("tiny held-out", tiny_text(), &reading)
         }
         None => Err(Error::Usage(format!(
             "no text to score with {}: give --text FILE",

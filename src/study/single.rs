@@ -41,7 +41,7 @@ pub struct TextScore {
     pub act: DType,
     /// The losses, with all that it takes to recompute them, and the difference to the base.
     pub perplexity: Perplexity,
-    /// The base's, where there was one.
+    /// The base's, where there was one; with its noise floor, if it was scored now.
     pub base: Option<Perplexity>,
 }
 
@@ -57,21 +57,20 @@ pub fn score_text(
     let text = quality::prepare(wish.plan, wish.model)?;
     watcher.text(&wish.model.name, text.format, text.layout.tokens_total);
     let act = activation_dtype(wish.act, wish.device, wish.model);
+    let figures = |task: &QualityTask, losses: &record::Perplexity| {
+        results::perplexity(task, losses)
+            .ok_or_else(|| Error::Internal("nothing was scored".into()))
+    };
+    let mut noise_floor = None;
     let base = match (wish.base, &wish.plan.base) {
         (Some(variant), Some(kept)) => {
             let subject = facts::subject(wish.model, variant, act, wish.device)?;
             let vocab = wish.model.config.vocab;
             let file = BaseFile::of(kept, &subject, &text.task, vocab, &text.layout);
             if !file.exists() {
-                scored(
-                    wish,
-                    variant,
-                    act,
-                    &text,
-                    Role::Base(&file),
-                    interrupt,
-                    watcher,
-                )?;
+                let role = Role::Base(&file);
+                let found = scored(wish, variant, act, &text, role, interrupt, watcher)?;
+                noise_floor = figures(&text.task, &found.own)?.noise_floor;
                 watcher.base(&variant.name, file.path(), file.size());
             }
             Some((variant, file))
@@ -82,18 +81,15 @@ pub fn score_text(
         .as_ref()
         .map_or(Role::Alone, |(_, file)| Role::Against(file));
     let found = scored(wish, wish.variant, act, &text, role, interrupt, watcher)?;
-    let figures = |task: &QualityTask, losses: &record::Perplexity| {
-        results::perplexity(task, losses)
-            .ok_or_else(|| Error::Internal("nothing was scored".into()))
-    };
     let mut task = text.task.clone();
     task.base = base.map(|(variant, file)| file.named(&variant.name));
     let mut perplexity = figures(&task, &found.own)?;
-    let base = found
+    let mut base = found
         .base
         .map(|losses| figures(&text.task, &losses))
         .transpose()?;
-    if let Some(base) = &base {
+    if let Some(base) = &mut base {
+        base.noise_floor = noise_floor;
         results::compare_quality(base, &mut perplexity);
     }
     Ok(TextScore {

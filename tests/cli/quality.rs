@@ -197,6 +197,7 @@ fn a_damaged_base_is_named_and_an_interrupted_one_is_never_there() {
     let shown = ppl(folder.path(), line).expect(0).stdout;
     for what in [
         "against f32",
+        "noise floor",
         "KL, nats per token",
         "same top token",
         "perplexity ratio",
@@ -338,6 +339,13 @@ fn flags_and_texts_that_make_no_sense() {
             "plain.txt:1: not JSON",
         ),
         ("ppl --text empty", 65, "holds no file"),
+        ("ppl --field body", 2, "--field is for JSON lines"),
+        ("ppl --base-top-k 8", 2, "by --base"),
+        (
+            "study --out out --no-kl --base-logits x",
+            2,
+            "leave --no-kl out",
+        ),
         ("ppl --base bf15", 2, "bf15"),
         ("ppl --base bf16 --base-logits plain.txt", 2, "is a file"),
         ("ppl --base bf16 --base-top-k 0", 2, "above 0, or all"),
