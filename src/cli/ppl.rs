@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::args::{EngineFlags, ModelFlags, TextFlags, cache_folder, parse_positive};
+use super::args::{EngineFlags, KvFlag, ModelFlags, TextFlags, cache_folder, parse_positive};
 use super::progress::{Progress, say};
 use crate::error::Result;
 use crate::measure::Interrupt;
@@ -47,6 +47,8 @@ pub(super) struct Args {
     from: ModelFlags,
     #[command(flatten)]
     device: EngineFlags,
+    #[command(flatten)]
+    cache: KvFlag,
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
@@ -64,6 +66,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         model: &model,
         variant: &args.variant,
         act: args.device.dtype,
+        kv: args.cache.kv,
         device: &device,
         chunk: args.device.chunk,
         plan: &plan,
@@ -79,6 +82,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
             "model": model.name,
             "variant": args.variant.name,
             "activation_dtype": score.act.name(),
+            "kv_cache": args.cache.kv.name(),
             "device": device.kind(),
             "protocol": found.protocol,
             "context": found.context,
@@ -106,7 +110,12 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
             "noise_floor": score.base.as_ref().and_then(|base| base.noise_floor),
         }))?;
     } else {
-        super::print(&described(found, &model.name, &args.variant.name));
+        let cache = match args.cache.kv.codes() {
+            Some(_) => format!(", KV cache in {}", args.cache.kv),
+            None => String::new(),
+        };
+        let variant = format!("{}{cache}", args.variant);
+        super::print(&described(found, &model.name, &variant));
         if let (Some(base), Some(variant)) = (&score.base, &args.base) {
             super::print(&compared(base, found, &variant.name));
         }

@@ -136,7 +136,7 @@ pub(super) struct Row<'a> {
     pub(super) log_probs: &'a [f32],
 }
 
-fn row(header: &Header, logits: &[f32], target: u32) -> Vec<u8> {
+fn row(header: &Header, logits: &[f32], log_prob: f32) -> Vec<u8> {
     let softmax = Softmax::of(logits);
     let mut bytes = Vec::with_capacity(header.row_bytes());
     let whole = header.is_whole();
@@ -146,7 +146,7 @@ fn row(header: &Header, logits: &[f32], target: u32) -> Vec<u8> {
         softmax.top_k(header.kept)
     };
     let outside = if whole { 0.0 } else { softmax.outside(&tokens) };
-    bytes.extend(softmax.log_prob(target).to_le_bytes());
+    bytes.extend(log_prob.to_le_bytes());
     bytes.extend(outside.to_le_bytes());
     bytes.extend(softmax.top().to_le_bytes());
     if !whole {
@@ -244,7 +244,7 @@ impl Witness for Recorder {
         let rows: Vec<Vec<u8>> = targets
             .par_iter()
             .zip(logits.par_chunks_exact(header.vocab))
-            .map(|(target, logits)| row(header, logits, target.token))
+            .map(|(target, logits)| row(header, logits, target.log_prob))
             .collect();
         self.rows += rows.len() as u64;
         rows.iter().try_for_each(|row| self.put(row))

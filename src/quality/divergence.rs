@@ -91,7 +91,7 @@ impl Witness for Comparison {
             .zip(words.par_chunks_exact(self.reader.row_words()))
             .zip(logits.par_chunks_exact(header.vocab))
             .map(|((target, words), logits)| {
-                diverged(header, &row_of(header, words), logits, target.token)
+                diverged(header, &row_of(header, words), logits, target.log_prob)
             })
             .collect();
         for (target, row) in targets.iter().zip(rows) {
@@ -117,7 +117,7 @@ fn diverged(
     header: &Header,
     base: &Row<'_>,
     logits: &[f32],
-    target: u32,
+    log_prob: f32,
 ) -> Option<TokenDivergence> {
     if base
         .tokens
@@ -151,7 +151,7 @@ fn diverged(
     Some(TokenDivergence {
         kl,
         same_top: softmax.top() == base.top,
-        delta_p: probability(softmax.log_prob(target)) - probability(base.log_prob),
+        delta_p: probability(log_prob) - probability(base.log_prob),
         outside: base.outside,
         base_log_prob: base.log_prob,
     })
@@ -164,11 +164,12 @@ mod tests {
 
     const KEY: &str = "0123";
 
-    fn targets(tokens: &[u32]) -> Vec<Target> {
-        let each = tokens.iter().enumerate();
-        each.map(|(i, &token)| Target {
+    /// Targets whose log-probabilities are those of the logits.
+    fn targets(tokens: &[u32], logits: &[[f32; 4]]) -> Vec<Target> {
+        let each = tokens.iter().zip(logits).enumerate();
+        each.map(|(i, (&token, logits))| Target {
             segment: i / 2,
-            token,
+            log_prob: Softmax::of(logits).log_prob(token),
         })
         .collect()
     }
@@ -184,11 +185,15 @@ mod tests {
         let path = dir.path().join("sub/x.base");
         let header = Header::new(KEY, 4, top_k, base.len() as u64);
         let mut recorder = Recorder::create(&path, header).unwrap();
-        recorder.read(&targets(tokens), &base.concat()).unwrap();
+        recorder
+            .read(&targets(tokens, base), &base.concat())
+            .unwrap();
         assert!(!path.exists());
         recorder.finish().unwrap();
         let mut comparison = Comparison::open(&path, KEY, 4, base.len().div_ceil(2)).unwrap();
-        comparison.read(&targets(tokens), &other.concat()).unwrap();
+        comparison
+            .read(&targets(tokens, other), &other.concat())
+            .unwrap();
         comparison.finish().unwrap()
     }
 
@@ -249,7 +254,7 @@ mod tests {
             let header = Header::new(KEY, 4, Some(2), 2);
             let mut recorder = Recorder::create(&path, header).unwrap();
             for _ in 0..rows {
-                recorder.read(&targets(&[0]), &BASE).unwrap();
+                recorder.read(&targets(&[0], &[BASE]), &BASE).unwrap();
             }
             recorder.finish()
         };
@@ -259,7 +264,7 @@ mod tests {
         let good = std::fs::read(&path).unwrap();
         let read = |key: &str| -> Result<Divergence> {
             let mut comparison = Comparison::open(&path, key, 4, 1)?;
-            comparison.read(&targets(&[0, 0]), &[BASE, BASE].concat())?;
+            comparison.read(&targets(&[0, 0], &[BASE; 2]), &[BASE; 2].concat())?;
             comparison.finish()
         };
         read(KEY).unwrap();

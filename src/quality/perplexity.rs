@@ -26,12 +26,12 @@ impl Segment {
 }
 
 /// A token that was to be predicted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Target {
     /// The segment that it belongs to.
     pub segment: usize,
-    /// Its id.
-    pub token: u32,
+    /// Its log-probability.
+    pub log_prob: f32,
 }
 
 /// Somebody who reads the logits, `[targets, vocab]`, that predict the tokens of a text, in the order of its windows.
@@ -81,7 +81,7 @@ pub fn perplexity(
                 let mut read = |rows: &[Prediction], logits: &[f32]| {
                     let told = rows.iter().map(|row| Target {
                         segment: batch[row.prompt].segment,
-                        token: targets[row.prompt].tokens[row.target],
+                        log_prob: row.log_prob,
                     });
                     witness.read(&told.collect::<Vec<_>>(), logits)
                 };

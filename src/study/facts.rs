@@ -175,7 +175,7 @@ pub(super) fn file_scheme(model: &Model, variant: &Variant) -> Result<(String, S
     Ok((blocks.to_lowercase(), scheme))
 }
 
-/// A variant of a model as its records name it, on this program's own engine.
+/// A variant of a model as its records name it, on this program's own engine with a plain cache.
 pub(super) fn subject(
     of: &Model,
     variant: &Variant,
@@ -188,6 +188,7 @@ pub(super) fn subject(
         variant: variant.name.clone(),
         scheme: scheme(variant, Some(DeviceWeights::source_precision(of)?)),
         activation_dtype: act.name().to_owned(),
+        kv_cache: None,
         engine: EngineKind::Candlepower.name().to_owned(),
         device: device_name(device, &facts),
         tool_version: facts.tool.version.to_owned(),

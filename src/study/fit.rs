@@ -5,20 +5,25 @@ use super::plan::{EngineKind, Plan, positions};
 use crate::engine::{DeviceWeights, Footprint};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
+use crate::kernels::attention::Attention;
 use crate::measure::memory::HostMemory;
 use crate::model::Model;
-use crate::scheme::{DType, Variant};
+use crate::scheme::{DType, KvFormat, Variant};
 use crate::units::Bytes;
 
-/// Refuses what cannot fit before any weight is read: the model's context, the device's memory.
+/// Refuses what cannot run before any weight is read: heads without a kernel, the model's context, the device's memory.
 pub(super) fn check_fit(
     plan: &Plan,
     device: &Device,
     model: &Model,
     variant: &Variant,
     act: DType,
+    kv: KvFormat,
 ) -> Result<()> {
     let config = &model.config;
+    if plan.engine == EngineKind::Candlepower {
+        Attention::check_head_dim(device, config.head_dim)?;
+    }
     let free = match device.memory() {
         Some((free, _)) => Some(Bytes(free)),
         None => HostMemory::available(),
@@ -35,7 +40,7 @@ pub(super) fn check_fit(
             continue;
         }
         let source = DeviceWeights::source_precision(model)?;
-        let limits = limits(plan, device, cell);
+        let limits = limits(plan, device, cell, kv);
         let need = Footprint::predict(config, variant, act, source, limits)?;
         if let Some(free) = free.filter(|&free| need.total() > free) {
             let most = limits.most_slots(free, |l| {

@@ -25,7 +25,7 @@ use crate::results::record::{
     Body, Cell, Failure, Load, Loaded, Perplexity, QualityTask, Record, Subject,
 };
 use crate::results::{Environment, Store};
-use crate::scheme::{DType, Variant};
+use crate::scheme::{DType, KvFormat, Variant};
 use crate::units::{Bytes, Clock};
 
 /// What is being done.
@@ -151,6 +151,7 @@ struct Job<'a> {
     model: &'a Model,
     variant: &'a Variant,
     act: DType,
+    kv: KvFormat,
     subject: Subject,
     text: Option<Arc<ScoredText>>,
     /// Where the predictions of the model's base are kept, if variants are compared with it.
@@ -233,9 +234,12 @@ fn jobs<'a>(
             }
             _ => None,
         };
+        let variants = plan.variants.iter();
+        let variants = variants.flat_map(|variant| plan.kv.iter().map(move |&kv| (variant, kv)));
+        let several = plan.variants.len() * plan.kv.len() > 1;
         let mut base: Option<(String, BaseFile)> = None;
-        for (number, variant) in plan.variants.iter().enumerate() {
-            check_fit(plan, device, model, variant, act)?;
+        for (number, (variant, kv)) in variants.enumerate() {
+            check_fit(plan, device, model, variant, act, kv)?;
             let source = DeviceWeights::source_precision(model)?;
             let (name, scheme) = match plan.engine {
                 EngineKind::CandleGguf => facts::file_scheme(model, variant)?,
@@ -246,12 +250,13 @@ fn jobs<'a>(
                 variant: name,
                 scheme,
                 activation_dtype: act.name().to_owned(),
+                kv_cache: kv.codes().map(|_| kv.name().to_owned()),
                 engine: plan.engine_name(),
                 device: device_name.clone(),
                 tool_version: environment.tool_version.clone(),
             };
             let kept = plan.quality.as_ref().and_then(|q| q.base.as_ref());
-            if let (0, Some(kept), Some(text), 2..) = (number, kept, &text, plan.variants.len()) {
+            if let (0, true, Some(kept), Some(text)) = (number, several, kept, &text) {
                 let vocab = model.config.vocab;
                 let file = BaseFile::of(kept, &subject, &text.task, vocab, &text.layout);
                 base = Some((subject.variant.clone(), file));
@@ -260,6 +265,7 @@ fn jobs<'a>(
                 model,
                 variant,
                 act,
+                kv,
                 subject,
                 text: text.clone(),
                 base: base.clone(),
@@ -385,6 +391,7 @@ impl Session<'_> {
             job.model,
             job.variant,
             job.act,
+            job.kv,
             self.device,
             &flag,
             &mut progress,
@@ -517,10 +524,11 @@ impl Session<'_> {
             interrupt,
             power: &self.power,
             vocab: job.model.config.vocab,
+            kv: job.kv,
             ceilings: self.ceilings,
         };
         let predicted = runner.weights().and_then(|weights| {
-            let limits = limits(self.plan, self.device, cell);
+            let limits = limits(self.plan, self.device, cell, job.kv);
             Footprint::predict(
                 &weights.config,
                 job.variant,

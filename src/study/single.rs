@@ -14,7 +14,7 @@ use crate::model::{Model, Tokenizer};
 use crate::results;
 use crate::results::record::{self, QualityTask};
 use crate::results::study::Perplexity;
-use crate::scheme::{DType, Variant};
+use crate::scheme::{DType, KvFormat, Variant};
 
 /// What is scored, with what.
 pub struct Scoring<'a> {
@@ -24,6 +24,8 @@ pub struct Scoring<'a> {
     pub variant: &'a Variant,
     /// The type of activations; the device's default where `None`.
     pub act: Option<DType>,
+    /// How the KV cache is held.
+    pub kv: KvFormat,
     /// Where it runs.
     pub device: &'a Device,
     /// Tokens of one forward pass; a whole segment where `None`.
@@ -69,7 +71,9 @@ pub fn score_text(
             let file = BaseFile::of(kept, &subject, &text.task, vocab, &text.layout);
             if !file.exists() {
                 let role = Role::Base(&file);
-                let found = scored(wish, variant, act, &text, role, interrupt, watcher)?;
+                // The base has the plain cache, whatever the variant has.
+                let what = (variant, KvFormat::Auto);
+                let found = scored(wish, what, act, &text, role, interrupt, watcher)?;
                 noise_floor = figures(&text.task, &found.own)?.noise_floor;
                 watcher.base(&variant.name, file.path(), file.size());
             }
@@ -80,7 +84,8 @@ pub fn score_text(
     let role = base
         .as_ref()
         .map_or(Role::Alone, |(_, file)| Role::Against(file));
-    let found = scored(wish, wish.variant, act, &text, role, interrupt, watcher)?;
+    let what = (wish.variant, wish.kv);
+    let found = scored(wish, what, act, &text, role, interrupt, watcher)?;
     let mut task = text.task.clone();
     task.base = base.map(|(variant, file)| file.named(&variant.name));
     let mut perplexity = figures(&task, &found.own)?;
@@ -102,7 +107,7 @@ pub fn score_text(
 /// Loads a variant and scores a text with it.
 fn scored(
     wish: &Scoring<'_>,
-    variant: &Variant,
+    (variant, kv): (&Variant, KvFormat),
     act: DType,
     text: &ScoredText,
     role: Role<'_>,
@@ -114,6 +119,7 @@ fn scored(
         wish.model,
         variant,
         act,
+        kv,
         wish.device,
         &interrupt.flag(),
         &mut |done, total| {
@@ -143,6 +149,7 @@ pub fn logits(
     model: &Model,
     variant: &Variant,
     act: Option<DType>,
+    kv: KvFormat,
     device: &Device,
     ids: &[u32],
 ) -> Result<Vec<f32>> {
@@ -151,7 +158,7 @@ pub fn logits(
     let mut engine = Engine::new(
         device.clone(),
         weights,
-        Limits::new(1, ids.len(), ids.len()),
+        Limits::new(1, ids.len(), ids.len()).with_kv(kv),
     )?;
     Ok(engine
         .logits(&[Prompt {
@@ -170,6 +177,8 @@ pub struct Generation<'a> {
     pub variant: &'a Variant,
     /// The type of activations; the device's default where `None`.
     pub act: Option<DType>,
+    /// How the KV cache is held.
+    pub kv: KvFormat,
     /// Where it runs.
     pub device: &'a Device,
     /// What runs it.
@@ -226,6 +235,7 @@ pub fn generate(wish: &Generation<'_>, interrupt: &Interrupt) -> Result<Vec<Gene
         wish.model,
         wish.variant,
         act,
+        wish.kv,
         wish.device,
         &flag,
         &mut |_, _| interrupt.check(),

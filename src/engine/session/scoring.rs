@@ -13,12 +13,14 @@ pub struct Targets<'a> {
 }
 
 /// Which prediction a row of logits is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Prediction {
     /// Number of the prompt.
     pub prompt: usize,
     /// Number of the target among those of the prompt.
     pub target: usize,
+    /// The log-probability (natural) of the target.
+    pub log_prob: f32,
 }
 
 /// Somebody who reads logits, `[predictions, vocab]`, as they come: prompt after prompt, target after target.
@@ -64,6 +66,7 @@ impl Engine {
                         .map(|p| Prediction {
                             prompt: p.prompt,
                             target: number(p),
+                            log_prob: all[p.prompt][number(p)],
                         })
                         .collect();
                     reader(&predictions, &engine.host_logits(picked.len())?)?;
