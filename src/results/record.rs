@@ -71,8 +71,6 @@ impl Record {
 
 /// What a record asks and what came of it.
 #[derive(Debug, Clone, PartialEq)]
-// A run holds a handful of them, so the room that the smaller kind wastes is nothing.
-#[expect(clippy::large_enum_variant)]
 pub enum Body {
     /// How well the variant predicts a text.
     Quality {

@@ -39,8 +39,6 @@ pub(super) struct Record {
 /// The kind of the point.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-// Each lives only while its line is read or written.
-#[expect(clippy::large_enum_variant)]
 pub(super) enum Body {
     /// How well the variant predicts a text.
     Quality {
