@@ -17,5 +17,5 @@ mod weights;
 pub use candle::{CandleEngine, CandleModel};
 pub use limits::{Footprint, Limits};
 pub use sampler::{Sampler, Sampling};
-pub use session::{Engine, Prompt};
+pub use session::{Continuation, Engine, Predicted, Prompt};
 pub use weights::DeviceWeights;

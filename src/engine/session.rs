@@ -35,6 +35,24 @@ pub struct Prompt<'a> {
     pub tokens: &'a [u32],
 }
 
+/// Tokens whose followers are scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Continuation<'a> {
+    /// What is read.
+    pub prompt: Prompt<'a>,
+    /// The tokens that should follow the last ones of the prompt, one each.
+    pub targets: &'a [u32],
+}
+
+/// What a model makes of a token that should come next.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Predicted {
+    /// Its log-probability (natural).
+    pub log_prob: f32,
+    /// Whether it is the most likely one.
+    pub greedy: bool,
+}
+
 /// One token of a step.
 #[derive(Clone, Copy)]
 struct Place {
@@ -117,7 +135,7 @@ impl Engine {
         let mut next = vec![NO_TOKEN; prompts.len()];
         self.run(
             prompts,
-            |last| last,
+            |_, last| last,
             |engine, picked| {
                 let tokens = engine.argmax(picked)?;
                 picked
@@ -215,7 +233,7 @@ impl Engine {
         let mut next = vec![NO_TOKEN; prompts.len()];
         self.run(
             prompts,
-            |last| last,
+            |_, last| last,
             |engine, picked| {
                 let logits = engine.host_logits(picked.len())?;
                 for (p, row) in picked
@@ -242,7 +260,7 @@ impl Engine {
             .collect();
         self.run(
             prompts,
-            |_| true,
+            |_, _| true,
             |engine, picked| {
                 let logits = engine.host_logits(picked.len())?;
                 for (p, row) in picked.iter().zip(logits.chunks_exact(vocab)) {
@@ -265,7 +283,7 @@ impl Engine {
             .collect();
         self.run(
             prompts,
-            |last| !last,
+            |_, last| !last,
             |engine, picked| {
                 let targets: Vec<u32> = picked
                     .iter()
@@ -283,12 +301,58 @@ impl Engine {
         Ok(all)
     }
 
-    /// Steps through all prompts; for the tokens that `wanted(is it the prompt's last)` names, computes logits and
-    /// calls `take` on them, at most `head_rows` at a time.
+    /// How likely the targets of each continuation are, and whether greedy decoding gives them.
+    ///
+    /// # Errors
+    /// As [`Engine::log_probs`]; also if there are more targets than tokens, or one is outside the vocabulary.
+    pub fn continuations(&mut self, wanted: &[Continuation<'_>]) -> Result<Vec<Vec<Predicted>>> {
+        let vocab = self.weights.config.vocab;
+        for Continuation { prompt, targets } in wanted {
+            let known = targets.iter().all(|&target| (target as usize) < vocab);
+            if targets.len() > prompt.tokens.len() || !known {
+                return Err(Error::Internal(format!(
+                    "{} targets of a vocabulary of {vocab} after {} tokens",
+                    targets.len(),
+                    prompt.tokens.len()
+                )));
+            }
+        }
+        let prompts: Vec<Prompt<'_>> = wanted.iter().map(|c| c.prompt).collect();
+        let unscored = |c: &Continuation<'_>| c.prompt.tokens.len() - c.targets.len();
+        let mut all: Vec<Vec<Predicted>> = vec![Vec::new(); wanted.len()];
+        self.run(
+            &prompts,
+            |picked, _| picked.token >= unscored(&wanted[picked.prompt]),
+            |engine, picked| {
+                let target = |p: &Picked| {
+                    let one = &wanted[p.prompt];
+                    one.targets[p.token - unscored(one)]
+                };
+                let targets: Vec<u32> = picked.iter().map(target).collect();
+                let likeliest = engine.argmax(picked)?;
+                let log_probs = engine.score(&targets)?;
+                for (i, p) in picked.iter().enumerate() {
+                    if !log_probs[i].is_finite() {
+                        return Err(not_finite(&prompts[p.prompt], p.token));
+                    }
+                    // A prompt's tokens come in their order.
+                    all[p.prompt].push(Predicted {
+                        log_prob: log_probs[i],
+                        greedy: likeliest[i] == targets[i],
+                    });
+                }
+                Ok(())
+            },
+        )?;
+        Ok(all)
+    }
+
+    /// Steps through all prompts; for the tokens that `wanted(which it is, whether it is the prompt's last)` names,
+    /// computes logits and calls `take` on them, at most `head_rows` at a time.
     fn run(
         &mut self,
         prompts: &[Prompt<'_>],
-        wanted: impl Fn(bool) -> bool,
+        wanted: impl Fn(&Picked, bool) -> bool,
         mut take: impl FnMut(&mut Self, &[Picked]) -> Result<()>,
     ) -> Result<()> {
         self.check(prompts)?;
@@ -318,7 +382,7 @@ impl Engine {
                     prompt: place.origin.0,
                     token: place.origin.1,
                 })
-                .filter(|p| wanted(p.token + 1 == prompts[p.prompt].tokens.len()))
+                .filter(|p| wanted(p, p.token + 1 == prompts[p.prompt].tokens.len()))
                 .collect();
             for picked in picked.chunks(self.limits.head_rows) {
                 let rows: Vec<u32> = picked.iter().map(|p| p.row).collect();

@@ -42,11 +42,15 @@ pub(super) struct Bench<'a> {
 
 /// The engine's limits for a cell.
 pub(super) fn limits(plan: &Plan, device: &Device, cell: &Cell) -> Limits {
-    let chunk = plan.chunk.unwrap_or(match device {
+    Limits::new(cell.batch, positions(cell), chunk(plan.chunk, device))
+}
+
+/// Tokens of one step: what was asked for, else the device's default.
+pub(super) fn chunk(wish: Option<usize>, device: &Device) -> usize {
+    wish.unwrap_or(match device {
         Device::Cpu => CPU_CHUNK,
         Device::Gpu(_) => GPU_CHUNK,
-    });
-    Limits::new(cell.batch, positions(cell), chunk)
+    })
 }
 
 impl Bench<'_> {
