@@ -44,6 +44,13 @@ impl Keys {
         Error::data(&self.path, format!("{}: {key}: {what}", self.place))
     }
 
+    fn is_python(&self, key: &str, name: &Value) -> Error {
+        self.fault(
+            key,
+            format!("the function {name} is Python, which cannot run here: write a template"),
+        )
+    }
+
     /// Takes a key out; a null is the same as nothing.
     ///
     /// # Errors
@@ -51,10 +58,7 @@ impl Keys {
     pub(super) fn take(&mut self, key: &str) -> Result<Option<Value>> {
         let value = self.map.remove(key).filter(|value| !value.is_null());
         match value.as_ref().and_then(|value| value.get(FUNCTION)) {
-            Some(name) => Err(self.fault(
-                key,
-                format!("the function {name} is Python, which cannot run here: write a template"),
-            )),
+            Some(name) => Err(self.is_python(key, name)),
             None => Ok(value),
         }
     }
@@ -149,7 +153,10 @@ impl Keys {
     pub(super) fn finish(self) -> Result<()> {
         match self.map.iter().find(|(_, value)| !value.is_null()) {
             None => Ok(()),
-            Some((key, _)) => Err(self.fault(key, "this key is not supported")),
+            Some((key, value)) => Err(match value.get(FUNCTION) {
+                Some(name) => self.is_python(key, name),
+                None => self.fault(key, "this key is not supported"),
+            }),
         }
     }
 }

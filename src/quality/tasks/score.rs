@@ -23,7 +23,10 @@ pub struct LogLikelihood {
 }
 
 /// What scoring `documents` asks of an engine that reads `chunk` tokens at a time.
-pub(super) fn limits<'a>(documents: impl IntoIterator<Item = &'a [Encoded]>, chunk: usize) -> Limits {
+pub(super) fn limits<'a>(
+    documents: impl IntoIterator<Item = &'a [Encoded]>,
+    chunk: usize,
+) -> Limits {
     let mut count = 0;
     let mut longest = 1;
     for document in documents {

@@ -136,7 +136,7 @@ impl Suite {
                 self.add_definition(path, &stem, definition, depth)
             }
             Some("jsonl" | "json") => self.add_task(by_columns(path)?),
-            _ => match built_in(name)? {
+            _ => match built_in(name, 0)? {
                 Some(Found::Task(definition)) => {
                     self.add_task(Task::new(&origin(name), name, definition)?)
                 }
@@ -272,9 +272,10 @@ fn areas() -> Vec<(String, Vec<String>)> {
         .collect()
 }
 
-fn built_in(name: &str) -> Result<Option<Found>> {
+fn built_in(name: &str, depth: usize) -> Result<Option<Found>> {
     if let Some((_, text)) = FILES.iter().find(|(known, _)| *known == name) {
-        return included(&origin(name), text, 0).map(|definition| Some(Found::Task(definition)));
+        return included(&origin(name), text, depth)
+            .map(|definition| Some(Found::Task(definition)));
     }
     let Some(part) = name.strip_prefix("mmlu") else {
         return Ok(None);
@@ -308,7 +309,7 @@ fn built_in(name: &str) -> Result<Option<Found>> {
     {
         return Ok(None);
     }
-    let mut definition = included(&origin(name), MMLU, 0)?;
+    let mut definition = included(&origin(name), MMLU, depth)?;
     let subject = part.replace('_', " ");
     definition.insert("task".into(), name.into());
     definition.insert("task_alias".into(), subject.as_str().into());
@@ -349,8 +350,8 @@ fn included(path: &Path, text: &str, depth: usize) -> Result<Map<String, Value>>
         let stem = file.trim_end_matches(".yaml").trim_end_matches(".yml");
         let base = if beside.is_file() {
             read_definition(&beside, depth + 1)?
-        } else if let Some((name, text)) = FILES.iter().find(|(name, _)| *name == stem) {
-            included(&origin(name), text, depth + 1)?
+        } else if let Some(Found::Task(definition)) = built_in(stem, depth + 1)? {
+            definition
         } else {
             return Err(Error::data(path, format!("include: there is no '{file}'")));
         };

@@ -47,15 +47,13 @@ impl Templates {
         if !source.contains('{') {
             return Ok(source.to_owned());
         }
-        self.0
-            .render_str(source, python::items(row))
-            .map_err(|e| {
-                let detail = e.detail().map_or_else(String::new, |d| format!(": {d}"));
-                let line = e
-                    .line()
-                    .map_or_else(String::new, |n| format!(" (line {n} of the template)"));
-                format!("{}{detail}{line}", e.kind())
-            })
+        self.0.render_str(source, python::items(row)).map_err(|e| {
+            let detail = e.detail().map_or_else(String::new, |d| format!(": {d}"));
+            let line = e
+                .line()
+                .map_or_else(String::new, |n| format!(" (line {n} of the template)"));
+            format!("{}{detail}{line}", e.kind())
+        })
     }
 }
 
