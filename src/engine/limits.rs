@@ -143,6 +143,7 @@ fn scratch_sizes(config: &ModelConfig, variant: &Variant, act: DType, limits: Li
         sizes.extend([tokens * widest, tokens * 4]); // codes, scales
     }
     sizes.extend([tokens * 4; 3]); // tokens, slots, positions
+    sizes.push(limits.slots as u128 * 16 + 4); // the same and row numbers for decode steps, and their count
     let rows = limits.head_rows as u128;
     sizes.extend([rows * (config.hidden * act.size()) as u128; 2]); // picked rows and their norm
     sizes.push(rows * (config.vocab * 4) as u128); // logits

@@ -3,9 +3,10 @@
 //!
 //! Reading order: [`Limits`] and [`Footprint`] (`limits`: what will be allocated, before it is) · [`DeviceWeights`]
 //! (`weights`, filled by `load`) · `transformer` (one step) · `replay` (a step recorded once) · [`Engine`] (`session`: prefill,
-//! decode, scoring) · [`Sampler`] · [`CandleEngine`] (`candle`: candle-transformers' own models, the baseline).
+//! decode, scoring) · [`Arrivals`] (`generate`: steps asked for ahead, tokens watched as they come) · [`Sampler`] · [`CandleEngine`] (`candle`: candle-transformers' own models, the baseline).
 
 mod candle;
+mod generate;
 mod limits;
 mod load;
 mod replay;
@@ -15,6 +16,7 @@ mod transformer;
 mod weights;
 
 pub use candle::{CandleEngine, CandleModel};
+pub use generate::{Arrivals, DeviceTime};
 pub use limits::{Footprint, Limits};
 pub use sampler::{Sampler, Sampling};
 pub use session::{Continuation, Engine, Predicted, Prompt};

@@ -24,17 +24,56 @@ pub(super) struct Scratch {
     gate_up: Buf,
     gated: Buf,
     codes: Option<Int8Input>,
-    pub(super) tokens: Buf,
-    pub(super) slots: Buf,
-    pub(super) positions: Buf,
+    /// Inputs that the host writes.
+    pub(super) prompt: Inputs,
+    /// Inputs of decode steps, which the step before leaves here.
+    pub(super) feed: Inputs,
+    /// Decode steps so far: names the line of the mailbox.
+    pub(super) steps: Buf,
     picked: Buf,
     picked_normed: Buf,
     pub(super) logits: Buf,
-    pub(super) rows: Buf,
     pub(super) targets: Buf,
     pub(super) log_probs: Buf,
     rope: RopeTable,
     cache: Vec<LayerCache>,
+}
+
+/// Which tokens a step runs, and which of them go through the head. All u32.
+pub(super) struct Inputs {
+    pub(super) tokens: Buf,
+    pub(super) slots: Buf,
+    pub(super) positions: Buf,
+    /// Numbers of the step's tokens whose logits are wanted.
+    pub(super) rows: Buf,
+}
+
+impl Inputs {
+    fn new(device: &Device, tokens: usize, rows: usize) -> Result<Self> {
+        let ids = |count| device.alloc(BufType::U32, count);
+        Ok(Self {
+            tokens: ids(tokens)?,
+            slots: ids(tokens)?,
+            positions: ids(tokens)?,
+            rows: ids(rows)?,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        [&self.tokens, &self.slots, &self.positions, &self.rows]
+            .iter()
+            .map(|buf| buf.bytes())
+            .sum()
+    }
+}
+
+/// Who wrote a step's inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The host: prompts, or tokens that it continues them with.
+    Prompt,
+    /// The step before.
+    Feed,
 }
 
 /// Where a product's input goes on its way to int8.
@@ -78,13 +117,12 @@ impl Scratch {
             gate_up: numbers(tokens * 2 * config.intermediate)?,
             gated: numbers(tokens * config.intermediate)?,
             codes,
-            tokens: ids(tokens)?,
-            slots: ids(tokens)?,
-            positions: ids(tokens)?,
+            prompt: Inputs::new(device, tokens, rows)?,
+            feed: Inputs::new(device, limits.slots, limits.slots)?,
+            steps: ids(1)?,
             picked: numbers(rows * config.hidden)?,
             picked_normed: numbers(rows * config.hidden)?,
             logits: singles(rows * config.vocab)?,
-            rows: ids(rows)?,
             targets: ids(rows)?,
             log_probs: singles(rows)?,
             rope: RopeTable::new(device, &frequencies, limits.capacity)?,
@@ -111,13 +149,10 @@ impl Scratch {
             &self.attended,
             &self.gate_up,
             &self.gated,
-            &self.tokens,
-            &self.slots,
-            &self.positions,
+            &self.steps,
             &self.picked,
             &self.picked_normed,
             &self.logits,
-            &self.rows,
             &self.targets,
             &self.log_probs,
         ];
@@ -126,15 +161,16 @@ impl Scratch {
             .as_ref()
             .map_or(0, |c| c.codes.bytes() + c.scales.bytes());
         let buffers: usize = buffers.iter().map(|buf| buf.bytes()).sum();
-        Bytes((buffers + codes + self.rope.bytes()) as u64)
+        let inputs = self.prompt.bytes() + self.feed.bytes();
+        Bytes((buffers + codes + inputs + self.rope.bytes()) as u64)
     }
 
-    /// Runs `count` tokens, whose ids, slots and positions are on the device, through all layers.
-    /// `queries` says how they stand in their slots.
+    /// Runs the first `count` tokens of `source` through all layers. `queries` says how they stand in their slots.
     pub(super) fn forward(
         &mut self,
         device: &Device,
         weights: &DeviceWeights,
+        source: Source,
         count: usize,
         capacity: usize,
         queries: Queries,
@@ -148,11 +184,16 @@ impl Scratch {
         let crate::kernels::linear::WeightData::Plain(table) = &weights.embedding.data else {
             unreachable!("embeddings are plain");
         };
-        gather.run(device, &self.tokens, table, &mut self.hidden)?;
+        let tokens = match source {
+            Source::Prompt => &self.prompt.tokens,
+            Source::Feed => &self.feed.tokens,
+        };
+        gather.run(device, tokens, table, &mut self.hidden)?;
         for layer in 0..config.layers {
             self.layer(
                 device,
                 weights,
+                source,
                 layer,
                 attention_op(config, count, capacity, queries),
             )?;
@@ -164,6 +205,7 @@ impl Scratch {
         &mut self,
         device: &Device,
         weights: &DeviceWeights,
+        source: Source,
         index: usize,
         attention: Attention,
     ) -> Result<()> {
@@ -175,9 +217,13 @@ impl Scratch {
             width: config.hidden,
             eps: config.norm_eps,
         };
+        let inputs = match source {
+            Source::Prompt => &self.prompt,
+            Source::Feed => &self.feed,
+        };
         let places = Places {
-            slots: &self.slots,
-            positions: &self.positions,
+            slots: &inputs.slots,
+            positions: &inputs.positions,
         };
         let head_norms = layer.head_norms.as_ref().map(|(q, k)| HeadNorms {
             q,
@@ -239,20 +285,25 @@ impl Scratch {
         )
     }
 
-    /// Logits (f32, `[count, vocab]`) of the hidden states whose numbers are in `rows` on the device.
+    /// Logits (f32, `[count, vocab]`) of the hidden states whose numbers are the first `rows` of `source`.
     pub(super) fn head(
         &mut self,
         device: &Device,
         weights: &DeviceWeights,
+        source: Source,
         count: usize,
     ) -> Result<()> {
         let config = &weights.config;
+        let rows = match source {
+            Source::Prompt => &self.prompt.rows,
+            Source::Feed => &self.feed.rows,
+        };
         let gather = Gather {
             count,
             rows: self.hidden.len() / config.hidden,
             width: config.hidden,
         };
-        gather.run(device, &self.rows, &self.hidden, &mut self.picked)?;
+        gather.run(device, rows, &self.hidden, &mut self.picked)?;
         let norm = RmsNorm {
             rows: count,
             width: config.hidden,

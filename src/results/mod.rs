@@ -9,6 +9,7 @@
 //! Nothing here measures, reads a clock or knows a device; a run directory copied to another machine reports the same.
 
 mod assemble;
+pub mod capacity;
 mod charts;
 mod columns;
 pub mod environment;
@@ -28,6 +29,7 @@ pub mod table;
 mod timing;
 mod verdict;
 mod view;
+mod waterfall;
 mod wire;
 
 #[cfg(test)]
@@ -38,6 +40,7 @@ pub use record::Record;
 pub use store::Store;
 pub use study::Study;
 pub use view::Quality;
+pub use waterfall::waterfall;
 
 use serde_json::{Value, json};
 

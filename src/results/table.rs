@@ -203,6 +203,9 @@ pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
         of("vs base", 11, &|s| s.speedup_vs_base.map(format::factor)),
         of("ITL p50\nms", 10, &|s| Some(format::plain(s.itl_ms?.p50))),
         of("ITL p99\nms", 3, &|s| s.itl_ms?.p99.map(format::plain)),
+        of("host gap\n%", 2, &|s| {
+            Some(format!("{:.1}", s.device?.host_gap_percent?))
+        }),
         of("TTFT p50\nms", 9, &|s| Some(format::plain(s.ttft_ms?.p50))),
         of("memory", 8, &|s| Some(s.memory?.total.best()?.to_string())),
         of("energy\nJ/token", 6, &|s| {
@@ -239,6 +242,13 @@ fn notes(study: &Study) -> Vec<String> {
     if speeds.any(Speed::has_limit) {
         lines.push(
             "% of limit: of what bytes and operations leave at best by the measured ceilings, and which of them binds"
+                .to_owned(),
+        );
+    }
+    let mut speeds = study.variants.iter().flat_map(|variant| &variant.speed);
+    if speeds.any(|speed| speed.device.is_some_and(|d| d.host_gap_percent.is_some())) {
+        lines.push(
+            "host gap: the part of the inter-token latency that the device, by its own clock, did not take"
                 .to_owned(),
         );
     }

@@ -1,7 +1,9 @@
 //! Where both sides meet: what to run ([`Plan`]), running one point of it, and putting points on record. Prints
 //! nothing: progress goes to a [`Watcher`].
 
+mod ablate;
 mod bench;
+mod capacity;
 mod ceilings;
 mod facts;
 pub mod microbench;
@@ -16,9 +18,11 @@ mod tasks;
 mod verify;
 mod work;
 
+pub use ablate::stages;
+pub use capacity::{Question, capacity};
 pub use ceilings::{Effort, ceilings};
 pub use facts::{environment, gpu_facts};
-pub use plan::{DeviceChoice, EngineKind, Plan, QualityPlan, open_device};
+pub use plan::{DeviceChoice, EngineKind, Plan, QualityPlan, Switches, open_device};
 pub use prompts::random_tokens;
 pub use run::{Outcome, Stage, Watcher, check_inputs, run};
 pub use runner::activation_dtype;

@@ -47,7 +47,7 @@ pub trait Watcher {
 }
 
 /// What a run came to.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Outcome {
     /// The records of the plan's points, in its order; fewer if the run was interrupted.
     pub records: Vec<Record>,
@@ -55,6 +55,15 @@ pub struct Outcome {
     pub failed: usize,
     /// Whether the user stopped it.
     pub interrupted: bool,
+}
+
+impl Outcome {
+    /// Takes over what another run came to.
+    pub fn add(&mut self, other: Self) {
+        self.records.extend(other.records);
+        self.failed += other.failed;
+        self.interrupted |= other.interrupted;
+    }
 }
 
 /// Runs `plan` on `device`, keeping records in `store`; points that are there are not measured again.
@@ -102,11 +111,7 @@ pub fn run(
         clock,
         done: 0,
         total,
-        outcome: Outcome {
-            records: Vec::new(),
-            failed: 0,
-            interrupted: false,
-        },
+        outcome: Outcome::default(),
     };
     for job in &jobs {
         match session.job(job) {
@@ -402,8 +407,12 @@ impl Session<'_> {
             &flag,
             &mut progress,
         )?;
-        if let Some(graphs) = self.plan.graphs {
+        let switches = self.plan.switches;
+        if let Some(graphs) = switches.graphs {
             runner.set_replays(graphs);
+        }
+        if let Device::Gpu(gpu) = self.device {
+            gpu.set_overlap(switches.overlap.unwrap_or(true));
         }
         let time = self.clock.now() - start;
         let peak_host = meter.peak().map(|peak| peak.bytes);

@@ -166,7 +166,7 @@ fn ask(
             interrupt.check()
         },
     )?;
-    let chunk = bench::chunk(wish.chunk, wish.device);
+    let chunk = bench::chunk_for(wish.chunk, wish.device);
     let mut done_tokens = 0;
     for work in works.iter_mut().filter(|work| work.open() > 0) {
         let engine = runner.own(work.limits(chunk))?;
