@@ -1,24 +1,25 @@
 //! `candlepower eval`.
 
-use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
+use serde_json::{Value, json};
 
 use super::args::{EngineFlags, ModelFlags, Switch, parse_positive};
 use super::progress::{Progress, say};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::measure::Interrupt;
 use crate::model::Model;
-use crate::quality::tasks::{Figure, Limit, Suite, SuiteScore, layout};
+use crate::quality::tasks::{Figure, Limit, Recoveries, Suite, SuiteScore, layout, recovery};
 use crate::scheme::Variant;
-use crate::study::{Evaluation, evaluate};
+use crate::study::{Evaluated, Evaluation, evaluate};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
   candlepower eval --model Qwen/Qwen3-0.6B --tasks arc_easy,piqa --limit 200
   candlepower eval --model DIR --tasks mmlu --num-fewshot 5 --json
+  candlepower eval --model DIR --tasks hellaswag,arc_challenge --variants bf16,int8,w4a16
   candlepower eval --model model.gguf --variant f32 --tasks my_task.yaml,questions.jsonl --log-samples log.jsonl
 
 Tasks: arc_challenge, arc_easy, gsm8k, hellaswag, lambada_openai, mmlu (mmlu_stem, mmlu_anatomy, ...), openbookqa, piqa,
@@ -28,9 +29,15 @@ pub(super) struct Args {
     /// tiny, a folder, a .gguf file, or a hub id such as org/name
     #[arg(long, default_value = "tiny", value_name = "MODEL")]
     model: String,
-    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32)
-    #[arg(long, default_value = "bf16", value_name = "VARIANT")]
-    variant: Variant,
+    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32); of several, the first is the base of the others
+    #[arg(
+        long,
+        visible_alias = "variants",
+        default_value = "bf16",
+        value_delimiter = ',',
+        value_name = "LIST"
+    )]
+    variant: Vec<Variant>,
     /// Tasks by name or file
     #[arg(long, required = true, value_delimiter = ',', value_name = "LIST")]
     tasks: Vec<String>,
@@ -75,7 +82,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     let model = Model::open(&args.from.spec(&args.model))?;
     let wish = Evaluation {
         model: &model,
-        variant: &args.variant,
+        variants: &args.variant,
         act: args.device.dtype,
         device: &device,
         chunk: args.device.chunk,
@@ -105,41 +112,135 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     });
     progress.finish();
     let found = found?;
-    if found.resumed > 0 {
-        say(&format!("{} documents were answered before", found.resumed));
-    }
-    for task in found.score.tasks.iter().filter(|task| task.truncated > 0) {
-        say(&format!(
-            "{}: {} requests were longer than {} tokens and lost their beginning",
-            task.task.name, task.truncated, found.from.max_length
-        ));
-    }
+    notes(&found);
+    let against = compared(&found)?;
     if args.json {
-        super::print_json(&layout(&found.score, &found.from))?;
-    } else {
+        let mut documents: Vec<Value> = found
+            .iter()
+            .map(|one| layout(&one.score, &one.from))
+            .collect();
+        return super::print_json(&match documents.len() {
+            1 => documents.remove(0),
+            _ => json!({
+                "variants": documents,
+                "recovery": against.iter().map(|(one, base, found)| recovery(one, base, found)).collect::<Vec<_>>(),
+            }),
+        })
+        .map(|()| ExitCode::SUCCESS);
+    }
+    for one in &found {
+        let from = &one.from;
         let title = format!(
             "{} {} · activations in {} · {}",
-            found.from.model, found.from.variant, found.from.dtype, found.from.device
+            from.model, from.variant, from.dtype, from.device
         );
-        super::print(&format!("{title}\n\n{}", table(&found.score)));
+        super::print(&format!("{title}\n\n{}\n", laid_out(&figures(&one.score))));
+    }
+    for (variant, base, found) in &against {
+        let average = found.ratio.map_or_else(
+            || "no average".to_owned(),
+            |ratio| format!("{} on average", percent(ratio, found.stderr)),
+        );
+        let title = format!("{variant} against {base}: recovery {average}");
+        super::print(&format!("{title}\n\n{}\n", laid_out(&recoveries(found))));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// One line for each figure, as lm_eval prints them.
-fn table(score: &SuiteScore) -> String {
-    let mut rows = vec![
-        [
-            "task",
-            "documents",
-            "shots",
-            "filter",
-            "metric",
-            "value",
-            "± se",
-        ]
-        .map(str::to_owned),
+/// What is to be known beside the figures.
+fn notes(found: &[Evaluated]) {
+    let resumed: usize = found.iter().map(|one| one.resumed).sum();
+    if resumed > 0 {
+        say(&format!("{resumed} documents were answered before"));
+    }
+    let Some(first) = found.first() else { return };
+    for task in first.score.tasks.iter().filter(|task| task.truncated > 0) {
+        say(&format!(
+            "{}: {} requests were longer than {} tokens and lost their beginning",
+            task.task.name, task.truncated, first.from.max_length
+        ));
+    }
+}
+
+/// Every variant after the first against it: names and figures.
+fn compared(found: &[Evaluated]) -> Result<Vec<(&str, &str, Recoveries)>> {
+    let Some((base, others)) = found.split_first() else {
+        return Ok(Vec::new());
+    };
+    let pairs = others.iter().map(|other| {
+        let recoveries = Recoveries::new(&base.score, &other.score);
+        let recoveries = recoveries
+            .ok_or_else(|| Error::Internal("variants scored different documents".into()))?;
+        Ok((
+            other.from.variant.as_str(),
+            base.from.variant.as_str(),
+            recoveries,
+        ))
+    });
+    pairs.collect()
+}
+
+fn percent(ratio: f64, stderr: Option<f64>) -> String {
+    let error = stderr.map_or_else(String::new, |e| format!(" ± {:.2}", 100.0 * e));
+    format!("{:.2}{error} %", 100.0 * ratio)
+}
+
+/// One line for each task: what is left of the base's figure, and whether chance explains the rest.
+fn recoveries(found: &Recoveries) -> Vec<Vec<String>> {
+    let head = [
+        "task",
+        "metric",
+        "base",
+        "value",
+        "recovery ± se",
+        "difference [95 % CI]",
+        "won : lost",
+        "p (McNemar)",
     ];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    let none = || "–".to_owned();
+    rows.extend(found.tasks.iter().map(|task| {
+        let interval = task.difference.interval;
+        let metric = match task.filter.as_str() {
+            "none" => task.metric.clone(),
+            filter => format!("{},{filter}", task.metric),
+        };
+        vec![
+            task.name.clone(),
+            metric,
+            format!("{:.4}", task.base),
+            format!("{:.4}", task.value),
+            task.ratio
+                .map_or_else(none, |ratio| percent(ratio, task.stderr)),
+            interval.map_or_else(
+                || format!("{:+.4}", task.difference.mean),
+                |i| {
+                    format!(
+                        "{:+.4} [{:+.4}, {:+.4}]",
+                        task.difference.mean, i.low, i.high
+                    )
+                },
+            ),
+            task.discordant
+                .map_or_else(none, |(won, lost)| format!("{won} : {lost}")),
+            task.p_value.map_or_else(none, |p| format!("{p:.3}")),
+        ]
+    }));
+    rows
+}
+
+/// One line for each figure, as lm_eval prints them.
+fn figures(score: &SuiteScore) -> Vec<Vec<String>> {
+    let head = [
+        "task",
+        "filter",
+        "metric",
+        "documents",
+        "shots",
+        "value",
+        "± se",
+    ];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
     let mut add = |name: &str, documents: String, shots: String, figures: &[Figure]| {
         for (place, figure) in figures.iter().enumerate() {
             let first = |text: &str| {
@@ -149,12 +250,12 @@ fn table(score: &SuiteScore) -> String {
                     String::new()
                 }
             };
-            rows.push([
+            rows.push(vec![
                 first(name),
-                first(&documents),
-                first(&shots),
                 figure.filter.clone(),
                 figure.metric.clone(),
+                first(&documents),
+                first(&shots),
                 format!("{:.4}", figure.value),
                 figure
                     .stderr
@@ -182,25 +283,35 @@ fn table(score: &SuiteScore) -> String {
             &task.figures,
         );
     }
+    rows
+}
+
+/// Rows under each other: words on the left of their columns, numbers on the right. The first row names the columns.
+fn laid_out(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| {
         rows.iter()
             .map(|row| row[column].chars().count())
             .max()
             .unwrap_or(0)
     };
-    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
-    let mut out = String::new();
-    for row in &rows {
-        for (column, cell) in row.iter().enumerate() {
-            let space = widths[column] - cell.chars().count();
-            // Names on the left, numbers on the right.
-            let _ = match column {
-                0 | 3 | 4 => write!(out, " {cell}{}  ", " ".repeat(space)),
-                _ => write!(out, " {}{cell}  ", " ".repeat(space)),
-            };
-        }
-        out.truncate(out.trim_end().len());
-        out.push('\n');
-    }
-    out
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let words = |column: usize| {
+        rows[0]
+            .get(column)
+            .is_some_and(|name| ["task", "filter", "metric"].contains(&name.as_str()))
+    };
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().enumerate().map(|(column, cell)| {
+            let space = " ".repeat(widths[column] - cell.chars().count());
+            if words(column) {
+                format!(" {cell}{space}")
+            } else {
+                format!(" {space}{cell}")
+            }
+        });
+        let line = cells.collect::<Vec<_>>().join("  ");
+        format!("{}\n", line.trim_end())
+    };
+    rows.iter().map(line).collect()
 }

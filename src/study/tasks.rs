@@ -24,8 +24,8 @@ use crate::units::Clock;
 pub struct Evaluation<'a> {
     /// The model.
     pub model: &'a Model,
-    /// What its weights are turned into.
-    pub variant: &'a Variant,
+    /// What its weights are turned into, one after the other.
+    pub variants: &'a [Variant],
     /// The type of activations; the device's default where `None`.
     pub act: Option<DType>,
     /// Where it runs.
@@ -46,7 +46,7 @@ pub struct Evaluation<'a> {
     pub log: Option<(&'a Path, bool)>,
 }
 
-/// What came of it.
+/// What came of a variant.
 pub struct Evaluated {
     /// The figures and every document.
     pub score: SuiteScore,
@@ -67,9 +67,8 @@ pub fn evaluate(
     wish: &Evaluation<'_>,
     interrupt: &Interrupt,
     progress: &mut dyn FnMut(&str, f64),
-) -> Result<Evaluated> {
+) -> Result<Vec<Evaluated>> {
     let clock = SystemClock::new();
-    let begin = clock.now();
     let model = wish.model;
     let tokenizer = model.tokenizer.as_ref().ok_or_else(|| {
         Error::Config(format!(
@@ -87,43 +86,52 @@ pub fn evaluate(
         works.push(Work::prepare(task, wish.shots, wish.limit, &encoder)?);
     }
     let mut journal = match wish.log {
-        Some((log, _)) => Some(Journal::open(log, &identity(wish, act, max_length)?)?),
+        Some((log, _)) => Some(Journal::open(log)?),
         None => None,
     };
-    let resumed = journal
-        .as_mut()
-        .map_or(0, |journal| journal.recall(&mut works));
-    ask(
-        wish,
-        act,
-        tokenizer,
-        &mut works,
-        journal.as_mut(),
-        interrupt,
-        progress,
-    )?;
-    let score = Work::finish(wish.suite, &works)?;
+    let mut all = Vec::new();
+    for (number, variant) in wish.variants.iter().enumerate() {
+        let mut works = works.clone();
+        let mut resumed = 0;
+        if let Some(journal) = &mut journal {
+            resumed = journal.recall(&identity(wish, variant, act, max_length)?, &mut works);
+        }
+        let mut of_all = |what: &str, share: f64| {
+            let before = number as f64;
+            progress(what, (before + share) / wish.variants.len() as f64);
+        };
+        let begin = clock.now();
+        let job = Job {
+            wish,
+            variant,
+            act,
+            tokenizer,
+            interrupt,
+        };
+        job.ask(&mut works, journal.as_mut(), &mut of_all)?;
+        all.push(Evaluated {
+            score: Work::finish(wish.suite, &works)?,
+            from: Provenance {
+                model: model.name.clone(),
+                variant: variant.name.clone(),
+                dtype: act.name().to_owned(),
+                device: wish.device.kind().to_owned(),
+                parameters: Some(model.config.parameters()),
+                max_length,
+                limit: wish.limit.map(|limit| match limit {
+                    Limit::Count(count) => count as f64,
+                    Limit::Share(share) => share,
+                }),
+                seconds: (clock.now() - begin).0,
+            },
+            resumed,
+        });
+    }
     if let (Some(journal), Some((log, texts))) = (journal, wish.log) {
-        write_log(log, &score, &works, texts)?;
+        write_log(log, &all, &works, texts)?;
         journal.remove();
     }
-    Ok(Evaluated {
-        score,
-        from: Provenance {
-            model: model.name.clone(),
-            variant: wish.variant.name.clone(),
-            dtype: act.name().to_owned(),
-            device: wish.device.kind().to_owned(),
-            parameters: Some(model.config.parameters()),
-            max_length,
-            limit: wish.limit.map(|limit| match limit {
-                Limit::Count(count) => count as f64,
-                Limit::Share(share) => share,
-            }),
-            seconds: clock.now().0 - begin.0,
-        },
-        resumed,
-    })
+    Ok(all)
 }
 
 fn max_length(wish: &Evaluation<'_>) -> Result<usize> {
@@ -138,57 +146,71 @@ fn max_length(wish: &Evaluation<'_>) -> Result<usize> {
     }
 }
 
-/// Asks about every document that has no answer.
-fn ask(
-    wish: &Evaluation<'_>,
+/// One variant at work.
+struct Job<'a> {
+    wish: &'a Evaluation<'a>,
+    variant: &'a Variant,
     act: DType,
-    tokenizer: &Tokenizer,
-    works: &mut [Work],
-    mut journal: Option<&mut Journal>,
-    interrupt: &Interrupt,
-    progress: &mut dyn FnMut(&str, f64),
-) -> Result<()> {
-    let total: usize = works.iter().map(Work::open_tokens).sum();
-    if works.iter().all(|work| work.open() == 0) {
-        return Ok(());
+    tokenizer: &'a Tokenizer,
+    interrupt: &'a Interrupt,
+}
+
+impl Job<'_> {
+    /// Asks about every document that has no answer.
+    fn ask(
+        &self,
+        works: &mut [Work],
+        mut journal: Option<&mut Journal>,
+        progress: &mut dyn FnMut(&str, f64),
+    ) -> Result<()> {
+        let total: usize = works.iter().map(Work::open_tokens).sum();
+        if works.iter().all(|work| work.open() == 0) {
+            return Ok(());
+        }
+        let (wish, interrupt) = (self.wish, self.interrupt);
+        let name = &self.variant.name;
+        let mut runner = Runner::load(
+            EngineKind::Candlepower,
+            wish.model,
+            self.variant,
+            self.act,
+            wish.device,
+            &interrupt.flag(),
+            &mut |done, all| {
+                let share = 100.0 * done as f64 / all.max(1) as f64;
+                progress(&format!("{name}: loading {share:.0}%"), 0.0);
+                interrupt.check()
+            },
+        )?;
+        let chunk = bench::chunk_for(wish.chunk, wish.device);
+        let mut done_tokens = 0;
+        for work in works.iter_mut().filter(|work| work.open() > 0) {
+            let engine = runner.own(work.limits(chunk))?;
+            let task = work.task.name.clone();
+            let all = work.documents.len();
+            let mut done = all - work.open();
+            work.run(engine, self.tokenizer, |document, answer, tokens| {
+                if let Some(journal) = journal.as_deref_mut() {
+                    journal.note(&task, document.id, answer)?;
+                }
+                done += 1;
+                done_tokens += tokens;
+                let share = done_tokens as f64 / total.max(1) as f64;
+                progress(&format!("{name}: {task} {done} of {all}"), share);
+                interrupt.check()
+            })?;
+        }
+        Ok(())
     }
-    let name = &wish.variant.name;
-    let mut runner = Runner::load(
-        EngineKind::Candlepower,
-        wish.model,
-        wish.variant,
-        act,
-        wish.device,
-        &interrupt.flag(),
-        &mut |done, all| {
-            let share = 100.0 * done as f64 / all.max(1) as f64;
-            progress(&format!("{name}: loading {share:.0}%"), 0.0);
-            interrupt.check()
-        },
-    )?;
-    let chunk = bench::chunk_for(wish.chunk, wish.device);
-    let mut done_tokens = 0;
-    for work in works.iter_mut().filter(|work| work.open() > 0) {
-        let engine = runner.own(work.limits(chunk))?;
-        let task = work.task.name.clone();
-        let all = work.documents.len();
-        let mut done = all - work.open();
-        work.run(engine, tokenizer, |document, answer, tokens| {
-            if let Some(journal) = journal.as_deref_mut() {
-                journal.note(&task, document.id, answer)?;
-            }
-            done += 1;
-            done_tokens += tokens;
-            let share = done_tokens as f64 / total.max(1) as f64;
-            progress(&format!("{name}: {task} {done} of {all}"), share);
-            interrupt.check()
-        })?;
-    }
-    Ok(())
 }
 
 /// A hash of all that decides what a model answers.
-fn identity(wish: &Evaluation<'_>, act: DType, max_length: usize) -> Result<String> {
+fn identity(
+    wish: &Evaluation<'_>,
+    variant: &Variant,
+    act: DType,
+    max_length: usize,
+) -> Result<String> {
     let model = facts::model(wish.model)?;
     let tasks: Vec<_> = wish
         .suite
@@ -197,7 +219,7 @@ fn identity(wish: &Evaluation<'_>, act: DType, max_length: usize) -> Result<Stri
         .map(|task| (&task.name, &task.definition))
         .collect();
     let all = serde_json::json!({
-        "model": model.digest, "tokenizer": model.tokenizer_digest, "variant": wish.variant.name, "act": act.name(),
+        "model": model.digest, "tokenizer": model.tokenizer_digest, "variant": variant.name, "act": act.name(),
         "device": wish.device.kind(), "tasks": tasks, "shots": wish.shots, "add_bos": wish.add_bos,
         "max_length": max_length, "version": env!("CARGO_PKG_VERSION"),
     });
@@ -208,8 +230,10 @@ fn identity(wish: &Evaluation<'_>, act: DType, max_length: usize) -> Result<Stri
 struct Journal {
     path: PathBuf,
     file: File,
+    /// What is written down now belongs to.
     key: String,
-    known: HashMap<(String, usize), Answer>,
+    /// By key, task and document.
+    known: HashMap<(String, String, usize), Answer>,
 }
 
 /// One line of it.
@@ -242,8 +266,8 @@ impl Line {
 }
 
 impl Journal {
-    /// Opens `LOG.part` and reads the answers that carry this key; lines of other runs and a torn last one are skipped.
-    fn open(log: &Path, key: &str) -> Result<Self> {
+    /// Opens `LOG.part` and reads the answers in it; a line that was torn is skipped.
+    fn open(log: &Path) -> Result<Self> {
         let mut path = log.as_os_str().to_owned();
         path.push(".part");
         let path = PathBuf::from(path);
@@ -256,10 +280,9 @@ impl Journal {
             {
                 let line = serde_json::from_slice::<Line>(&line);
                 torn = line.is_err();
-                if let Ok(line) = line
-                    && line.key == key
-                {
-                    known.insert((line.task.clone(), line.doc_id), line.answer());
+                if let Ok(line) = line {
+                    let place = (line.key.clone(), line.task.clone(), line.doc_id);
+                    known.insert(place, line.answer());
                 }
             }
         }
@@ -275,18 +298,20 @@ impl Journal {
         Ok(Self {
             path,
             file,
-            key: key.to_owned(),
+            key: String::new(),
             known,
         })
     }
 
-    /// Hands known answers to their documents; how many there are.
-    fn recall(&mut self, works: &mut [Work]) -> usize {
-        let known = std::mem::take(&mut self.known).into_iter();
+    /// From now on everything belongs to the run of this key; hands what is known of it to its documents, and gives how many
+    /// there are.
+    fn recall(&mut self, key: &str, works: &mut [Work]) -> usize {
+        self.key = key.to_owned();
+        let known = self.known.iter().filter(|((of, ..), _)| of == key);
         known
-            .filter_map(|((task, document), answer)| {
-                let work = works.iter_mut().find(|work| work.task.name == task)?;
-                work.recall(document, answer).then_some(())
+            .filter_map(|((_, task, document), answer)| {
+                let work = works.iter_mut().find(|work| work.task.name == *task)?;
+                work.recall(*document, answer.clone()).then_some(())
             })
             .count()
     }
@@ -321,15 +346,20 @@ impl Journal {
     }
 }
 
-/// Writes one line for each document, in their order; whole or not at all.
-fn write_log(log: &Path, score: &SuiteScore, works: &[Work], texts: bool) -> Result<()> {
+/// Writes one line for each document of each variant, in their order; whole or not at all.
+fn write_log(log: &Path, all: &[Evaluated], works: &[Work], texts: bool) -> Result<()> {
     let io = |e| Error::io(log, "cannot write", e);
     let folder = log.parent().filter(|folder| !folder.as_os_str().is_empty());
     let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new("."))).map_err(io)?;
-    for (task, work) in score.tasks.iter().zip(works) {
-        for (sample, document) in task.samples.iter().zip(&work.documents) {
-            let line = sample.line(&task.task.name, texts.then_some(document));
-            writeln!(file, "{line}").map_err(io)?;
+    for Evaluated { score, from, .. } in all {
+        for (task, work) in score.tasks.iter().zip(works) {
+            for (sample, document) in task.samples.iter().zip(&work.documents) {
+                let mut line = sample.line(&task.task.name, texts.then_some(document));
+                if all.len() > 1 {
+                    line.insert("variant".into(), from.variant.as_str().into());
+                }
+                writeln!(file, "{}", serde_json::Value::Object(line)).map_err(io)?;
+            }
         }
     }
     file.persist(log).map_err(|e| io(e.error))?;
@@ -351,27 +381,28 @@ mod tests {
             }]),
             Answer::Text("so".into()),
         ];
-        let mut journal = Journal::open(&log, "a").unwrap();
+        let mut journal = Journal::open(&log).unwrap();
+        assert_eq!(journal.recall("a", &mut []), 0);
         journal.note("t", 0, &answers[0]).unwrap();
         journal.note("t", 1, &answers[1]).unwrap();
-        Journal::open(&log, "b")
-            .unwrap()
-            .note("t", 2, &answers[1])
-            .unwrap();
+        journal.recall("b", &mut []);
+        journal.note("t", 1, &answers[0]).unwrap();
         // A line that was cut off in the middle.
         let path = folder.path().join("log.jsonl.part");
-        OpenOptions::new()
-            .append(true)
-            .open(&path)
-            .unwrap()
-            .write_all(b"{\"key\": \"a\", ")
-            .unwrap();
-        let mut again = Journal::open(&log, "a").unwrap();
-        assert_eq!(again.known.len(), 2);
-        assert_eq!(again.known[&("t".to_owned(), 0)], answers[0]);
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(b"{\"key\": \"a\", ").unwrap();
+        let mut again = Journal::open(&log).unwrap();
+        assert_eq!(again.known.len(), 3);
+        let of =
+            |key: &str, document| again.known[&(key.to_owned(), "t".to_owned(), document)].clone();
+        assert_eq!(
+            (of("a", 0), of("a", 1), of("b", 1)),
+            (answers[0].clone(), answers[1].clone(), answers[0].clone())
+        );
+        again.recall("a", &mut []);
         again.note("t", 3, &answers[1]).unwrap();
-        let last = Journal::open(&log, "a").unwrap();
-        assert_eq!(last.known.len(), 3);
+        let last = Journal::open(&log).unwrap();
+        assert_eq!(last.known.len(), 4);
         last.remove();
         assert!(!path.exists());
     }

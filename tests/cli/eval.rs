@@ -135,6 +135,35 @@ fn a_run_that_was_stopped_goes_on() {
     assert!(!part.exists());
 }
 
+#[test]
+fn variants_are_held_against_the_first() {
+    let folder = workplace();
+    let run_of = |variants: &str, json: &str| {
+        let line =
+            "eval --model model --device cpu --tasks rows.jsonl --log-samples log.jsonl --variants";
+        run(folder.path(), &words(&format!("{line} {variants} {json}"))).expect(0)
+    };
+    let found = run_of("f32,bf16,w4a16:g32", "--json").json();
+    assert_eq!(found["variants"].as_array().unwrap().len(), 3);
+    let against = &found["recovery"][1];
+    assert_eq!(
+        (&against["variant"], &against["base"]),
+        (&json!("w4a16:g32"), &json!("f32"))
+    );
+    let task = &against["tasks"]["rows"];
+    let (base, value) = (number(task, "/base"), number(task, "/value"));
+    assert!((number(task, "/difference") - (value - base)).abs() < 1e-12);
+    let (won, lost) = (number(task, "/won"), number(task, "/lost"));
+    assert!(((won - lost) / 3.0 - (value - base)).abs() < 1e-12);
+    assert!(number(task, "/mcnemar_p") > 0.0);
+    let log = lines(&folder.path().join("log.jsonl"));
+    assert_eq!(log.len(), 9);
+    assert_eq!(log[8]["variant"], "w4a16:g32");
+
+    let table = run_of("f32,int8", "").stdout;
+    assert!(table.contains("int8 against f32: recovery"), "{table}");
+}
+
 /// Runs a line that must fail with `code`, say all of `said`, and leave no result.
 fn fails(folder: &Path, line: &str, code: i32, said: &[&str]) {
     let line = format!("{line} --log-samples log.jsonl");

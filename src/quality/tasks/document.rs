@@ -513,7 +513,8 @@ fn plain(given: &Given) -> Result<String, String> {
 /// Whether neither side has white space where they meet.
 fn needs_delimiter(before: &str, after: &str) -> bool {
     let space = |c: Option<char>| c.is_some_and(python::is_space);
-    !before.is_empty() && !(space(before.chars().next_back()) || space(after.chars().next()))
+    let joined = space(before.chars().next_back()) || space(after.chars().next());
+    !before.is_empty() && !joined
 }
 
 /// The texts of a document, for a log that holds them.

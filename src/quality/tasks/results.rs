@@ -9,7 +9,6 @@ use super::metric::{Kind, Metric};
 use super::score::LogLikelihood;
 use super::suite::{Group, Suite};
 use super::task::Task;
-use crate::stats;
 
 /// What a model said to a document.
 #[derive(Debug, Clone, PartialEq)]
@@ -124,7 +123,7 @@ impl Sample {
     }
 
     /// The line of a log: without the document's texts, unless it is given.
-    pub fn line(&self, task: &str, texts: Option<&Document>) -> Value {
+    pub fn line(&self, task: &str, texts: Option<&Document>) -> Map<String, Value> {
         let mut line = Map::new();
         line.insert("task".into(), task.into());
         line.insert("doc_id".into(), self.document.into());
@@ -156,7 +155,7 @@ impl Sample {
             };
             line.insert("target".into(), target);
         }
-        Value::Object(line)
+        line
     }
 }
 
@@ -259,6 +258,16 @@ impl TaskScore {
         }
     }
 
+    /// The values of all documents behind a figure.
+    pub(super) fn values(&self, figure: &Figure) -> Vec<f64> {
+        let name = match figure.filter.as_str() {
+            "none" => figure.metric.clone(),
+            filter => format!("{},{filter}", figure.metric),
+        };
+        let value = |sample: &Sample| sample.values.get(&name).copied().unwrap_or(f64::NAN);
+        self.samples.iter().map(value).collect()
+    }
+
     /// The figure that a task is compared by: its first one for which more is better.
     pub fn main(&self) -> Option<&Figure> {
         self.figures.iter().find(|figure| figure.higher_is_better)
@@ -345,28 +354,6 @@ impl SuiteScore {
             .collect();
         Self { tasks, groups }
     }
-
-    /// The mean of the tasks' main figures, its standard error, and how many tasks there are; a task of a group counts
-    /// with its group.
-    pub fn average(&self) -> Option<(f64, Option<f64>, usize)> {
-        let inner = |name: &String, own: &str| {
-            let mut others = self.groups.iter().filter(|g| g.group.name != own);
-            others.any(|g| g.group.tasks.contains(name) || g.group.members.contains(name))
-        };
-        let groups = self
-            .groups
-            .iter()
-            .filter(|g| !inner(&g.group.name, &g.group.name));
-        let groups = groups.filter_map(|g| g.figures.first());
-        let tasks = self.tasks.iter().filter(|t| !inner(&t.task.name, ""));
-        let tasks = tasks.filter_map(TaskScore::main);
-        let figures: Vec<&Figure> = groups.chain(tasks).collect();
-        let values: Vec<f64> = figures.iter().map(|f| f.value).collect();
-        let mean = stats::mean(&values)?;
-        let squares: Option<f64> = figures.iter().map(|f| f.stderr.map(|e| e * e)).sum();
-        let n = values.len() as f64;
-        Some((mean, squares.map(|s| s.sqrt() / n), values.len()))
-    }
 }
 
 #[cfg(test)]
@@ -450,11 +437,5 @@ mod tests {
         // Squares within tasks: 0.75 and 0; four degrees of freedom, six documents.
         let expected = (0.75_f64 / 4.0 / 6.0).sqrt();
         assert!((score.figures[0].stderr.unwrap() - expected).abs() < 1e-12);
-        let suite = SuiteScore {
-            tasks,
-            groups: vec![score],
-        };
-        assert_eq!(suite.average().unwrap().0, 0.5);
-        assert_eq!(suite.average().unwrap().2, 1);
     }
 }
