@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 
-use super::args::{EngineFlags, ModelFlags, Switch, parse_positive};
+use super::args::{EngineFlags, KvFlag, ModelFlags, Switch, parse_positive};
 use super::progress::{Progress, say};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
@@ -66,6 +66,8 @@ pub(super) struct Args {
     from: ModelFlags,
     #[command(flatten)]
     device: EngineFlags,
+    #[command(flatten)]
+    cache: KvFlag,
 }
 
 fn parse_limit(s: &str) -> Result<Limit, String> {
@@ -84,6 +86,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         model: &model,
         variants: &args.variant,
         act: args.device.dtype,
+        kv: args.cache.kv,
         device: &device,
         chunk: args.device.chunk,
         suite: &suite,

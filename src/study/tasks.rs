@@ -17,7 +17,7 @@ use crate::model::{Model, Tokenizer};
 use crate::quality::tasks::{
     Answer, Encoder, Limit, LogLikelihood, Provenance, Suite, SuiteScore, Work,
 };
-use crate::scheme::{DType, Variant};
+use crate::scheme::{DType, KvFormat, Variant};
 use crate::units::Clock;
 
 /// What is scored, with what.
@@ -28,6 +28,8 @@ pub struct Evaluation<'a> {
     pub variants: &'a [Variant],
     /// The type of activations; the device's default where `None`.
     pub act: Option<DType>,
+    /// How the KV cache is held.
+    pub kv: KvFormat,
     /// Where it runs.
     pub device: &'a Device,
     /// Tokens of one forward pass; the device's default where `None`.
@@ -115,6 +117,7 @@ pub fn evaluate(
                 model: model.name.clone(),
                 variant: variant.name.clone(),
                 dtype: act.name().to_owned(),
+                kv_cache: wish.kv.name().to_owned(),
                 device: wish.device.kind().to_owned(),
                 parameters: Some(model.config.parameters()),
                 max_length,
@@ -174,6 +177,7 @@ impl Job<'_> {
             wish.model,
             self.variant,
             self.act,
+            wish.kv,
             wish.device,
             &interrupt.flag(),
             &mut |done, all| {
@@ -219,7 +223,7 @@ fn identity(
         .map(|task| (&task.name, &task.definition))
         .collect();
     let all = serde_json::json!({
-        "model": model.digest, "tokenizer": model.tokenizer_digest, "variant": variant.name, "act": act.name(),
+        "model": model.digest, "tokenizer": model.tokenizer_digest, "variant": variant.name, "act": act.name(), "kv": wish.kv.name(),
         "device": wish.device.kind(), "tasks": tasks, "shots": wish.shots, "add_bos": wish.add_bos,
         "max_length": max_length, "version": env!("CARGO_PKG_VERSION"),
     });

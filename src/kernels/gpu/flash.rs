@@ -173,9 +173,7 @@ pub(super) fn names() -> Vec<String> {
     for kind in ["single", "runs"] {
         for dtype in ["f16", "bf16"] {
             for kv in KvFormat::ALL.map(suffix) {
-                names.extend(
-                    HEAD_DIMS.map(|dim| format!("attention_{kind}_{dtype}{kv}_{dim}")),
-                );
+                names.extend(HEAD_DIMS.map(|dim| format!("attention_{kind}_{dtype}{kv}_{dim}")));
             }
         }
     }

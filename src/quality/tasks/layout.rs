@@ -15,6 +15,8 @@ pub struct Provenance {
     pub variant: String,
     /// The type of activations.
     pub dtype: String,
+    /// The format of the KV cache.
+    pub kv_cache: String,
     /// The kind of device.
     pub device: String,
     /// Parameters of the model.
@@ -74,7 +76,10 @@ pub fn layout(score: &SuiteScore, from: &Provenance) -> Value {
         "n-samples": samples,
         "config": {
             "model": "candlepower",
-            "model_args": format!("pretrained={},variant={},dtype={}", from.model, from.variant, from.dtype),
+            "model_args": format!(
+                "pretrained={},variant={},dtype={},kv_cache={}",
+                from.model, from.variant, from.dtype, from.kv_cache
+            ),
             "model_num_parameters": from.parameters,
             "model_dtype": from.dtype,
             "batch_size": "ragged",

@@ -73,7 +73,9 @@ impl MicrobenchPlan {
                 return usage("--context is for --op attention, attention_prefill and rope".into());
             }
             if self.kv != [KvFormat::Auto] {
-                return usage("--kv-cache is for --op attention, attention_prefill and rope".into());
+                return usage(
+                    "--kv-cache is for --op attention, attention_prefill and rope".into(),
+                );
             }
         }
         if self.contexts.contains(&0) {
