@@ -16,6 +16,7 @@ mod run;
 mod runner;
 mod sensors;
 mod single;
+mod tasks;
 mod verify;
 mod work;
 
@@ -28,3 +29,4 @@ pub use prompts::random_tokens;
 pub use run::{Outcome, Stage, Watcher, check_inputs, run};
 pub use runner::activation_dtype;
 pub use single::{Generated, Generation, Scoring, TextScore, generate, logits, score_text};
+pub use tasks::{Evaluated, Evaluation, evaluate};
