@@ -10,6 +10,7 @@
 //! header's word beyond what the file could hold, and whatever is wrong becomes an error that names file and tensor.
 
 mod blob;
+pub mod compressed_tensors;
 mod config;
 mod config_json;
 mod directory;
