@@ -8,9 +8,13 @@ mod gguf;
 mod gguf_writer;
 #[path = "models/hostile.rs"]
 mod hostile;
+#[path = "models/mutated.rs"]
+mod mutated;
 #[path = "models/safetensors.rs"]
 mod safetensors;
 #[path = "models/sources.rs"]
 mod sources;
+#[path = "models/stored.rs"]
+mod stored;
 #[path = "models/vocab.rs"]
 mod vocab;

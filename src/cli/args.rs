@@ -9,12 +9,12 @@ use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::Interrupt;
 use crate::measure::trial::{StopRule, WarmUp};
-use crate::model::{ModelSpec, WeightsChoice};
+use crate::model::{Model, ModelSpec, WeightsChoice};
 use crate::quality::{Protocol, TextFormat};
 use crate::results::environment::Ceilings;
 use crate::results::record::Cell;
-use crate::scheme::DType;
-use crate::study::{DeviceChoice, Effort, EngineKind, QualityPlan, ceilings, open_device};
+use crate::scheme::{DType, Variant};
+use crate::study::{DeviceChoice, Effort, EngineKind, QualityPlan, ceilings, notice, open_device};
 use crate::units::Seconds;
 
 /// Context of the perplexity protocol, as the papers have it.
@@ -48,6 +48,15 @@ pub(super) enum WeightsFlag {
 }
 
 impl ModelFlags {
+    /// Opens a model and says on standard error what becomes of it in `variant`, if that is not plain to see.
+    pub(super) fn open(&self, source: &str, variant: &Variant) -> Result<Model> {
+        let model = Model::open(&self.spec(source))?;
+        if let Some(notice) = notice(&model, variant)? {
+            super::progress::say(&notice);
+        }
+        Ok(model)
+    }
+
     pub(super) fn spec(&self, source: &str) -> ModelSpec {
         ModelSpec {
             source: source.to_owned(),

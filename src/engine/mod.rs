@@ -1,8 +1,8 @@
 //! The forward pass of every family on one device: weights, cache, steps, and what is read off their logits. Does not
 //! know that it is timed, nor which text it reads.
 //!
-//! Reading order: [`Limits`] and [`Footprint`] (`limits`: what will be allocated, before it is) · [`DeviceWeights`]
-//! (`weights`, filled by `load`) · `transformer` (one step) · `replay` (a step recorded once) · [`Engine`] (`session`: prefill,
+//! Reading order: [`Limits`] and [`Footprint`] (`limits`: what will be allocated, before it is) · [`Source`] (`source`: what weights are made from) ·
+//! [`DeviceWeights`] (`weights`, filled by `load`) · `transformer` (one step) · `replay` (a step recorded once) · [`Engine`] (`session`: prefill,
 //! decode, scoring) · [`Sampler`] · [`CandleEngine`] (`candle`: candle-transformers' own models, the baseline).
 
 mod candle;
@@ -11,6 +11,7 @@ mod load;
 mod replay;
 mod sampler;
 mod session;
+mod source;
 mod transformer;
 mod weights;
 
@@ -18,4 +19,5 @@ pub use candle::{CandleEngine, CandleModel};
 pub use limits::{Footprint, Limits};
 pub use sampler::{Sampler, Sampling};
 pub use session::{Engine, Prompt};
+pub use source::Source;
 pub use weights::DeviceWeights;

@@ -1,18 +1,20 @@
 //! One step of the forward pass: tokens in, hidden states out; and the head over some of them.
 
 use super::limits::Limits;
+use super::source::InputPath;
 use super::weights::{DeviceWeights, Projection};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::attention::{Attention, LayerCache, Places, Queries};
 use crate::kernels::embed::Gather;
 use crate::kernels::linear::{Input, Linear, LinearWeight};
 use crate::kernels::norm::RmsNorm;
 use crate::kernels::quantize::QuantizeAct;
 use crate::kernels::rope::{HeadNorms, RopeAppend, RopeTable};
+use crate::kernels::round_input::RoundInput;
 use crate::kernels::silu_mul::SiluMul;
 use crate::kernels::{Buf, BufType, Cost, Device};
 use crate::model::ModelConfig;
-use crate::scheme::{Activations, DType};
+use crate::scheme::DType;
 use crate::units::Bytes;
 
 /// Everything that a forward pass writes, allocated once.
@@ -23,7 +25,7 @@ pub(super) struct Scratch {
     attended: Buf,
     gate_up: Buf,
     gated: Buf,
-    codes: Option<Int8Input>,
+    inputs: InputBufs,
     pub(super) tokens: Buf,
     pub(super) slots: Buf,
     pub(super) positions: Buf,
@@ -37,7 +39,13 @@ pub(super) struct Scratch {
     cache: Vec<LayerCache>,
 }
 
-/// Where a product's input goes on its way to int8.
+/// Where a product's input goes that is rounded first.
+struct InputBufs {
+    codes: Option<Int8Input>,
+    rounded: Option<Buf>,
+}
+
+/// Codes and scales of a product's input.
 struct Int8Input {
     codes: Buf,
     scales: Buf,
@@ -50,16 +58,19 @@ impl Scratch {
         let ids = |count| device.alloc(BufType::U32, count);
         let singles = |count| device.alloc(BufType::Float(DType::F32), count);
         let (tokens, rows) = (limits.chunk, limits.head_rows);
-        let codes = match weights.variant.activations {
-            Activations::Float => None,
-            Activations::Int8PerToken => {
-                let widest = config.hidden.max(config.intermediate).max(config.q_rows());
-                let codes = device.alloc(BufType::U8, tokens * widest)?;
-                Some(Int8Input {
-                    codes,
-                    scales: singles(tokens)?,
-                })
-            }
+        let widest = config.hidden.max(config.intermediate).max(config.q_rows());
+        let codes = if weights.has_codes() {
+            Some(Int8Input {
+                codes: device.alloc(BufType::U8, tokens * widest)?,
+                scales: singles(tokens)?,
+            })
+        } else {
+            None
+        };
+        let rounded = if weights.has_rounded() {
+            Some(numbers(tokens * widest)?)
+        } else {
+            None
         };
         let cached = limits.slots * limits.capacity * config.kv_rows();
         let layer = |_| {
@@ -77,7 +88,7 @@ impl Scratch {
             attended: numbers(tokens * config.q_rows())?,
             gate_up: numbers(tokens * 2 * config.intermediate)?,
             gated: numbers(tokens * config.intermediate)?,
-            codes,
+            inputs: InputBufs { codes, rounded },
             tokens: ids(tokens)?,
             slots: ids(tokens)?,
             positions: ids(tokens)?,
@@ -121,10 +132,11 @@ impl Scratch {
             &self.targets,
             &self.log_probs,
         ];
-        let codes = self
-            .codes
+        let InputBufs { codes, rounded } = &self.inputs;
+        let codes = codes
             .as_ref()
-            .map_or(0, |c| c.codes.bytes() + c.scales.bytes());
+            .map_or(0, |c| c.codes.bytes() + c.scales.bytes())
+            + rounded.as_ref().map_or(0, Buf::bytes);
         let buffers: usize = buffers.iter().map(|buf| buf.bytes()).sum();
         Bytes((buffers + codes + self.rope.bytes()) as u64)
     }
@@ -194,7 +206,7 @@ impl Scratch {
         project(
             device,
             &self.normed,
-            &mut self.codes,
+            &mut self.inputs,
             &layer.qkv,
             count,
             false,
@@ -206,7 +218,7 @@ impl Scratch {
         project(
             device,
             &self.attended,
-            &mut self.codes,
+            &mut self.inputs,
             &layer.output,
             count,
             true,
@@ -217,7 +229,7 @@ impl Scratch {
         project(
             device,
             &self.normed,
-            &mut self.codes,
+            &mut self.inputs,
             &layer.gate_up,
             count,
             false,
@@ -231,7 +243,7 @@ impl Scratch {
         project(
             device,
             &self.gated,
-            &mut self.codes,
+            &mut self.inputs,
             &layer.down,
             count,
             true,
@@ -290,11 +302,11 @@ fn attention_op(
     }
 }
 
-/// A linear layer; its input goes through int8 where the variant says so.
+/// A linear layer; its input is rounded first where the layer says so.
 fn project(
     device: &Device,
     x: &Buf,
-    int8: &mut Option<Int8Input>,
+    inputs: &mut InputBufs,
     projection: &Projection,
     tokens: usize,
     accumulate: bool,
@@ -302,16 +314,35 @@ fn project(
 ) -> Result<()> {
     let product = Linear { tokens, accumulate };
     let (weight, bias) = (&projection.weight, projection.bias.as_ref());
-    match int8 {
-        None => product.run(device, Input::Float(x), weight, bias, out),
-        Some(Int8Input { codes, scales }) => {
-            QuantizeAct {
-                tokens,
-                width: weight.k,
-            }
-            .run(device, x, codes, scales)?;
+    let width = weight.k;
+    match (projection.input, inputs) {
+        (InputPath::Float, _) => product.run(device, Input::Float(x), weight, bias, out),
+        (
+            InputPath::Codes,
+            InputBufs {
+                codes: Some(Int8Input { codes, scales }),
+                ..
+            },
+        ) => {
+            QuantizeAct { tokens, width }.run(device, x, codes, scales)?;
             product.run(device, Input::Int8 { codes, scales }, weight, bias, out)
         }
+        (
+            InputPath::Rounded(rounding),
+            InputBufs {
+                rounded: Some(rounded),
+                ..
+            },
+        ) => {
+            let op = RoundInput {
+                tokens,
+                width,
+                rounding,
+            };
+            op.run(device, x, rounded)?;
+            product.run(device, Input::Float(rounded), weight, bias, out)
+        }
+        _ => Err(Error::Internal("no room for rounded inputs".into())),
     }
 }
 

@@ -12,6 +12,7 @@ mod run;
 mod runner;
 mod sensors;
 mod single;
+mod stored;
 mod verify;
 mod work;
 
@@ -22,3 +23,4 @@ pub use prompts::random_tokens;
 pub use run::{Outcome, Stage, Watcher, check_inputs, run};
 pub use runner::activation_dtype;
 pub use single::{Generated, Generation, Scoring, TextScore, generate, logits, score_text};
+pub use stored::{default_variants, notice};

@@ -9,8 +9,9 @@ use super::facts;
 use super::plan::{EngineKind, Plan, positions};
 use super::quality::{self, ScoredText};
 use super::runner::{Runner, activation_dtype};
+use super::stored::notice;
 use super::verify::verify;
-use crate::engine::{DeviceWeights, Footprint};
+use crate::engine::{DeviceWeights, Footprint, Source};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::memory::{HostMemory, PeakMeter};
@@ -120,18 +121,22 @@ pub fn run(
     Ok(session.outcome)
 }
 
-/// Opens everything that `plan` names, reading headers and texts only.
+/// Opens everything that `plan` names, reading headers and texts only. Gives what is worth saying about them.
 ///
 /// # Errors
 /// What is missing or broken.
-pub fn check_inputs(plan: &Plan) -> Result<()> {
+pub fn check_inputs(plan: &Plan) -> Result<Vec<String>> {
+    let mut notices = Vec::new();
     for spec in &plan.models {
         let model = Model::open(spec)?;
+        for variant in &plan.variants {
+            notices.extend(notice(&model, variant)?);
+        }
         if let (Some(quality), EngineKind::Candlepower) = (&plan.quality, plan.engine) {
             quality::prepare(quality, &model)?;
         }
     }
-    Ok(())
+    Ok(notices)
 }
 
 /// One variant of one model.
@@ -210,10 +215,13 @@ fn jobs<'a>(
         };
         for variant in &plan.variants {
             check_fit(plan, device, model, variant, act)?;
-            let source = DeviceWeights::source_precision(model)?;
             let (name, scheme) = match plan.engine {
                 EngineKind::CandleGguf => facts::file_scheme(model, variant)?,
-                _ => (variant.name.clone(), facts::scheme(variant, Some(source))),
+                _ => {
+                    let source = Source::of(model, variant)?;
+                    let scheme = facts::scheme(model, variant, source.precision)?;
+                    (variant.name.clone(), scheme)
+                }
             };
             let subject = Subject {
                 model: identity.clone(),
@@ -260,12 +268,12 @@ fn check_fit(
         if plan.engine != EngineKind::Candlepower {
             continue;
         }
-        let source = DeviceWeights::source_precision(model)?;
+        let source = Source::of(model, variant)?;
         let limits = limits(plan, device, cell);
-        let need = Footprint::predict(config, variant, act, source, limits)?;
+        let need = Footprint::predict(config, variant, act, &source, limits)?;
         if let Some(free) = free.filter(|&free| need.total() > free) {
             let most = limits.most_slots(free, |l| {
-                Footprint::predict(config, variant, act, source, l).ok()
+                Footprint::predict(config, variant, act, &source, l).ok()
             });
             let advice = if most == 0 {
                 "no batch fits".to_owned()
@@ -464,7 +472,7 @@ impl Session<'_> {
                         &weights.config,
                         job.variant,
                         job.act,
-                        weights.source,
+                        &weights.source,
                         limits,
                     )
                     .ok()

@@ -24,6 +24,7 @@ mod launch;
 mod linear;
 mod names;
 mod quantize;
+mod round_input;
 mod rows;
 mod stream;
 mod workspace;
@@ -39,5 +40,6 @@ pub(crate) use linear::{linear, linear_kernels, rows_held, streamed};
 #[doc(hidden)]
 pub use names::names;
 pub(crate) use quantize::{quantize_act, quantize_rows};
+pub(crate) use round_input::round_input;
 pub(crate) use rows::{argmax, gather, log_prob, rms_norm, silu_mul};
 pub(crate) use stream::{copy_all, nothing, read_all};
