@@ -10,6 +10,7 @@
 #include "common/reduce.cuh"
 
 #include <ptx/kernel.cuh>
+#include <ptx/sync.cuh>
 
 struct Int8Input {
     static constexpr float HALF_RANGE = 127.5f;
@@ -56,6 +57,7 @@ template <class T> __device__ float largest_of(const T* x, unsigned count, unsig
 template <class Number, class T>
 __device__ void round_input(const T* __restrict__ x, T* __restrict__ out, unsigned width, unsigned columns,
                             float fixed) {
+    follow_predecessor();
     x += static_cast<size_t>(blockIdx.x) * width;
     out += static_cast<size_t>(blockIdx.x) * width;
     if (fixed != 0.0f) return round_all<Number>(x, out, width, threadIdx.x, blockDim.x, fixed);

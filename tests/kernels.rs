@@ -12,6 +12,8 @@ mod build;
 mod driver;
 #[path = "kernels/engine.rs"]
 mod engine;
+#[path = "kernels/generate.rs"]
+mod generate;
 #[path = "kernels/logits.rs"]
 mod logits;
 #[path = "kernels/microbench.rs"]

@@ -16,5 +16,9 @@ mod safetensors;
 mod sources;
 #[path = "models/stored.rs"]
 mod stored;
+#[path = "models/stored_bytes.rs"]
+mod stored_bytes;
+#[path = "models/stored_faults.rs"]
+mod stored_faults;
 #[path = "models/vocab.rs"]
 mod vocab;

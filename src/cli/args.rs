@@ -14,7 +14,9 @@ use crate::quality::{Protocol, TextFormat};
 use crate::results::environment::Ceilings;
 use crate::results::record::Cell;
 use crate::scheme::{DType, Variant};
-use crate::study::{DeviceChoice, Effort, EngineKind, QualityPlan, ceilings, notice, open_device};
+use crate::study::{
+    DeviceChoice, Effort, EngineKind, QualityPlan, Switches, ceilings, notice, open_device,
+};
 use crate::units::Seconds;
 
 /// Context of the perplexity protocol, as the papers have it.
@@ -209,6 +211,10 @@ pub(super) struct SpeedFlags {
     /// Whether a GPU records each decode step once and replays it as a CUDA graph, or launches kernel by kernel [default: on]
     #[arg(long, value_enum, value_name = "on|off")]
     pub(super) graphs: Option<Switch>,
+    /// Whether a kernel may start while the one before it ends (programmatic dependent launch, from compute capability 9
+    /// on) [default: on]
+    #[arg(long, value_enum, value_name = "on|off")]
+    pub(super) pdl: Option<Switch>,
     /// At least this many trials of each cell
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = parse_positive)]
     pub(super) trials: usize,
@@ -256,8 +262,12 @@ impl SpeedFlags {
         cells
     }
 
-    pub(super) fn graphs(&self) -> Option<bool> {
-        self.graphs.map(|switch| switch == Switch::On)
+    pub(super) fn switches(&self) -> Switches {
+        let state = |switch: Option<Switch>| switch.map(|switch| switch == Switch::On);
+        Switches {
+            graphs: state(self.graphs),
+            overlap: state(self.pdl),
+        }
     }
 
     /// The device's ceilings, measured now, unless they are not wanted.

@@ -9,15 +9,16 @@ use super::args::{EngineFlags, ModelFlags, SpeedFlags};
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
-use crate::results::{Store, Study, table};
+use crate::results::{Store, Study, table, waterfall};
 use crate::scheme::Variant;
-use crate::study::{self, Plan};
+use crate::study::{self, Outcome, Plan};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
   candlepower bench --batch 1,8 --prompt 512 --gen 128
   candlepower bench --model qwen3-0.6b --weights dummy --variants bf16,w4a16 --depth 0,2048
-  candlepower bench --model model.gguf --variants bf16 --engine candle")]
+  candlepower bench --model model.gguf --variants bf16 --engine candle
+  candlepower bench --model llama-3.1-8b --weights dummy --batch 1 --prompt 128 --ablate")]
 pub(super) struct Args {
     /// tiny, a folder, a .gguf file, a hub id such as org/name, or a preset
     #[arg(long, default_value = "tiny", value_name = "MODEL")]
@@ -31,6 +32,10 @@ pub(super) struct Args {
     /// Measures points anew that are on record
     #[arg(long)]
     force: bool,
+    /// Measures every cell by ever more of the engine, from candle's models and launches one by one up to the whole, and shows
+    /// what each part is worth
+    #[arg(long, conflicts_with_all = ["engine", "graphs", "pdl"])]
+    ablate: bool,
     /// Prints JSON instead of the table
     #[arg(long)]
     json: bool,
@@ -56,7 +61,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         quality: None,
         act: args.device.dtype,
         engine: args.speed.engine.kind(),
-        graphs: args.speed.graphs(),
+        switches: args.speed.switches(),
         chunk: args.device.chunk,
         rule: args.speed.rule(),
         warm_up: args.speed.warm_up(),
@@ -80,23 +85,39 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         .unwrap_or_else(|| scratch.path().to_owned());
     let mut store = Store::open(&dir)?;
     environment.ceilings = args.speed.ceilings(&device, interrupt)?;
+    let stages = if args.ablate {
+        study::stages(&plan, &device)
+    } else {
+        vec![plan]
+    };
     let mut progress = Progress::new();
-    let outcome = study::run(
-        &plan,
-        &device,
-        &environment,
-        &mut store,
-        interrupt,
-        &mut progress,
-    );
-    progress.finish();
-    let outcome = outcome?;
+    let mut outcome = Outcome::default();
+    for stage in &stages {
+        let ran = study::run(
+            stage,
+            &device,
+            &environment,
+            &mut store,
+            interrupt,
+            &mut progress,
+        );
+        progress.finish();
+        outcome.add(ran?);
+        if outcome.interrupted {
+            break;
+        }
+    }
     let study = Study::from_records(environment, std::env::args().collect(), &outcome.records);
     if args.json {
         super::print_json(&study)?;
     } else {
         say("");
-        super::print(&table::speed(&study, width()));
+        super::print(&if args.ablate {
+            let engines: Vec<String> = stages.iter().map(Plan::engine_name).collect();
+            waterfall(&study, &engines, width())
+        } else {
+            table::speed(&study, width())
+        });
     }
     if outcome.interrupted {
         say("interrupted");

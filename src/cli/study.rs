@@ -97,7 +97,7 @@ impl Args {
             quality,
             act: self.device.dtype,
             engine: self.speed.engine.kind(),
-            graphs: self.speed.graphs(),
+            switches: self.speed.switches(),
             chunk: self.device.chunk,
             rule: self.speed.rule(),
             warm_up: self.speed.warm_up(),

@@ -1,6 +1,6 @@
 //! How much a run needs, computed before anything is allocated.
 
-use super::source::Source;
+use super::source::WeightSource;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::scheme::{Activations, CodeFormat, DType, Variant, WeightScheme};
@@ -67,7 +67,7 @@ impl Footprint {
         config: &ModelConfig,
         variant: &Variant,
         act: DType,
-        source: &Source,
+        source: &WeightSource,
         limits: Limits,
     ) -> Result<Self> {
         let (mut weights, mut linear) = (0, 0);
@@ -123,7 +123,7 @@ pub(super) fn table_dtype(config: &ModelConfig, variant: &Variant) -> DType {
 
 fn matrix_bytes(
     variant: &Variant,
-    source: &Source,
+    source: &WeightSource,
     name: &str,
     n: usize,
     k: usize,
@@ -145,7 +145,7 @@ fn matrix_bytes(
 fn scratch_sizes(
     config: &ModelConfig,
     variant: &Variant,
-    source: &Source,
+    source: &WeightSource,
     act: DType,
     limits: Limits,
 ) -> Vec<u128> {
@@ -168,6 +168,7 @@ fn scratch_sizes(
         sizes.push(tokens * widest * act.size() as u128);
     }
     sizes.extend([tokens * 4; 3]); // tokens, slots, positions
+    sizes.push(limits.slots as u128 * 16 + 4); // the same and row numbers for decode steps, and their count
     let rows = limits.head_rows as u128;
     sizes.extend([rows * (config.hidden * act.size()) as u128; 2]); // picked rows and their norm
     sizes.push(rows * (config.vocab * 4) as u128); // logits

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::limits::table_dtype;
-use super::source::{InputPath, Kept, Source};
+use super::source::{InputPath, Kept, WeightSource};
 use super::weights::{DeviceWeights, Layer, Projection};
 use crate::error::{Error, Result};
 use crate::kernels::device::HostElem;
@@ -36,7 +36,7 @@ impl DeviceWeights {
     ) -> Result<Self> {
         let config = &model.config;
         let total = config.parameters();
-        let source = Source::of(model, variant)?;
+        let source = WeightSource::of(model, variant)?;
         let mut loader = Loader {
             model,
             variant,
@@ -85,7 +85,7 @@ struct Loader<'a> {
     model: &'a Model,
     variant: &'a Variant,
     act: DType,
-    source: &'a Source,
+    source: &'a WeightSource,
     device: &'a Device,
     progress: LoadProgress<'a>,
     done: u64,

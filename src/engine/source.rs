@@ -10,7 +10,7 @@ use crate::scheme::{
 
 /// Where weights come from.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Source {
+pub struct WeightSource {
     /// The precision that linear weights are quantised from, hence that of their scales: the file's own; f32 where its
     /// tensors differ or are quantised already.
     pub precision: DType,
@@ -38,7 +38,7 @@ pub(super) enum InputPath {
     Rounded(InputRounding),
 }
 
-impl Source {
+impl WeightSource {
     /// What `variant` of `model` is made from.
     ///
     /// # Errors

@@ -25,18 +25,57 @@ pub(super) struct Scratch {
     attended: Buf,
     gate_up: Buf,
     gated: Buf,
-    inputs: InputBufs,
-    pub(super) tokens: Buf,
-    pub(super) slots: Buf,
-    pub(super) positions: Buf,
+    rounding: InputBufs,
+    /// Inputs that the host writes.
+    pub(super) prompt: Inputs,
+    /// Inputs of decode steps, which the step before leaves here.
+    pub(super) feed: Inputs,
+    /// Decode steps so far: names the line of the mailbox.
+    pub(super) steps: Buf,
     picked: Buf,
     picked_normed: Buf,
     pub(super) logits: Buf,
-    pub(super) rows: Buf,
     pub(super) targets: Buf,
     pub(super) log_probs: Buf,
     rope: RopeTable,
     cache: Vec<LayerCache>,
+}
+
+/// Which tokens a step runs, and which of them go through the head. All u32.
+pub(super) struct Inputs {
+    pub(super) tokens: Buf,
+    pub(super) slots: Buf,
+    pub(super) positions: Buf,
+    /// Numbers of the step's tokens whose logits are wanted.
+    pub(super) rows: Buf,
+}
+
+impl Inputs {
+    fn new(device: &Device, tokens: usize, rows: usize) -> Result<Self> {
+        let ids = |count| device.alloc(BufType::U32, count);
+        Ok(Self {
+            tokens: ids(tokens)?,
+            slots: ids(tokens)?,
+            positions: ids(tokens)?,
+            rows: ids(rows)?,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        [&self.tokens, &self.slots, &self.positions, &self.rows]
+            .iter()
+            .map(|buf| buf.bytes())
+            .sum()
+    }
+}
+
+/// Who wrote a step's inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The host: prompts, or tokens that it continues them with.
+    Prompt,
+    /// The step before.
+    Feed,
 }
 
 /// Where a product's input goes that is rounded first.
@@ -88,14 +127,13 @@ impl Scratch {
             attended: numbers(tokens * config.q_rows())?,
             gate_up: numbers(tokens * 2 * config.intermediate)?,
             gated: numbers(tokens * config.intermediate)?,
-            inputs: InputBufs { codes, rounded },
-            tokens: ids(tokens)?,
-            slots: ids(tokens)?,
-            positions: ids(tokens)?,
+            rounding: InputBufs { codes, rounded },
+            prompt: Inputs::new(device, tokens, rows)?,
+            feed: Inputs::new(device, limits.slots, limits.slots)?,
+            steps: ids(1)?,
             picked: numbers(rows * config.hidden)?,
             picked_normed: numbers(rows * config.hidden)?,
             logits: singles(rows * config.vocab)?,
-            rows: ids(rows)?,
             targets: ids(rows)?,
             log_probs: singles(rows)?,
             rope: RopeTable::new(device, &frequencies, limits.capacity)?,
@@ -122,31 +160,29 @@ impl Scratch {
             &self.attended,
             &self.gate_up,
             &self.gated,
-            &self.tokens,
-            &self.slots,
-            &self.positions,
+            &self.steps,
             &self.picked,
             &self.picked_normed,
             &self.logits,
-            &self.rows,
             &self.targets,
             &self.log_probs,
         ];
-        let InputBufs { codes, rounded } = &self.inputs;
+        let InputBufs { codes, rounded } = &self.rounding;
         let codes = codes
             .as_ref()
             .map_or(0, |c| c.codes.bytes() + c.scales.bytes())
             + rounded.as_ref().map_or(0, Buf::bytes);
         let buffers: usize = buffers.iter().map(|buf| buf.bytes()).sum();
-        Bytes((buffers + codes + self.rope.bytes()) as u64)
+        let inputs = self.prompt.bytes() + self.feed.bytes();
+        Bytes((buffers + codes + inputs + self.rope.bytes()) as u64)
     }
 
-    /// Runs `count` tokens, whose ids, slots and positions are on the device, through all layers.
-    /// `queries` says how they stand in their slots.
+    /// Runs the first `count` tokens of `source` through all layers. `queries` says how they stand in their slots.
     pub(super) fn forward(
         &mut self,
         device: &Device,
         weights: &DeviceWeights,
+        source: Source,
         count: usize,
         capacity: usize,
         queries: Queries,
@@ -160,11 +196,16 @@ impl Scratch {
         let crate::kernels::linear::WeightData::Plain(table) = &weights.embedding.data else {
             unreachable!("embeddings are plain");
         };
-        gather.run(device, &self.tokens, table, &mut self.hidden)?;
+        let tokens = match source {
+            Source::Prompt => &self.prompt.tokens,
+            Source::Feed => &self.feed.tokens,
+        };
+        gather.run(device, tokens, table, &mut self.hidden)?;
         for layer in 0..config.layers {
             self.layer(
                 device,
                 weights,
+                source,
                 layer,
                 attention_op(config, count, capacity, queries),
             )?;
@@ -176,6 +217,7 @@ impl Scratch {
         &mut self,
         device: &Device,
         weights: &DeviceWeights,
+        source: Source,
         index: usize,
         attention: Attention,
     ) -> Result<()> {
@@ -187,9 +229,13 @@ impl Scratch {
             width: config.hidden,
             eps: config.norm_eps,
         };
+        let inputs = match source {
+            Source::Prompt => &self.prompt,
+            Source::Feed => &self.feed,
+        };
         let places = Places {
-            slots: &self.slots,
-            positions: &self.positions,
+            slots: &inputs.slots,
+            positions: &inputs.positions,
         };
         let head_norms = layer.head_norms.as_ref().map(|(q, k)| HeadNorms {
             q,
@@ -206,7 +252,7 @@ impl Scratch {
         project(
             device,
             &self.normed,
-            &mut self.inputs,
+            &mut self.rounding,
             &layer.qkv,
             count,
             false,
@@ -218,7 +264,7 @@ impl Scratch {
         project(
             device,
             &self.attended,
-            &mut self.inputs,
+            &mut self.rounding,
             &layer.output,
             count,
             true,
@@ -229,7 +275,7 @@ impl Scratch {
         project(
             device,
             &self.normed,
-            &mut self.inputs,
+            &mut self.rounding,
             &layer.gate_up,
             count,
             false,
@@ -243,7 +289,7 @@ impl Scratch {
         project(
             device,
             &self.gated,
-            &mut self.inputs,
+            &mut self.rounding,
             &layer.down,
             count,
             true,
@@ -251,20 +297,25 @@ impl Scratch {
         )
     }
 
-    /// Logits (f32, `[count, vocab]`) of the hidden states whose numbers are in `rows` on the device.
+    /// Logits (f32, `[count, vocab]`) of the hidden states whose numbers are the first `rows` of `source`.
     pub(super) fn head(
         &mut self,
         device: &Device,
         weights: &DeviceWeights,
+        source: Source,
         count: usize,
     ) -> Result<()> {
         let config = &weights.config;
+        let rows = match source {
+            Source::Prompt => &self.prompt.rows,
+            Source::Feed => &self.feed.rows,
+        };
         let gather = Gather {
             count,
             rows: self.hidden.len() / config.hidden,
             width: config.hidden,
         };
-        gather.run(device, &self.rows, &self.hidden, &mut self.picked)?;
+        gather.run(device, rows, &self.hidden, &mut self.picked)?;
         let norm = RmsNorm {
             rows: count,
             width: config.hidden,
@@ -306,7 +357,7 @@ fn attention_op(
 fn project(
     device: &Device,
     x: &Buf,
-    inputs: &mut InputBufs,
+    rounding: &mut InputBufs,
     projection: &Projection,
     tokens: usize,
     accumulate: bool,
@@ -315,7 +366,7 @@ fn project(
     let product = Linear { tokens, accumulate };
     let (weight, bias) = (&projection.weight, projection.bias.as_ref());
     let width = weight.k;
-    match (projection.input, inputs) {
+    match (projection.input, rounding) {
         (InputPath::Float, _) => product.run(device, Input::Float(x), weight, bias, out),
         (
             InputPath::Codes,
@@ -328,7 +379,7 @@ fn project(
             product.run(device, Input::Int8 { codes, scales }, weight, bias, out)
         }
         (
-            InputPath::Rounded(rounding),
+            InputPath::Rounded(rule),
             InputBufs {
                 rounded: Some(rounded),
                 ..
@@ -337,7 +388,7 @@ fn project(
             let op = RoundInput {
                 tokens,
                 width,
-                rounding,
+                rounding: rule,
             };
             op.run(device, x, rounded)?;
             product.run(device, Input::Float(rounded), weight, bias, out)

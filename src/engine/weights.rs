@@ -1,6 +1,6 @@
 //! A model's weights on the device.
 
-use super::source::{InputPath, Source};
+use super::source::{InputPath, WeightSource};
 use crate::kernels::Buf;
 use crate::kernels::linear::{LinearWeight, WeightData};
 use crate::model::ModelConfig;
@@ -16,7 +16,7 @@ pub struct DeviceWeights {
     /// The activation type, which norms and biases have too.
     pub act: DType,
     /// What the weights were made from.
-    pub source: Source,
+    pub source: WeightSource,
     pub(super) embedding: LinearWeight,
     /// `None` where the head is the embedding.
     pub(super) head: Option<LinearWeight>,

@@ -1,6 +1,7 @@
 //! Where both sides meet: what to run ([`Plan`]), running one point of it, and putting points on record. Prints
 //! nothing: progress goes to a [`Watcher`].
 
+mod ablate;
 mod bench;
 mod ceilings;
 mod facts;
@@ -16,9 +17,10 @@ mod stored;
 mod verify;
 mod work;
 
+pub use ablate::stages;
 pub use ceilings::{Effort, ceilings};
 pub use facts::{environment, gpu_facts};
-pub use plan::{DeviceChoice, EngineKind, Plan, QualityPlan, open_device};
+pub use plan::{DeviceChoice, EngineKind, Plan, QualityPlan, Switches, open_device};
 pub use prompts::random_tokens;
 pub use run::{Outcome, Stage, Watcher, check_inputs, run};
 pub use runner::activation_dtype;

@@ -11,7 +11,7 @@ use super::quality::{self, ScoredText};
 use super::runner::{Runner, activation_dtype};
 use super::stored::notice;
 use super::verify::verify;
-use crate::engine::{DeviceWeights, Footprint, Source};
+use crate::engine::{DeviceWeights, Footprint, WeightSource};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::memory::{HostMemory, PeakMeter};
@@ -48,7 +48,7 @@ pub trait Watcher {
 }
 
 /// What a run came to.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Outcome {
     /// The records of the plan's points, in its order; fewer if the run was interrupted.
     pub records: Vec<Record>,
@@ -56,6 +56,15 @@ pub struct Outcome {
     pub failed: usize,
     /// Whether the user stopped it.
     pub interrupted: bool,
+}
+
+impl Outcome {
+    /// Takes over what another run came to.
+    pub fn add(&mut self, other: Self) {
+        self.records.extend(other.records);
+        self.failed += other.failed;
+        self.interrupted |= other.interrupted;
+    }
 }
 
 /// Runs `plan` on `device`, keeping records in `store`; points that are there are not measured again.
@@ -103,11 +112,7 @@ pub fn run(
         clock,
         done: 0,
         total,
-        outcome: Outcome {
-            records: Vec::new(),
-            failed: 0,
-            interrupted: false,
-        },
+        outcome: Outcome::default(),
     };
     for job in &jobs {
         match session.job(job) {
@@ -218,7 +223,7 @@ fn jobs<'a>(
             let (name, scheme) = match plan.engine {
                 EngineKind::CandleGguf => facts::file_scheme(model, variant)?,
                 _ => {
-                    let source = Source::of(model, variant)?;
+                    let source = WeightSource::of(model, variant)?;
                     let scheme = facts::scheme(model, variant, source.precision)?;
                     (variant.name.clone(), scheme)
                 }
@@ -268,7 +273,7 @@ fn check_fit(
         if plan.engine != EngineKind::Candlepower {
             continue;
         }
-        let source = Source::of(model, variant)?;
+        let source = WeightSource::of(model, variant)?;
         let limits = limits(plan, device, cell);
         let need = Footprint::predict(config, variant, act, &source, limits)?;
         if let Some(free) = free.filter(|&free| need.total() > free) {
@@ -410,8 +415,12 @@ impl Session<'_> {
             &flag,
             &mut progress,
         )?;
-        if let Some(graphs) = self.plan.graphs {
+        let switches = self.plan.switches;
+        if let Some(graphs) = switches.graphs {
             runner.set_replays(graphs);
+        }
+        if let Device::Gpu(gpu) = self.device {
+            gpu.set_overlap(switches.overlap.unwrap_or(true));
         }
         let time = self.clock.now() - start;
         let peak_host = meter.peak().map(|peak| peak.bytes);

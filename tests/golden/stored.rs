@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use candlepower::engine::{DeviceWeights, Engine, Footprint, Limits, Source};
+use candlepower::engine::{DeviceWeights, Engine, Footprint, Limits, WeightSource};
 use candlepower::kernels::Device;
 use candlepower::model::{HostSliceMut, Model, ModelSpec, WeightsChoice};
 use candlepower::scheme::{CodeFormat, DType, Levels, PackedForm, PackedWeight, Variant};
@@ -264,7 +264,7 @@ fn weights_take_what_their_packed_size_says_and_what_was_predicted() {
             assert!((1.0..limit).contains(&ratio), "{name} {kind}: {ratio}");
             let limits = Limits::new(2, 32, 16);
             let variant = Variant::as_is();
-            let source = Source::of(&model, &variant).unwrap();
+            let source = WeightSource::of(&model, &variant).unwrap();
             let predicted =
                 Footprint::predict(&model.config, &variant, DType::F32, &source, limits).unwrap();
             let engine = Engine::new(Device::Cpu, weights, limits).unwrap();

@@ -8,7 +8,7 @@ use candlepower::scheme::DType;
 
 use super::emulated;
 
-fn tiny() -> Model {
+pub(crate) fn tiny() -> Model {
     Model::open(&ModelSpec {
         source: "tiny".into(),
         revision: None,

@@ -4,11 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use candlepower::error::Result;
-use candlepower::model::{HostSliceMut, Model};
-use candlepower::scheme::{
-    CodeFormat, DType, InputNumber, InputRounding, InputScale, Levels, PackedWeight, Scales,
-};
+use candlepower::model::HostSliceMut;
+use candlepower::scheme::{DType, InputRounding, Levels, PackedWeight};
 use half::bf16;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize};
@@ -16,19 +13,17 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::common::{assert_fails, copy_of, open, read_all, set_config};
-use super::gguf::model as gguf;
-use super::gguf_writer::plain;
 
 /// The layer that is put into each format: `[160, 128]`.
 const LAYER: &str = "model.layers.1.mlp.up_proj";
-const WEIGHT: &str = "model.layers.1.mlp.up_proj.weight";
-const N: usize = 160;
-const K: usize = 128;
+pub(crate) const WEIGHT: &str = "model.layers.1.mlp.up_proj.weight";
+pub(crate) const N: usize = 160;
+pub(crate) const K: usize = 128;
 
 /// A tensor in the making.
-struct New(Dtype, Vec<usize>, Vec<u8>);
+pub(crate) struct New(Dtype, Vec<usize>, Vec<u8>);
 
-fn words(shape: &[usize], words: &[u32]) -> New {
+pub(crate) fn words(shape: &[usize], words: &[u32]) -> New {
     New(
         Dtype::I32,
         shape.to_vec(),
@@ -36,11 +31,11 @@ fn words(shape: &[usize], words: &[u32]) -> New {
     )
 }
 
-fn bytes(dtype: Dtype, shape: &[usize], bytes: &[u8]) -> New {
+pub(crate) fn bytes(dtype: Dtype, shape: &[usize], bytes: &[u8]) -> New {
     New(dtype, shape.to_vec(), bytes.to_vec())
 }
 
-fn floats(shape: &[usize], numbers: &[f32]) -> New {
+pub(crate) fn floats(shape: &[usize], numbers: &[f32]) -> New {
     New(
         Dtype::F32,
         shape.to_vec(),
@@ -78,12 +73,12 @@ fn checkpoint(key: &str, settings: Value, parts: Vec<(&str, New)>) -> TempDir {
     folder
 }
 
-fn with(settings: Value, parts: Vec<(&str, New)>) -> TempDir {
+pub(crate) fn with(settings: Value, parts: Vec<(&str, New)>) -> TempDir {
     checkpoint("quantization_config", settings, parts)
 }
 
 /// The layer's weight as it is read, and its rows.
-fn read(folder: impl AsRef<Path>) -> (PackedWeight, Vec<f32>) {
+pub(crate) fn read(folder: impl AsRef<Path>) -> (PackedWeight, Vec<f32>) {
     let model = open(folder).unwrap();
     let weight = model.weights.read_packed(WEIGHT).unwrap();
     let form = model.weights.stored_linear(WEIGHT).unwrap().form;
@@ -96,7 +91,7 @@ fn read(folder: impl AsRef<Path>) -> (PackedWeight, Vec<f32>) {
 }
 
 /// Numbers that look random, `0 .. below`.
-fn noise(count: usize, below: u32) -> Vec<u32> {
+pub(crate) fn noise(count: usize, below: u32) -> Vec<u32> {
     (0..count as u32)
         .map(|i| (i.wrapping_mul(2_654_435_761) ^ (i << 7)) >> 9)
         .map(|x| x % below)
@@ -117,16 +112,16 @@ fn packed(codes: &[u32], bits: u32) -> Vec<u32> {
 }
 
 /// Codes `[N, K]`, `w = s (u - z)` with a scale and a zero point per row and group.
-struct Layer {
+pub(crate) struct Layer {
     bits: u32,
     group: usize,
     codes: Vec<u32>,
     zeros: Vec<u32>,
-    scales: Vec<f32>,
+    pub(crate) scales: Vec<f32>,
 }
 
 impl Layer {
-    fn new(bits: u32, group: usize) -> Self {
+    pub(crate) fn new(bits: u32, group: usize) -> Self {
         let groups = K / group;
         Self {
             bits,
@@ -140,7 +135,7 @@ impl Layer {
         }
     }
 
-    fn symmetric(self) -> Self {
+    pub(crate) fn symmetric(self) -> Self {
         let middle = 1 << (self.bits - 1);
         let zeros = vec![middle; self.zeros.len()];
         Self { zeros, ..self }
@@ -165,7 +160,7 @@ impl Layer {
     }
 
     /// GPTQ's tensors; zero points less `one`.
-    fn gptq(&self, one: u32, index: Option<&[u32]>) -> Vec<(&'static str, New)> {
+    pub(crate) fn gptq(&self, one: u32, index: Option<&[u32]>) -> Vec<(&'static str, New)> {
         let each = (32 / self.bits) as usize;
         let mask = (1 << self.bits) - 1;
         let groups = K / self.group;
@@ -198,7 +193,7 @@ impl Layer {
     }
 
     /// compressed-tensors' packed tensors.
-    fn compressed(&self) -> Vec<(&'static str, New)> {
+    pub(crate) fn compressed(&self) -> Vec<(&'static str, New)> {
         let each = (32 / self.bits) as usize;
         let groups = K / self.group;
         let zeros: Vec<u32> = (0..N * groups / each)
@@ -229,13 +224,13 @@ impl Layer {
     }
 }
 
-fn gptq(extra: Value) -> Value {
+pub(crate) fn gptq(extra: Value) -> Value {
     let mut settings = json!({"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": false});
     merge(&mut settings, extra);
     settings
 }
 
-fn merge(settings: &mut Value, extra: Value) {
+pub(crate) fn merge(settings: &mut Value, extra: Value) {
     for (key, value) in extra.as_object().unwrap() {
         settings[key] = value.clone();
     }
@@ -362,7 +357,7 @@ fn awq_with_and_without_zero_points() {
     }
 }
 
-fn compressed(weights: Value, inputs: Value, format: &str) -> Value {
+pub(crate) fn compressed(weights: Value, inputs: Value, format: &str) -> Value {
     json!({
         "quant_method": "compressed-tensors", "format": format, "ignore": ["lm_head"],
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs}},
@@ -462,164 +457,6 @@ fn compressed_tensors_in_bytes_with_every_sharing_of_scales() {
     assert_eq!(rows, truth.collect::<Vec<_>>());
 }
 
-/// FP8 codes without NaN, and their numbers.
-fn fp8_codes() -> (Vec<u8>, Vec<f32>) {
-    let code = |&c: &u32| if c & 0x7f == 0x7f { 0x7e } else { c as u8 };
-    let codes: Vec<u8> = noise(N * K, 256).iter().map(code).collect();
-    let numbers = codes
-        .iter()
-        .map(|&code| CodeFormat::E4M3.value(code))
-        .collect();
-    (codes, numbers)
-}
-
-#[test]
-fn fp8_in_blocks_rows_and_whole_by_both_names() {
-    let (codes, numbers) = fp8_codes();
-    let weight = || ("weight", bytes(Dtype::F8_E4M3, &[N, K], &codes));
-    // Two blocks of rows, of 128 and 32.
-    let blocks = [0.5_f32, 0.25];
-    let truth: Vec<f32> = (0..N * K)
-        .map(|i| numbers[i] * blocks[i / K / 128])
-        .collect();
-    let fine = json!({"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]});
-    let folder = with(
-        fine,
-        vec![weight(), ("weight_scale_inv", floats(&[2, 1], &blocks))],
-    );
-    let (packed, rows) = read(&folder);
-    assert_eq!((rows, packed.codes.len()), (truth.clone(), N * K));
-    let inputs = open(&folder)
-        .unwrap()
-        .weights
-        .stored_linear(WEIGHT)
-        .unwrap()
-        .inputs;
-    let rounding = |scale| {
-        Some(InputRounding {
-            number: InputNumber::E4M3,
-            scale,
-        })
-    };
-    assert_eq!(inputs, rounding(InputScale::Columns(128)));
-
-    let float = |strategy: &str| json!({"num_bits": 8, "type": "float", "strategy": strategy, "block_structure": [128, 128]});
-    let settings = compressed(float("block"), Value::Null, "float-quantized");
-    let (_, rows) = read(with(
-        settings,
-        vec![weight(), ("weight_scale", floats(&[2, 1], &blocks))],
-    ));
-    assert_eq!(rows, truth);
-
-    let whole: Vec<f32> = numbers.iter().map(|x| x * 0.125).collect();
-    let fixed = json!({"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": false});
-    for format in ["float-quantized", "naive-quantized"] {
-        let settings = compressed(float("tensor"), fixed.clone(), format);
-        let parts = vec![
-            weight(),
-            ("weight_scale", floats(&[1], &[0.125])),
-            ("input_scale", floats(&[1], &[0.75])),
-        ];
-        let folder = with(settings, parts);
-        assert_eq!(read(&folder).1, whole);
-        let inputs = open(&folder)
-            .unwrap()
-            .weights
-            .stored_linear(WEIGHT)
-            .unwrap()
-            .inputs;
-        assert_eq!(inputs, rounding(InputScale::Fixed(0.75)));
-    }
-    let settings = json!({"quant_method": "fp8", "activation_scheme": "static"});
-    let parts = vec![
-        weight(),
-        ("weight_scale", floats(&[], &[0.125])),
-        ("input_scale", floats(&[], &[0.75])),
-    ];
-    assert_eq!(read(with(settings, parts)).1, whole);
-    // A code of NaN.
-    let mut broken = codes.clone();
-    broken[5 * K + 3] = 0xff;
-    let parts = vec![
-        ("weight", bytes(Dtype::F8_E4M3, &[N, K], &broken)),
-        ("weight_scale", floats(&[1], &[0.125])),
-    ];
-    let settings = compressed(float("tensor"), Value::Null, "naive-quantized");
-    let read = open(with(settings, parts))
-        .unwrap()
-        .weights
-        .read_packed(WEIGHT);
-    assert_fails(read, 65, "row 5, column 3");
-}
-
-#[test]
-fn bitsandbytes_nf4_once_and_twice_and_int8() {
-    let book: Vec<f32> = (0..16).map(|i| (i as f32 - 7.0) / 8.0).collect();
-    let codes = noise(N * K, 16);
-    let pairs: Vec<u8> = codes
-        .chunks(2)
-        .map(|pair| (pair[0] << 4 | pair[1]) as u8)
-        .collect();
-    let blocks = N * K / 64;
-    let state = |extra: Value| {
-        let mut state =
-            json!({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [N, K]});
-        merge(&mut state, extra);
-        let text = state.to_string();
-        bytes(Dtype::U8, &[text.len()], text.as_bytes())
-    };
-    let settings =
-        json!({"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4"});
-    let scales: Vec<f32> = (0..blocks).map(|i| (i % 50 + 1) as f32 / 16.0).collect();
-    let common = |state| {
-        vec![
-            ("weight", bytes(Dtype::U8, &[N * K / 2, 1], &pairs)),
-            ("weight.quant_map", floats(&[16], &book)),
-            ("weight.quant_state.bitsandbytes__nf4", state),
-        ]
-    };
-    let mut parts = common(state(json!({})));
-    parts.push(("weight.absmax", floats(&[blocks], &scales)));
-    let truth = |scale: &dyn Fn(usize) -> f32| -> Vec<f32> {
-        (0..N * K)
-            .map(|i| book[codes[i] as usize] * scale(i / 64))
-            .collect()
-    };
-    let (weight, rows) = read(with(settings.clone(), parts));
-    assert_eq!(rows, truth(&|block| scales[block]));
-    assert!(matches!(weight.levels, Levels::Codebook(_)) && weight.group == 64);
-
-    let inner: Vec<u8> = noise(blocks, 256).iter().map(|&c| c as u8).collect();
-    let map: Vec<f32> = (0..256).map(|i| i as f32 / 256.0).collect();
-    let outer = [0.5_f32, 2.0];
-    let mut parts = common(state(
-        json!({"nested_blocksize": 256, "nested_offset": 0.25}),
-    ));
-    parts.push(("weight.absmax", bytes(Dtype::U8, &[blocks], &inner)));
-    parts.push((
-        "weight.nested_absmax",
-        floats(&[blocks.div_ceil(256)], &outer),
-    ));
-    parts.push(("weight.nested_quant_map", floats(&[256], &map)));
-    let (_, rows) = read(with(settings, parts));
-    assert_eq!(
-        rows,
-        truth(&|block| map[usize::from(inner[block])] * outer[block / 256] + 0.25)
-    );
-
-    let settings = json!({"quant_method": "bitsandbytes", "load_in_8bit": true});
-    let codes: Vec<u8> = noise(N * K, 256).iter().map(|&c| c as u8).collect();
-    let largest: Vec<f32> = (1..=N).map(|n| n as f32).collect();
-    let parts = vec![
-        ("weight", bytes(Dtype::I8, &[N, K], &codes)),
-        ("SCB", floats(&[N], &largest)),
-        ("weight_format", bytes(Dtype::U8, &[], &[0])),
-    ];
-    let (_, rows) = read(with(settings, parts));
-    let truth = (0..N * K).map(|i| f32::from(codes[i].cast_signed()) * (largest[i / K] / 127.0));
-    assert_eq!(rows, truth.collect::<Vec<_>>());
-}
-
 #[test]
 fn groups_of_their_own_format_and_layers_that_are_left_alone() {
     let layer = Layer::new(4, 32);
@@ -655,225 +492,6 @@ fn groups_of_their_own_format_and_layers_that_are_left_alone() {
         "{}",
         scheme.method
     );
-}
-
-#[test]
-fn what_is_not_supported_is_refused_by_name() {
-    let layer = Layer::new(4, 32);
-    let weights = json!({"num_bits": 4, "symmetric": false, "group_size": 32, "strategy": "group"});
-    let base = || compressed(weights.clone(), Value::Null, "pack-quantized");
-    let changed = |change: &dyn Fn(&mut Value)| {
-        let mut settings = base();
-        change(&mut settings);
-        open(with(settings, layer.compressed()))
-    };
-    assert_fails(
-        changed(&|s| s["format"] = json!("marlin-24")),
-        64,
-        "'marlin-24'",
-    );
-    assert_fails(
-        changed(&|s| s["format"] = json!("nvfp4-pack-quantized")),
-        64,
-        "nvfp4",
-    );
-    assert_fails(
-        changed(&|s| s["sparsity_config"] = json!({"format": "sparse-24-bitmask"})),
-        64,
-        "sparse-24-bitmask",
-    );
-    assert_fails(
-        changed(&|s| s["transform_config"] = json!({"config_groups": {}})),
-        64,
-        "transform",
-    );
-    let group = |s: &mut Value, key: &str, value: Value| s["config_groups"]["group_0"][key] = value;
-    assert_fails(
-        changed(&|s| {
-            group(
-                s,
-                "input_activations",
-                json!({"num_bits": 4, "strategy": "token", "dynamic": true}),
-            )
-        }),
-        64,
-        "4 bits",
-    );
-    assert_fails(
-        changed(&|s| s["config_groups"]["group_0"]["weights"]["num_bits"] = json!(3)),
-        64,
-        "3 bits",
-    );
-    assert_fails(
-        changed(&|s| s["config_groups"]["group_0"]["weights"]["new_key"] = json!(3)),
-        64,
-        "'new_key'",
-    );
-    assert_fails(
-        changed(&|s| group(s, "targets", json!(["re:("]))),
-        64,
-        "re:(",
-    );
-    assert_fails(
-        changed(&|s| group(s, "targets", json!(["lm_head"]))),
-        64,
-        "no group",
-    );
-    assert_fails(
-        changed(&|s| s["config_groups"] = json!(3)),
-        65,
-        "quantization_config",
-    );
-    assert_fails(changed(&|s| s["quant_method"] = json!("hqq")), 64, "'hqq'");
-    for (key, value, word) in [
-        ("checkpoint_format", json!("marlin"), "'marlin'"),
-        ("bits", json!(3), "3 bits"),
-        ("bits", json!("4"), "whole number"),
-        ("group_size", json!(0), "group_size of 0"),
-    ] {
-        let result = open(with(gptq(json!({key: value})), layer.gptq(1, None)));
-        let code = if word == "whole number" { 65 } else { 64 };
-        assert_fails(result, code, word);
-    }
-    // Saved before it was compressed: plain weights with scales beside them.
-    let plain = vec![0_u8; N * K * 2];
-    let frozen = vec![
-        ("weight", bytes(Dtype::BF16, &[N, K], &plain)),
-        ("weight_scale", floats(&[N, 4], &[1.0; N * 4])),
-    ];
-    assert_fails(
-        open(with(base(), frozen)),
-        64,
-        "before they were compressed",
-    );
-}
-
-/// Opens a checkpoint and reads the layer.
-fn use_all(folder: &TempDir) -> Result<Model> {
-    let model = open(folder)?;
-    model.weights.read_packed(WEIGHT)?;
-    Ok(model)
-}
-
-#[test]
-fn parts_that_do_not_fit_are_named() {
-    let layer = Layer::new(4, 32);
-    let weights = json!({"num_bits": 4, "symmetric": false, "group_size": 32, "strategy": "group"});
-    let settings = compressed(weights, Value::Null, "pack-quantized");
-    let changed = |part: &'static str, new: Option<New>| {
-        let mut parts = layer.compressed();
-        parts.retain(|(name, _)| *name != part);
-        if let Some(new) = new {
-            parts.push((part, new));
-        }
-        use_all(&with(settings.clone(), parts))
-    };
-    let half = vec![0_u32; N * K / 16];
-    assert_fails(
-        changed("weight_packed", Some(words(&[N / 2, K / 8], &half))),
-        65,
-        "weight_packed",
-    );
-    assert_fails(
-        changed(
-            "weight_packed",
-            Some(bytes(Dtype::U8, &[N, K / 8], &[0; N * K / 8])),
-        ),
-        65,
-        "stored as U8",
-    );
-    let shape = bytes(
-        Dtype::I64,
-        &[2],
-        bytemuck::cast_slice(&[N as i64, 2 * K as i64]),
-    );
-    assert_fails(changed("weight_shape", Some(shape)), 65, "weight_shape");
-    assert_fails(changed("weight_scale", None), 65, "weight_scale");
-    assert_fails(changed("weight_zero_point", None), 65, "weight_zero_point");
-    let mut scales = layer.scales.clone();
-    scales[4 * 7 + 2] = f32::NAN;
-    let broken = changed("weight_scale", Some(floats(&[N, 4], &scales)));
-    assert_fails(broken, 65, "the scale of row 7, group 2 is NaN");
-    let wide = floats(&[N, 8], &[1.0; N * 8]);
-    assert_fails(
-        changed("weight_scale", Some(wide)),
-        65,
-        "[160, 4] is needed",
-    );
-    let zeros = bytes(Dtype::I8, &[N / 8, 4], &[0; N / 2]);
-    assert_fails(
-        changed("weight_zero_point", Some(zeros)),
-        65,
-        "stored as I8",
-    );
-}
-
-#[test]
-fn a_repeated_key_of_the_configuration_is_an_error() {
-    let folder = copy_of("tiny-llama");
-    let path = folder.path().join("config.json");
-    let text = fs::read_to_string(&path).unwrap();
-    fs::write(&path, text.replacen('{', "{\"hidden_size\": 128, ", 1)).unwrap();
-    assert_fails(open(&folder), 65, "'hidden_size' comes twice");
-}
-
-#[test]
-fn blocks_of_a_gguf_file_stay_packed_and_others_become_bfloat16() {
-    for (kind, name, kept) in [
-        (2, "Q4_0", true),
-        (3, "Q4_1", true),
-        (8, "Q8_0", true),
-        (12, "Q4_K", false),
-        (1, "F16", false),
-    ] {
-        for architecture in ["llama", "qwen3"] {
-            let (_folder, path) = gguf(architecture, kind).write();
-            let model = open(&path).unwrap();
-            for layer in ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"] {
-                let tensor = format!("model.layers.0.{layer}.weight");
-                let rows = read_all(&model, &tensor);
-                let Some(stored) = model.weights.stored_linear(&tensor) else {
-                    assert!(!kept, "{name} {tensor}");
-                    continue;
-                };
-                assert!(kept && stored.inputs.is_none());
-                let weight = model.weights.read_packed(&tensor).unwrap();
-                let whole: Vec<f32> = (0..weight.n)
-                    .flat_map(|row| weight.dequantise_row(row))
-                    .collect();
-                assert_eq!(whole, rows, "{name} {tensor}");
-                assert!(matches!(weight.scales, Scales::F16(_)));
-            }
-            let scheme = model.weights.stored_scheme(&model.config).unwrap();
-            let method = if kept || kind == 1 {
-                format!("gguf {name}")
-            } else {
-                format!("gguf {name} as bf16")
-            };
-            assert_eq!(scheme.method, method);
-            let plain_type = model
-                .weights
-                .kept_type("model.layers.0.mlp.up_proj.weight")
-                .unwrap();
-            let wanted = if kind == 1 { DType::F16 } else { DType::BF16 };
-            assert_eq!(plain_type, wanted);
-        }
-    }
-    // A scale that is no number.
-    let mut blocks = plain(1, &[f32::NAN]);
-    blocks.resize(18, 0);
-    let writer = gguf("llama", 2).without("blk.0.ffn_down.weight").tensor(
-        "blk.0.ffn_down.weight",
-        &[256, 512],
-        2,
-        blocks.repeat(256 * 512 / 32),
-    );
-    let (_folder, path) = writer.write();
-    let read = open(&path)
-        .unwrap()
-        .weights
-        .read_packed("model.layers.0.mlp.down_proj.weight");
-    assert_fails(read, 65, "row 0, group 0");
 }
 
 #[test]

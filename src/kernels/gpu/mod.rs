@@ -11,6 +11,7 @@
 //! Everything goes to one stream, in the order of the calls; nothing here waits but `download`, `synchronize` and
 //! `elapsed`. A buffer may be longer than its shape: arenas are sized for the largest batch.
 
+mod advance;
 mod attention;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -29,10 +30,11 @@ mod rows;
 mod stream;
 mod workspace;
 
+pub(crate) use advance::advance;
 pub(crate) use attention::{attention, attention_kernel, rope_append};
 #[cfg(feature = "cuda")]
 pub use cuda::KERNELS_HASH;
-pub use device::{Event, Gpu, GpuBytes, Graph};
+pub use device::{Event, Gpu, GpuBytes, GpuMailbox, Graph};
 pub use driver::Facts;
 pub(crate) use fill::fill;
 pub use linear::{LinearKernel, StreamedBufs};
