@@ -100,10 +100,11 @@ def main():
             task = task_over(name, splits, shots)
             requests[name][str(shots)] = requests_of(task)
             if name == "gsm8k":
-                # The tiny model has a context of 256, and talks nonsense: a few tokens tell as much.
+                # The tiny model's context of 256 holds no examples of this length, and it talks nonsense: a few tokens
+                # tell as much.
+                if shots > 0:
+                    continue
                 task.set_config("generation_kwargs", {**task.get_config("generation_kwargs"), "max_gen_toks": 24})
-                # Examples are drawn from the seed anew.
-                task.set_fewshot_seed(seed=1234)
                 task.build_all_requests()
             scores[name][str(shots)] = evaluated(model, task)
     compare_or_write("requests.json", requests, args.check)
