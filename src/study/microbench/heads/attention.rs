@@ -53,7 +53,7 @@ pub(super) fn bench(bed: &Bed<'_>, heads: Heads, act: DType) -> Result<Box<dyn B
 }
 
 /// Every head of some tokens against softmax and sums in f64.
-fn judged(
+pub(super) fn judged(
     device: &Device,
     heads: &Heads,
     set: &Set,
