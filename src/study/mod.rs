@@ -3,9 +3,9 @@
 
 mod ablate;
 mod bench;
+mod capacity;
 mod ceilings;
 mod facts;
-mod fit;
 pub mod microbench;
 mod plan;
 mod prompts;
@@ -18,9 +18,9 @@ mod verify;
 mod work;
 
 pub use ablate::stages;
+pub use capacity::{Question, capacity};
 pub use ceilings::{Effort, ceilings};
 pub use facts::{environment, gpu_facts};
-pub use fit::{Question, capacity};
 pub use plan::{DeviceChoice, EngineKind, Plan, QualityPlan, Switches, open_device};
 pub use prompts::random_tokens;
 pub use run::{Outcome, Stage, Watcher, check_inputs, run};
