@@ -142,7 +142,10 @@ impl Args {
             tokens: self.m.0.clone(),
             variants: self.variants.clone(),
             act: self.dtype,
-            contexts: self.context.as_ref().map_or(Vec::new(), |list| list.0.clone()),
+            contexts: self
+                .context
+                .as_ref()
+                .map_or(Vec::new(), |list| list.0.clone()),
             kv: self.kv.clone(),
             verify_only: self.verify_only,
             rule: StopRule {

@@ -244,7 +244,8 @@ impl Scratch {
         let cache = &mut self.cache[index];
         let (qkv, attended) = (&mut self.qkv, &mut self.attended);
         if self.fuses_attention {
-            AppendAttend(attention).run(device, qkv, head_norms, &self.rope, places, cache, attended)?;
+            AppendAttend(attention)
+                .run(device, qkv, head_norms, &self.rope, places, cache, attended)?;
         } else {
             RopeAppend(attention).run(device, qkv, head_norms, &self.rope, places, cache)?;
             attention.run(device, qkv, places, cache, attended)?;

@@ -126,7 +126,9 @@ mod tests {
 
     #[test]
     fn vectors_come_back_within_half_a_step() {
-        let x: Vec<f32> = (0..64_u8).map(|i| (f32::from(i) * 0.37).sin() * 3.0).collect();
+        let x: Vec<f32> = (0..64_u8)
+            .map(|i| (f32::from(i) * 0.37).sin() * 3.0)
+            .collect();
         for (format, relative, absolute) in [
             (KvFormat::Int8, 0.0, 0.5 / 127.0),
             // Four significant bits, and steps of 2^-9 of the scale below them.

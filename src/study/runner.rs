@@ -55,7 +55,10 @@ fn in_slots(prompts: &[Vec<u32>], start: usize) -> Vec<Prompt<'_>> {
 }
 
 impl Runner {
-    #[expect(clippy::too_many_arguments, reason = "everything that a variant on a device is")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "everything that a variant on a device is"
+    )]
     pub(super) fn load(
         kind: EngineKind,
         model: &Model,

@@ -157,7 +157,10 @@ fn every_format_of_the_cache_is_a_row_of_its_own() {
         .iter()
         .map(|v| number(v, "/perplexity/value"))
         .collect();
-    assert!(values[0] != values[1] && values[1] != values[2], "{values:?}");
+    assert!(
+        values[0] != values[1] && values[1] != values[2],
+        "{values:?}"
+    );
     let records = fs::read_to_string(out.join("records.jsonl")).unwrap();
     assert_eq!(records.lines().count(), 3 * 2);
     for line in records.lines() {

@@ -291,10 +291,7 @@ fn attention_by_matrix_instructions_has_them_and_copies_wide() {
                 .instructions
                 .iter()
                 .filter(|i| i.opcode.starts_with("LDGSTS"));
-            let wide = copies
-                .clone()
-                .filter(|i| i.opcode.contains(".128"))
-                .count();
+            let wide = copies.clone().filter(|i| i.opcode.contains(".128")).count();
             // Scales of codes come one by one, a lane each.
             let coded = ["_int8_", "_fp8_"].iter().any(|kv| name.contains(kv));
             let narrow = copies.count() - wide;

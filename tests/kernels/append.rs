@@ -47,13 +47,7 @@ fn held(device: &Device, numbers: &Buf, scales: Option<&Buf>) -> Held {
 }
 
 impl Step {
-    fn new(
-        heads: [usize; 3],
-        positions: &[u32],
-        act: DType,
-        kv: KvFormat,
-        normed: bool,
-    ) -> Self {
+    fn new(heads: [usize; 3], positions: &[u32], act: DType, kv: KvFormat, normed: bool) -> Self {
         let capacity = 300;
         let op = shape(heads, positions.len(), capacity, Queries::Single, kv);
         let mut noise = Noise(op.heads as u64 + 5);
@@ -105,8 +99,10 @@ impl Step {
         };
         if fused {
             let op = AppendAttend(*op);
-            op.run(device, &mut qkv, norms, &table, places, &mut cache, &mut out)
-                .unwrap();
+            op.run(
+                device, &mut qkv, norms, &table, places, &mut cache, &mut out,
+            )
+            .unwrap();
         } else {
             RopeAppend(*op)
                 .run(device, &mut qkv, norms, &table, places, &mut cache)

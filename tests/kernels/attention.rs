@@ -27,7 +27,14 @@ fn attention_equals_the_textbook_in_every_type() {
                 for act in TYPES {
                     for queries in [Queries::Single, Queries::Runs] {
                         for kv in KvFormat::ALL {
-                            attend(&device, [heads, kv_heads, head_dim], tokens, act, queries, kv);
+                            attend(
+                                &device,
+                                [heads, kv_heads, head_dim],
+                                tokens,
+                                act,
+                                queries,
+                                kv,
+                            );
                         }
                     }
                 }
@@ -276,7 +283,14 @@ fn long_contexts_equal_the_textbook() {
         (8193, KvFormat::Auto),
     ] {
         let (device, places) = (emulated(0), [(0, length - 1)]);
-        attend(&device, [2, 1, 64], &places, DType::BF16, Queries::Single, kv);
+        attend(
+            &device,
+            [2, 1, 64],
+            &places,
+            DType::BF16,
+            Queries::Single,
+            kv,
+        );
         let places: Vec<(u32, u32)> = (length - 5..length).map(|p| (2, p)).collect();
         attend(&device, [1, 1, 64], &places, DType::F16, Queries::Runs, kv);
     }

@@ -8,7 +8,9 @@ use candlepower::kernels::attention::Queries;
 use candlepower::scheme::{CodeFormat, DType, KvFormat};
 
 use super::build::{Mutation, mutated};
-use super::{BESIDE, Form, append, attention, check_product, kernel_device, logits, matrix, streamed};
+use super::{
+    BESIDE, Form, append, attention, check_product, kernel_device, logits, matrix, streamed,
+};
 
 /// Fails unless `test` fails once `from` in the kernel `stem` is replaced by `to`, in every order of blocks and threads.
 fn is_noticed(stem: &str, file: &'static str, [from, to]: [&'static str; 2], test: fn(&Device)) {
@@ -206,7 +208,12 @@ fn runs(device: &Device) {
 }
 
 /// As [`is_noticed`], of attention by matrix instructions: compiled for one type and head size alone, which is quicker.
-fn is_noticed_attending(stem: &str, file: &'static str, change: [&'static str; 2], test: fn(&Device)) {
+fn is_noticed_attending(
+    stem: &str,
+    file: &'static str,
+    change: [&'static str; 2],
+    test: fn(&Device),
+) {
     let only = |file| Mutation {
         file,
         from: "DEFINE(f16, 64)\nDEFINE(f16, 96)\nDEFINE(f16, 128)\nDEFINE(bf16, 64)\nDEFINE(bf16, 96)\nDEFINE(bf16, 128)",
@@ -246,7 +253,10 @@ fn a_part_a_wait_a_mask_of_attention_are_noticed() {
         ),
         (
             "common/flash.cuh",
-            ["scales[KEYS + block * 8 + 2 * t() + i]", "scales[KEYS + block * 8 + 2 * t()]"],
+            [
+                "scales[KEYS + block * 8 + 2 * t() + i]",
+                "scales[KEYS + block * 8 + 2 * t()]",
+            ],
         ),
         (
             "common/codes.cuh",
@@ -262,11 +272,17 @@ fn a_part_a_wait_a_mask_of_attention_are_noticed() {
         ),
         (
             "attention_single.cu",
-            ["__syncthreads(); // the queries are there, and what", "// what"],
+            [
+                "__syncthreads(); // the queries are there, and what",
+                "// what",
+            ],
         ),
         (
             "common/heads.cuh",
-            ["to[i + half] = from_f32<T>(__fadd_rn(", "to[i + half] = from_f32<T>(__fsub_rn("],
+            [
+                "to[i + half] = from_f32<T>(__fadd_rn(",
+                "to[i + half] = from_f32<T>(__fsub_rn(",
+            ],
         ),
     ] {
         is_noticed_attending(stem, file, change, append::appended);

@@ -61,11 +61,7 @@ impl AppendAttend {
             && self.is_one_launch(device, out.dtype()?)
         {
             check_len("attention qkv", qkv, op.tokens * op.qkv_width())?;
-            check_len(
-                "attention output",
-                out,
-                op.tokens * op.heads * op.head_dim,
-            )?;
+            check_len("attention output", out, op.tokens * op.heads * op.head_dim)?;
             return crate::kernels::gpu::append_attend(
                 gpu, op, qkv, norms, table, places, cache, out,
             );

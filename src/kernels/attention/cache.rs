@@ -151,11 +151,9 @@ impl<'a, T: Elem + HostElem> HostVectorsMut<'a, T> {
     fn of(numbers: &'a mut Buf, scales: Option<&'a mut Buf>, format: KvFormat) -> Result<Self> {
         match (format.codes(), scales) {
             (None, None) => Ok(Self::Plain(numbers.host_mut()?)),
-            (Some(_), Some(scales)) => Ok(Self::Coded(
-                format,
-                numbers.host_mut()?,
-                scales.host_mut()?,
-            )),
+            (Some(_), Some(scales)) => {
+                Ok(Self::Coded(format, numbers.host_mut()?, scales.host_mut()?))
+            }
             _ => Err(other_format(format)),
         }
     }

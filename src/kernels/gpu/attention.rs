@@ -27,7 +27,12 @@ struct KvCache {
 
 impl KvCache {
     /// The arrays of `cache`, once they are known to be of the format and the shape; and how many slots they have room for.
-    fn reads(op: Op<'_>, shape: &Attention, cache: &LayerCache, act: DType) -> Result<(Self, usize)> {
+    fn reads(
+        op: Op<'_>,
+        shape: &Attention,
+        cache: &LayerCache,
+        act: DType,
+    ) -> Result<(Self, usize)> {
         let (kind, slots, [numbers, scales]) = Self::shapes(op, shape, cache, act)?;
         let mut args = Self {
             k: op.reads("k_cache", &cache.k, kind, &numbers)?,

@@ -46,7 +46,8 @@ impl fmt::Display for AttentionKernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Single { parts, blocks } => {
-                let plural = |n: &usize, what| format!("{n} {what}{}", if *n == 1 { "" } else { "s" });
+                let plural =
+                    |n: &usize, what| format!("{n} {what}{}", if *n == 1 { "" } else { "s" });
                 let (parts, blocks) = (plural(parts, "part"), plural(blocks, "block"));
                 write!(f, "single, {parts} in {blocks}")
             }
@@ -174,9 +175,7 @@ pub(super) fn names() -> Vec<String> {
     for kind in ["single", "runs"] {
         for dtype in ["f16", "bf16"] {
             for kv in KvFormat::ALL.map(suffix) {
-                names.extend(
-                    HEAD_DIMS.map(|dim| format!("attention_{kind}_{dtype}{kv}_{dim}")),
-                );
+                names.extend(HEAD_DIMS.map(|dim| format!("attention_{kind}_{dtype}{kv}_{dim}")));
             }
         }
     }

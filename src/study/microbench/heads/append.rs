@@ -56,7 +56,9 @@ pub(super) fn bench(bed: &Bed<'_>, heads: Heads, act: DType) -> Result<Box<dyn B
         let rope = RopeAppend(heads.op);
         rope.run(&device, &mut set.qkv, norms, table, places, &mut set.cache)?;
         if written != own_vectors(&device, &heads, set)? {
-            return Ok(Err("what it has written to the cache is not what a rotation writes".into()));
+            return Ok(Err(
+                "what it has written to the cache is not what a rotation writes".into(),
+            ));
         }
         attention::judged(&device, &heads, set, act, seed)
     };
