@@ -70,11 +70,15 @@ impl MicrobenchPlan {
         }
         if !self.ops.iter().any(|op| op.uses_context) {
             if !self.contexts.is_empty() {
-                return usage("--context is for --op attention, attention_prefill and rope".into());
+                return usage(
+                    "--context is for --op rope, attention, append_attend and attention_prefill"
+                        .into(),
+                );
             }
             if self.kv != [KvFormat::Auto] {
                 return usage(
-                    "--kv-cache is for --op attention, attention_prefill and rope".into(),
+                    "--kv-cache is for --op rope, attention, append_attend and attention_prefill"
+                        .into(),
                 );
             }
         }
