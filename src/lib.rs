@@ -35,7 +35,8 @@
 //!   place of the original. Round-to-nearest needs no data and works row by row, so it is an op ([`kernels::quantize`]) and
 //!   runs where the weights are going to live; the original is never whole on the host.
 //! - **The same bits in any batch.** On the CPU every sum runs in one order whatever the number of tokens or the chunk, so
-//!   a row alone, in a batch, or in pieces gives identical logits. Tests hold this exactly.
+//!   a row alone, in a batch, or in pieces gives identical logits. Tests hold this exactly. On a GPU it holds of attention:
+//!   where a token's keys are cut into parts follows from its position alone.
 //! - **Verify, then time.** A variant that fails a check (`study::verify`) gets no number.
 //! - **The record is the border.** Measuring writes records, one line each, on the disk before the next point starts;
 //!   everything shown is made of them. A point's key is a hash of what identifies it, so the same command resumes.
@@ -53,7 +54,8 @@
 //! what it found is kept on the disk for later runs. For a few tokens the norm before a product and the gated activation or
 //! greedy choice after it are part of its launch (`linear_fused.cu`), as [`engine::StepPlan`] says, with the same bits; so
 //! gate and up lie in turn in the rows of one matrix. Attention has a kernel for tokens that are alone in their slot
-//! (`attention_single.cu`) and one for prompts (`attention_runs.cu`). The other ops have one simple kernel each. A decode step
+//! (`attention_single.cu`), which rotates heads and writes the cache as well, and one for prompts (`attention_runs.cu`);
+//! the cache is plain or in codes. The other ops have one simple kernel each. A decode step
 //! is recorded once for each number of sequences and then replayed as a CUDA graph. `tests/cuda_build` reads the machine
 //! code: spills, widths of loads, budgets of instructions. Without the `cuda` feature none of this is built or needed.
 

@@ -59,6 +59,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         cells: args.speed.cells(),
         quality: None,
         act: args.device.dtype,
+        kv: args.speed.kv.clone(),
         engine: args.speed.engine.kind(),
         switches: Switches {
             fuse: args.device.fuse(),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::args::{EngineFlag, EngineFlags, ModelFlags, parse_positive};
+use super::args::{EngineFlag, EngineFlags, KvFlag, ModelFlags, parse_positive};
 use crate::engine::Sampling;
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
@@ -55,6 +55,8 @@ pub(super) struct Args {
     from: ModelFlags,
     #[command(flatten)]
     device: EngineFlags,
+    #[command(flatten)]
+    cache: KvFlag,
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
@@ -80,6 +82,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         model: &model,
         variant: &args.variant,
         act: args.device.dtype,
+        kv: args.cache.kv,
         device: &device,
         engine: args.engine.kind(),
         chunk: args.device.chunk,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::args::{EngineFlags, ModelFlags};
+use super::args::{EngineFlags, KvFlag, ModelFlags};
 use crate::error::Result;
 use crate::model::Model;
 use crate::scheme::Variant;
@@ -29,12 +29,15 @@ pub(super) struct Args {
     from: ModelFlags,
     #[command(flatten)]
     device: EngineFlags,
+    #[command(flatten)]
+    cache: KvFlag,
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let device = args.device.open()?;
     let model = Model::open(&args.from.spec(&args.model))?;
-    let logits = study::logits(&model, &args.variant, args.device.dtype, &device, &args.ids)?;
+    let (act, kv) = (args.device.dtype, args.cache.kv);
+    let logits = study::logits(&model, &args.variant, act, kv, &device, &args.ids)?;
     let rows: Vec<&[f32]> = logits.chunks_exact(model.config.vocab).collect();
     super::print(&format!("{}\n", json!({ "logits": rows })));
     Ok(ExitCode::SUCCESS)

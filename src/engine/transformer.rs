@@ -4,7 +4,7 @@ use super::limits::Limits;
 use super::step_plan::StepPlan;
 use super::weights::{DeviceWeights, Projection};
 use crate::error::Result;
-use crate::kernels::attention::{Attention, LayerCache, Places, Queries};
+use crate::kernels::attention::{AppendAttend, Attention, LayerCache, Places, Queries};
 use crate::kernels::embed::Gather;
 use crate::kernels::linear::{FusedLinear, Input, Linear, LinearWeight, Normed, Then};
 use crate::kernels::norm::RmsNorm;
@@ -14,7 +14,7 @@ use crate::kernels::sample::Argmax;
 use crate::kernels::silu_mul::SiluMul;
 use crate::kernels::{Buf, BufType, Cost, Device};
 use crate::model::ModelConfig;
-use crate::scheme::{Activations, DType};
+use crate::scheme::{Activations, DType, KvFormat};
 use crate::units::Bytes;
 
 /// Everything that a forward pass writes, allocated once.
@@ -39,6 +39,7 @@ pub(super) struct Scratch {
     pub(super) targets: Buf,
     pub(super) log_probs: Buf,
     rope: RopeTable,
+    kv: KvFormat,
     cache: Vec<LayerCache>,
 }
 
@@ -103,13 +104,8 @@ impl Scratch {
                 })
             }
         };
-        let cached = limits.slots * limits.capacity * config.kv_rows();
-        let layer = |_| {
-            Ok(LayerCache {
-                k: numbers(cached)?,
-                v: numbers(cached)?,
-            })
-        };
+        let vectors = limits.slots * limits.capacity * config.kv_heads;
+        let layer = |_| LayerCache::new(device, limits.kv, *act, vectors, config.head_dim);
         let frequencies = config.rope.inverse_frequencies(config.head_dim);
         let frequencies: Vec<f32> = frequencies.iter().map(|&f| f as f32).collect();
         Ok(Self {
@@ -130,18 +126,14 @@ impl Scratch {
             targets: ids(rows)?,
             log_probs: singles(rows)?,
             rope: RopeTable::new(device, &frequencies, limits.capacity)?,
+            kv: limits.kv,
             cache: (0..config.layers).map(layer).collect::<Result<_>>()?,
         })
     }
 
     /// Bytes of keys and values.
     pub(super) fn kv_bytes(&self) -> Bytes {
-        Bytes(
-            self.cache
-                .iter()
-                .map(|layer| layer.k.bytes() + layer.v.bytes())
-                .sum::<usize>() as u64,
-        )
+        Bytes(self.cache.iter().map(LayerCache::bytes).sum::<usize>() as u64)
     }
 
     /// Bytes of everything else.
@@ -199,7 +191,7 @@ impl Scratch {
                 weights,
                 source,
                 layer,
-                attention_op(config, count, capacity, queries),
+                attention_op(config, count, capacity, queries, self.kv),
             )?;
         }
         Ok(())
@@ -243,8 +235,14 @@ impl Scratch {
             step.project_normed(input, between, &layer.qkv, &mut self.qkv)?;
         }
         let cache = &mut self.cache[index];
-        RopeAppend(attention).run(device, &mut self.qkv, head_norms, &self.rope, places, cache)?;
-        attention.run(device, &self.qkv, places, cache, &mut self.attended)?;
+        let (qkv, attended) = (&mut self.qkv, &mut self.attended);
+        if self.plan.attention {
+            AppendAttend(attention)
+                .run(device, qkv, head_norms, &self.rope, places, cache, attended)?;
+        } else {
+            RopeAppend(attention).run(device, qkv, head_norms, &self.rope, places, cache)?;
+            attention.run(device, qkv, places, cache, attended)?;
+        }
         step.project(
             &self.attended,
             &mut self.codes,
@@ -370,6 +368,7 @@ fn attention_op(
     tokens: usize,
     capacity: usize,
     queries: Queries,
+    kv: KvFormat,
 ) -> Attention {
     Attention {
         tokens,
@@ -377,6 +376,7 @@ fn attention_op(
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
         capacity,
+        kv,
         scale: 1.0 / (config.head_dim as f32).sqrt(),
         queries,
     }
@@ -468,7 +468,7 @@ impl Step<'_> {
 
 impl DeviceWeights {
     /// The least that a step of `tokens` tokens must move and compute by this plan when they see `seen` positions in all, of
-    /// which `cached` are distinct, with logits for `logits` of them.
+    /// which `cached` are distinct, with logits for `logits` of them and the cache in the format `kv`.
     pub fn step_cost(
         &self,
         plan: StepPlan,
@@ -476,9 +476,10 @@ impl DeviceWeights {
         seen: f64,
         cached: f64,
         logits: usize,
+        kv: KvFormat,
     ) -> Cost {
         let (config, act) = (&self.config, self.act);
-        let attention = attention_op(config, tokens, 0, Queries::Runs);
+        let attention = attention_op(config, tokens, 0, Queries::Runs, kv);
         let norm = RmsNorm {
             rows: tokens,
             width: config.hidden,
@@ -492,6 +493,11 @@ impl DeviceWeights {
             } else {
                 norm.cost(act) + product(&layer.qkv.weight, false)
             };
+            let attend = if plan.attention {
+                AppendAttend(attention).cost(act, seen, cached)
+            } else {
+                RopeAppend(attention).cost(act) + attention.cost(act, seen, cached)
+            };
             let silu = SiluMul {
                 rows: tokens,
                 width: config.intermediate,
@@ -504,8 +510,7 @@ impl DeviceWeights {
             };
             [
                 qkv,
-                RopeAppend(attention).cost(act),
-                attention.cost(act, seen, cached),
+                attend,
                 product(&layer.output.weight, true),
                 gate_up,
                 product(&layer.down.weight, true),

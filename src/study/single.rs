@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::Interrupt;
 use crate::model::{Model, Tokenizer};
-use crate::scheme::{DType, Variant};
+use crate::scheme::{DType, KvFormat, Variant};
 use crate::stats;
 
 /// What is scored, with what.
@@ -20,6 +20,8 @@ pub struct Scoring<'a> {
     pub variant: &'a Variant,
     /// The type of activations; the device's default where `None`.
     pub act: Option<DType>,
+    /// How the KV cache is held.
+    pub kv: KvFormat,
     /// Where it runs.
     pub device: &'a Device,
     /// Tokens of one forward pass; a whole segment where `None`.
@@ -78,6 +80,7 @@ pub fn score_text(
         wish.model,
         wish.variant,
         act,
+        wish.kv,
         wish.device,
         &interrupt.flag(),
         &mut |done, total| {
@@ -126,6 +129,7 @@ pub fn logits(
     model: &Model,
     variant: &Variant,
     act: Option<DType>,
+    kv: KvFormat,
     device: &Device,
     ids: &[u32],
 ) -> Result<Vec<f32>> {
@@ -134,7 +138,7 @@ pub fn logits(
     let mut engine = Engine::new(
         device.clone(),
         weights,
-        Limits::new(1, ids.len(), ids.len()),
+        Limits::new(1, ids.len(), ids.len()).with_kv(kv),
     )?;
     Ok(engine
         .logits(&[Prompt {
@@ -153,6 +157,8 @@ pub struct Generation<'a> {
     pub variant: &'a Variant,
     /// The type of activations; the device's default where `None`.
     pub act: Option<DType>,
+    /// How the KV cache is held.
+    pub kv: KvFormat,
     /// Where it runs.
     pub device: &'a Device,
     /// What runs it.
@@ -209,6 +215,7 @@ pub fn generate(wish: &Generation<'_>, interrupt: &Interrupt) -> Result<Vec<Gene
         wish.model,
         wish.variant,
         act,
+        wish.kv,
         wish.device,
         &flag,
         &mut |_, _| interrupt.check(),

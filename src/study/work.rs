@@ -5,13 +5,14 @@ use crate::kernels::{self, Device};
 use crate::results::environment::Ceilings;
 use crate::results::record::{Cell, Work};
 use crate::results::roofline::{Cost, Limits};
-use crate::scheme::{Activations, DType};
+use crate::scheme::{Activations, DType, KvFormat};
 
-/// The cost of a trial of `cell`, whose prompts go in steps of `chunk` tokens, and the ceilings that bound it.
+/// The cost of a trial of `cell`, whose prompts go in steps of `chunk` tokens with the cache in the format `kv`, and the ceilings that bound it.
 pub(super) fn of_cell(
     (weights, plan): (&DeviceWeights, StepPlan),
     cell: &Cell,
     chunk: usize,
+    kv: KvFormat,
     device: &Device,
     ceilings: Option<&Ceilings>,
 ) -> Work {
@@ -22,7 +23,7 @@ pub(super) fn of_cell(
         (Activations::Float, Device::Gpu(_)) => weights.act.name(),
     };
     let cost_of =
-        |step: &Step| weights.step_cost(plan, step.tokens, step.seen, step.cached, step.logits);
+        |step: &Step| weights.step_cost(plan, step.tokens, step.seen, step.cached, step.logits, kv);
     Work {
         prefill: wire(prefill(cell, chunk).iter().map(cost_of).sum()),
         decode_step: (cell.generate > 1).then(|| wire(cost_of(&decode(cell)))),

@@ -1,6 +1,8 @@
 //! The names that launch functions put together at run time.
 
+use super::attention::suffix;
 use crate::kernels::stream::ReadPlan;
+use crate::scheme::KvFormat;
 
 /// Every name that a launch function can come up with, sorted. Tests hold the compiled kernels against it, so that no
 /// kernel is dead and no launch fails for want of one.
@@ -33,8 +35,6 @@ pub fn names() -> Vec<String> {
             "silu_mul_quantize",
             "argmax",
             "log_prob",
-            "rope_append",
-            "attention",
             "fill_uniform",
             "fill_constant",
             "quantize_act",
@@ -42,6 +42,9 @@ pub fn names() -> Vec<String> {
             "quantize_int4",
         ] {
             names.push(format!("{op}_{act}"));
+        }
+        for kv in KvFormat::ALL.map(suffix) {
+            names.extend(["rope_append", "attention"].map(|op| format!("{op}_{act}{kv}")));
         }
         names.extend(["f32", "f16", "bf16"].map(|table| format!("gather_{table}_{act}")));
     }
