@@ -11,7 +11,7 @@
 //! | [`kernels`] | the ops, one file each beside its `.cu`: shapes, cost, plan, CPU reference, GPU launch; buffers on a device | a model |
 //! | [`model`] | configurations of every family, presets, tokenizers, and one file per checkpoint format | devices, kernels |
 //! | [`engine`] | loading onto a device, the forward pass of every family, the KV cache, sampling; candle's models as the baseline | that it is timed |
-//! | [`quality`] | texts, and perplexity by named protocols | time, records |
+//! | [`quality`] | texts, perplexity by named protocols, predictions against those of a base | time, records |
 //! | [`measure`] | clocks, trials, the NVML sampler, memory, the environment | what is measured |
 //! | [`results`] | the record and its wire form, the store, the study made of records, tables, exports, the report; the same for single ops | candle, CUDA, clocks |
 //! | [`study`] | what to run, running one point of it, putting points on record; single ops and the device's ceilings: where both sides meet | how anything is shown |

@@ -11,5 +11,7 @@ mod common;
 mod interrupt;
 #[path = "cli/kernels.rs"]
 mod kernels;
+#[path = "cli/quality.rs"]
+mod quality;
 #[path = "cli/study.rs"]
 mod study;

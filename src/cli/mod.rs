@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod export;
 mod generate;
 mod info;
 mod kernels;
@@ -44,7 +45,7 @@ enum Command {
     Study(study::Args),
     /// Speed alone: TTFT, ITL and tokens/s over batch, prompt, generated tokens and depth
     Bench(bench::Args),
-    /// Perplexity of one variant on a text
+    /// Perplexity of one variant on a text, alone or against a base
     Ppl(ppl::Args),
     /// Generates text from prompts, greedily or sampled
     Generate(generate::Args),
@@ -54,6 +55,8 @@ enum Command {
     Info(info::Args),
     /// Writes study.json, study.csv and report.html of a run anew from its records
     Report(report::Args),
+    /// Prints a finished study as something else: the table of a model card, Markdown, CSV, JSON
+    Export(export::Args),
     /// Prints the JSON Schema of records, of study.json, and of what kernels writes
     Schema,
     /// Prints the logits after every token of a sequence
@@ -85,6 +88,7 @@ fn dispatch(command: Command, interrupt: &Interrupt) -> Result<ExitCode> {
         Command::Kernels(args) => kernels::run(&args, interrupt),
         Command::Info(args) => info::run(&args, interrupt),
         Command::Report(args) => report::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Schema => schema::run(),
         Command::Logits(args) => logits::run(&args),
     }

@@ -22,6 +22,6 @@ pub use candle::{CandleEngine, CandleModel};
 pub use generate::{Arrivals, DeviceTime};
 pub use limits::{Footprint, Limits};
 pub use sampler::{Sampler, Sampling};
-pub use session::{Engine, Prompt};
+pub use session::{Engine, LogitsReader, Prediction, Prompt, Targets};
 pub use step_plan::StepPlan;
 pub use weights::DeviceWeights;

@@ -23,6 +23,8 @@ pub struct StepPlan {
     pub attention: bool,
     /// Norms and gated activations with the rounding of what they give to codes, whatever the number of tokens.
     pub codes: bool,
+    /// Norms of heads, their rotation and the write to the cache with the attention of tokens that are alone in their slot.
+    pub attention: bool,
 }
 
 impl StepPlan {
@@ -33,6 +35,7 @@ impl StepPlan {
         head: 0,
         attention: false,
         codes: false,
+        attention: false,
     };
 
     /// What a device should do with these weights. On the CPU nothing is launched, so nothing is fused, and on a GPU that is
@@ -49,6 +52,7 @@ impl StepPlan {
                 head,
                 attention: true,
                 codes: true,
+                attention: true,
                 ..Self::UNFUSED
             };
         }
@@ -64,6 +68,7 @@ impl StepPlan {
             head,
             attention: true,
             codes: false,
+            attention: true,
         }
     }
 }
@@ -89,6 +94,9 @@ impl fmt::Display for StepPlan {
         if self.codes {
             parts.push("norm + codes, SiLU + codes".into());
         }
+        if self.attention {
+            parts.push("rotation + cache + attention of tokens alone in their slot".into());
+        }
         if parts.is_empty() {
             return f.write_str("op by op");
         }
@@ -109,6 +117,7 @@ mod tests {
             head: 1,
             attention: true,
             codes: false,
+            attention: false,
         };
         assert_eq!(
             plan.to_string(),
@@ -117,8 +126,12 @@ mod tests {
         );
         let codes = StepPlan {
             codes: true,
+            attention: true,
             ..StepPlan::UNFUSED
         };
-        assert_eq!(codes.to_string(), "fused: norm + codes, SiLU + codes");
+        assert_eq!(
+            codes.to_string(),
+            "fused: norm + codes, SiLU + codes; rotation + cache + attention of tokens alone in their slot"
+        );
     }
 }

@@ -129,8 +129,14 @@ impl Bench<'_> {
     fn work(&self, runner: &Runner, cell: &Cell) -> Option<Box<Work>> {
         let (weights, plan) = (runner.weights()?, runner.step_plan()?);
         let chunk = limits(self.plan, self.device, cell, self.kv).chunk;
-        let (device, ceilings) = (self.device, self.ceilings);
-        let work = work::of_cell((weights, plan), cell, chunk, self.kv, device, ceilings);
+        let work = work::of_cell(
+            (weights, plan),
+            cell,
+            chunk,
+            self.kv,
+            self.device,
+            self.ceilings,
+        );
         Some(Box::new(work))
     }
 
