@@ -62,6 +62,7 @@ pub mod kernels;
 pub mod measure;
 pub mod model;
 pub mod quality;
+pub mod quant;
 pub mod results;
 pub mod scheme;
 pub mod stats;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 
-use super::args::{EngineFlags, ModelFlags, SpeedFlags};
+use super::args::{CalibrationFlags, EngineFlags, ModelFlags, SpeedFlags};
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
@@ -22,7 +22,7 @@ pub(super) struct Args {
     /// tiny, a folder, a .gguf file, a hub id such as org/name, or a preset
     #[arg(long, default_value = "tiny", value_name = "MODEL")]
     model: String,
-    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32)
+    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, :smoothquant, :asym, :mse)
     #[arg(
         long,
         default_value = "bf16",
@@ -42,6 +42,8 @@ pub(super) struct Args {
     #[command(flatten)]
     from: ModelFlags,
     #[command(flatten)]
+    calibration: CalibrationFlags,
+    #[command(flatten)]
     device: EngineFlags,
     #[command(flatten)]
     speed: SpeedFlags,
@@ -53,6 +55,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         variants: args.variants.clone(),
         cells: args.speed.cells(),
         quality: None,
+        quantising: args.calibration.quantising(),
         act: args.device.dtype,
         engine: args.speed.engine.kind(),
         graphs: args.speed.graphs(),

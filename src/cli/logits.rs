@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::args::{EngineFlags, ModelFlags};
+use super::args::{CalibrationFlags, EngineFlags, ModelFlags};
 use crate::error::Result;
 use crate::model::Model;
 use crate::scheme::Variant;
@@ -16,7 +16,7 @@ pub(super) struct Args {
     /// tiny, a folder, a .gguf file, or a hub id such as org/name
     #[arg(long, default_value = "tiny", value_name = "MODEL")]
     model: String,
-    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32)
+    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, :smoothquant, :asym, :mse)
     #[arg(long, default_value = "f32", value_name = "VARIANT")]
     variant: Variant,
     /// Token ids
@@ -28,13 +28,22 @@ pub(super) struct Args {
     #[command(flatten)]
     from: ModelFlags,
     #[command(flatten)]
+    calibration: CalibrationFlags,
+    #[command(flatten)]
     device: EngineFlags,
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let device = args.device.open()?;
     let model = Model::open(&args.from.spec(&args.model))?;
-    let logits = study::logits(&model, &args.variant, args.device.dtype, &device, &args.ids)?;
+    let logits = study::logits(
+        &model,
+        &args.variant,
+        &args.calibration.quantising(),
+        args.device.dtype,
+        &device,
+        &args.ids,
+    )?;
     let rows: Vec<&[f32]> = logits.chunks_exact(model.config.vocab).collect();
     super::print(&format!("{}\n", json!({ "logits": rows })));
     Ok(ExitCode::SUCCESS)

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::args::{EngineFlags, FormatFlag, ModelFlags, parse_positive, quality_plan};
+use super::args::{
+    CalibrationFlags, EngineFlags, FormatFlag, ModelFlags, parse_positive, quality_plan,
+};
 use super::progress::{Progress, say};
 use crate::error::Result;
 use crate::measure::Interrupt;
@@ -22,7 +24,7 @@ pub(super) struct Args {
     /// tiny, a folder, a .gguf file, or a hub id such as org/name
     #[arg(long, default_value = "tiny", value_name = "MODEL")]
     model: String,
-    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32)
+    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, :smoothquant, :asym, :mse)
     #[arg(long, default_value = "bf16", value_name = "VARIANT")]
     variant: Variant,
     /// Text to score: a file, or wikitext2 (from the hub) [default: the text that comes with tiny]
@@ -43,6 +45,8 @@ pub(super) struct Args {
     #[command(flatten)]
     from: ModelFlags,
     #[command(flatten)]
+    calibration: CalibrationFlags,
+    #[command(flatten)]
     device: EngineFlags,
 }
 
@@ -56,6 +60,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     );
     let device = args.device.open()?;
     let model = Model::open(&args.from.spec(&args.model))?;
+    let quantising = args.calibration.quantising();
     let scoring = Scoring {
         model: &model,
         variant: &args.variant,
@@ -63,6 +68,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         device: &device,
         chunk: args.device.chunk,
         plan: &plan,
+        quantising: &quantising,
     };
     let mut progress = Progress::new();
     let found = score_text(&scoring, interrupt, &mut progress);

@@ -105,12 +105,17 @@ impl Watcher for Progress {
 
     fn progress(&mut self, variant: &str, stage: &Stage, share: f64, overall: f64) {
         let what = match stage {
+            Stage::Quantise => format!("{variant}: quantising {:.0}%", share * 100.0),
             Stage::Load => format!("{variant}: loading {:.0}%", share * 100.0),
             Stage::Verify => format!("{variant}: verifying"),
             Stage::Quality => format!("{variant}: perplexity {:.0}%", share * 100.0),
             Stage::Speed(cell) => format!("{variant}: {}", cell_name(cell)),
         };
         self.show(&what, overall);
+    }
+
+    fn quantised(&mut self, variant: &str, what: &str) {
+        self.line(&format!("{variant}: {what}"));
     }
 
     fn point(&mut self, record: &Record, resumed: bool) {

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 
 use super::args::{
-    EngineFlags, FormatFlag, ModelFlags, SpeedFlags, WeightsFlag, parse_positive, quality_plan,
+    CalibrationFlags, EngineFlags, FormatFlag, ModelFlags, SpeedFlags, WeightsFlag, parse_positive,
+    quality_plan,
 };
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
@@ -29,7 +30,7 @@ pub(super) struct Args {
         value_name = "MODEL"
     )]
     model: Vec<String>,
-    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32); each model's first is its base
+    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, :smoothquant, :asym, :mse); each model's first is its base
     #[arg(
         long,
         default_value = "bf16,int8,w4a16",
@@ -48,6 +49,8 @@ pub(super) struct Args {
     json: bool,
     #[command(flatten)]
     from: ModelFlags,
+    #[command(flatten)]
+    calibration: CalibrationFlags,
     #[command(flatten)]
     device: EngineFlags,
     #[command(flatten)]
@@ -92,6 +95,7 @@ impl Args {
             variants: self.variants.clone(),
             cells: self.speed.cells(),
             quality,
+            quantising: self.calibration.quantising(),
             act: self.device.dtype,
             engine: self.speed.engine.kind(),
             graphs: self.speed.graphs(),

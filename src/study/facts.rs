@@ -1,10 +1,12 @@
 //! Facts about model, variant and machine in the terms of records.
 
+use super::quantise::describe_method;
 use super::sensors;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Device};
 use crate::measure::{self, GpuSelector};
 use crate::model::{HostSliceMut, Model};
+use crate::quant::Samples;
 use crate::results::environment::{Cpu, Device as DeviceFacts, Environment};
 use crate::results::record::{self, Scheme};
 use crate::scheme::{Activations, DType, Variant, WeightScheme};
@@ -173,8 +175,12 @@ pub(super) fn file_scheme(model: &Model, variant: &Variant) -> Result<(String, S
     Ok((blocks.to_lowercase(), scheme))
 }
 
-/// The scheme of a variant whose weights come in precision `source`.
-pub(super) fn scheme(variant: &Variant, source: Option<DType>) -> Scheme {
+/// The scheme of a variant whose weights come in precision `source`; `samples` is what calibrated methods read.
+pub(super) fn scheme(
+    variant: &Variant,
+    source: Option<DType>,
+    samples: Option<&Samples>,
+) -> Scheme {
     let scheme = variant.scheme();
     let packed = !matches!(variant.weights, WeightScheme::Plain(_));
     Scheme {
@@ -185,7 +191,7 @@ pub(super) fn scheme(variant: &Variant, source: Option<DType>) -> Scheme {
             Activations::Float => "float".to_owned(),
             Activations::Int8PerToken => "int8-per-token".to_owned(),
         },
-        method: scheme.method.name().to_owned(),
+        method: describe_method(variant, samples),
         scale_dtype: source
             .filter(|_| packed)
             .map(|dtype| dtype.name().to_owned()),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::quantise::Quantising;
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::trial::{StopRule, WarmUp};
@@ -22,6 +23,8 @@ pub struct Plan {
     pub cells: Vec<Cell>,
     /// The text to score, if any.
     pub quality: Option<QualityPlan>,
+    /// How variants are made that are not made on loading.
+    pub quantising: Quantising,
     /// The type of activations and cache; the device's default where `None`.
     pub act: Option<DType>,
     /// What runs the model.
@@ -148,6 +151,7 @@ impl Plan {
                 return usage(&format!("--variants names '{variant}' twice"));
             }
         }
+        self.quantising.check(&self.variants)?;
         for cell in &self.cells {
             if cell.batch == 0 || cell.prompt == 0 || cell.generate == 0 {
                 return usage("--batch, --prompt and --gen must be at least 1");

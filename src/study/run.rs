@@ -17,6 +17,7 @@ use crate::measure::memory::{HostMemory, PeakMeter};
 use crate::measure::{Interrupt, PowerSource, SystemClock};
 use crate::model::Model;
 use crate::quality::TextFormat;
+use crate::quant::{Samples, plain_dtype};
 use crate::results::environment::Ceilings;
 use crate::results::record::{Body, Cell, Failure, Load, Loaded, QualityTask, Record, Subject};
 use crate::results::{Environment, Store};
@@ -26,6 +27,8 @@ use crate::units::{Bytes, Clock};
 /// What is being done.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Stage {
+    /// A checkpoint is quantised.
+    Quantise,
     /// Weights are on their way to the device.
     Load,
     /// Checks that come before any number.
@@ -42,6 +45,8 @@ pub trait Watcher {
     fn text(&mut self, model: &str, format: TextFormat, tokens: usize);
     /// Work on a variant: the share of this stage that is done, and the share of the whole run.
     fn progress(&mut self, variant: &str, stage: &Stage, share: f64, overall: f64);
+    /// A quantised checkpoint was made, or had been before: where it lies, in words.
+    fn quantised(&mut self, variant: &str, what: &str);
     /// A point is on record.
     fn point(&mut self, record: &Record, resumed: bool);
 }
@@ -127,9 +132,12 @@ pub fn run(
 pub fn check_inputs(plan: &Plan) -> Result<()> {
     for spec in &plan.models {
         let model = Model::open(spec)?;
-        if let (Some(quality), EngineKind::Candlepower) = (&plan.quality, plan.engine) {
-            quality::prepare(quality, &model)?;
-        }
+        let text = match (&plan.quality, plan.engine) {
+            (Some(quality), EngineKind::Candlepower) => Some(quality::prepare(quality, &model)?),
+            _ => None,
+        };
+        let scored = text.as_ref().map(|text| text.tokens.ids.as_slice());
+        plan.quantising.samples(&model, &plan.variants, scored)?;
     }
     Ok(())
 }
@@ -141,6 +149,7 @@ struct Job<'a> {
     act: DType,
     subject: Subject,
     text: Option<Arc<ScoredText>>,
+    samples: Option<Arc<Samples>>,
 }
 
 /// One point of a job.
@@ -208,12 +217,18 @@ fn jobs<'a>(
             }
             _ => None,
         };
+        let scored = text.as_ref().map(|text| text.tokens.ids.as_slice());
+        let samples = plan.quantising.samples(model, &plan.variants, scored)?;
+        let samples = samples.map(Arc::new);
         for variant in &plan.variants {
             check_fit(plan, device, model, variant, act)?;
-            let source = DeviceWeights::source_precision(model)?;
+            let source = scale_dtype(model, variant)?;
             let (name, scheme) = match plan.engine {
                 EngineKind::CandleGguf => facts::file_scheme(model, variant)?,
-                _ => (variant.name.clone(), facts::scheme(variant, Some(source))),
+                _ => (
+                    variant.name.clone(),
+                    facts::scheme(variant, Some(source), samples.as_deref()),
+                ),
             };
             let subject = Subject {
                 model: identity.clone(),
@@ -230,6 +245,7 @@ fn jobs<'a>(
                 act,
                 subject,
                 text: text.clone(),
+                samples: samples.clone(),
             });
         }
     }
@@ -260,7 +276,7 @@ fn check_fit(
         if plan.engine != EngineKind::Candlepower {
             continue;
         }
-        let source = DeviceWeights::source_precision(model)?;
+        let source = scale_dtype(model, variant)?;
         let limits = limits(plan, device, cell);
         let need = Footprint::predict(config, variant, act, source, limits)?;
         if let Some(free) = free.filter(|&free| need.total() > free) {
@@ -285,6 +301,14 @@ fn check_fit(
         }
     }
     Ok(())
+}
+
+/// The type of a variant's scales: the precision that weights are quantised from, or what a quantiser writes.
+fn scale_dtype(model: &Model, variant: &Variant) -> Result<DType> {
+    match variant.is_made_on_load() {
+        true => DeviceWeights::source_precision(model),
+        false => Ok(plain_dtype(model)),
+    }
 }
 
 /// Groups by size; where a scale covers a whole row, whatever its length, by that.
@@ -380,13 +404,25 @@ impl Session<'_> {
         let name = &job.variant.name;
         let overall = self.overall(0.0);
         let (watcher, interrupt) = (&mut *self.watcher, self.interrupt);
+        let quantising = &self.plan.quantising;
+        let samples = job.samples.as_deref();
+        let source = quantising.source(
+            job.model,
+            job.variant,
+            samples,
+            self.device,
+            job.act,
+            &mut |at| {
+                watcher.progress(name, &Stage::Quantise, at.share, overall);
+                interrupt.check()
+            },
+        )?;
+        if let Some(told) = source.told() {
+            watcher.quantised(name, &told);
+        }
         let mut progress = |done: u64, total: u64| {
-            watcher.progress(
-                name,
-                &Stage::Load,
-                done as f64 / total.max(1) as f64,
-                overall,
-            );
+            let share = done as f64 / total.max(1) as f64;
+            watcher.progress(name, &Stage::Load, share, overall);
             interrupt.check()
         };
         let meter = PeakMeter::start();
@@ -395,8 +431,8 @@ impl Session<'_> {
         let flag = self.interrupt.flag();
         let mut runner = Runner::load(
             kind,
-            job.model,
-            job.variant,
+            source.model(),
+            source.variant(),
             job.act,
             self.device,
             &flag,
@@ -422,7 +458,7 @@ impl Session<'_> {
             groups_used: name_groups(groups, job.subject.scheme.group_size),
             load: Load {
                 time,
-                read: Bytes(job.model.origin.file_bytes),
+                read: Bytes(source.model().origin.file_bytes),
                 peak_host,
             },
             verification,

@@ -2,6 +2,7 @@
 
 use super::plan::{EngineKind, QualityPlan};
 use super::quality;
+use super::quantise::Quantising;
 use super::run::{Stage, Watcher};
 use super::runner::{Runner, activation_dtype};
 use crate::engine::{DeviceWeights, Engine, Limits, Prompt, Sampler, Sampling};
@@ -26,6 +27,8 @@ pub struct Scoring<'a> {
     pub chunk: Option<usize>,
     /// The text and the protocol.
     pub plan: &'a QualityPlan,
+    /// How variants are made that are not made on loading.
+    pub quantising: &'a Quantising,
 }
 
 /// A perplexity with all that it takes to recompute it.
@@ -73,22 +76,45 @@ pub fn score_text(
     let act = activation_dtype(wish.act, wish.device, wish.model);
     let name = &wish.variant.name;
     let kind = EngineKind::Candlepower;
-    let mut runner = Runner::load(
-        kind,
+    let variants = std::slice::from_ref(wish.variant);
+    let samples = wish
+        .quantising
+        .samples(wish.model, variants, Some(&text.tokens.ids))?;
+    // Quantising is work of the same order as scoring: half of the whole, where it happens.
+    let mut begin = 0.0;
+    let source = wish.quantising.source(
         wish.model,
         wish.variant,
+        samples.as_ref(),
+        wish.device,
+        act,
+        &mut |at| {
+            begin = 0.5;
+            watcher.progress(name, &Stage::Quantise, at.share, at.share / 2.0);
+            interrupt.check()
+        },
+    )?;
+    if let Some(told) = source.told() {
+        watcher.quantised(name, &told);
+    }
+    let mut runner = Runner::load(
+        kind,
+        source.model(),
+        source.variant(),
         act,
         wish.device,
         &interrupt.flag(),
         &mut |done, total| {
-            watcher.progress(name, &Stage::Load, done as f64 / total.max(1) as f64, 0.0);
+            let share = done as f64 / total.max(1) as f64;
+            watcher.progress(name, &Stage::Load, share, begin);
             interrupt.check()
         },
     )?;
     let chunk = wish.chunk.unwrap_or(wish.plan.protocol.context);
     let found = quality::run(&mut runner, wish.plan, &text, chunk, |done, total| {
         let share = done as f64 / total.max(1) as f64;
-        watcher.progress(name, &Stage::Quality, share, share);
+        let overall = begin + (1.0 - begin) * share;
+        watcher.progress(name, &Stage::Quality, share, overall);
         interrupt.check()
     })?;
     let nll_sum: f64 = found.segments.iter().map(|s| s.nll).sum();
@@ -125,11 +151,17 @@ pub fn score_text(
 pub fn logits(
     model: &Model,
     variant: &Variant,
+    quantising: &Quantising,
     act: Option<DType>,
     device: &Device,
     ids: &[u32],
 ) -> Result<Vec<f32>> {
     let act = activation_dtype(act, device, model);
+    let samples = quantising.samples(model, std::slice::from_ref(variant), None)?;
+    let source = quantising.source(model, variant, samples.as_ref(), device, act, &mut |_| {
+        Ok(())
+    })?;
+    let (model, variant) = (source.model(), source.variant());
     let weights = DeviceWeights::load(model, variant, act, device, &mut |_, _| Ok(()))?;
     let mut engine = Engine::new(
         device.clone(),
@@ -155,6 +187,8 @@ pub struct Generation<'a> {
     pub act: Option<DType>,
     /// Where it runs.
     pub device: &'a Device,
+    /// How variants are made that are not made on loading.
+    pub quantising: &'a Quantising,
     /// What runs it.
     pub engine: EngineKind,
     /// Tokens of one forward pass; the longest prompt's where `None`.
@@ -204,10 +238,20 @@ pub fn generate(wish: &Generation<'_>, interrupt: &Interrupt) -> Result<Vec<Gene
     }
     let act = activation_dtype(wish.act, wish.device, wish.model);
     let flag = interrupt.flag();
-    let mut runner = Runner::load(
-        wish.engine,
+    let variants = std::slice::from_ref(wish.variant);
+    let samples = wish.quantising.samples(wish.model, variants, None)?;
+    let source = wish.quantising.source(
         wish.model,
         wish.variant,
+        samples.as_ref(),
+        wish.device,
+        act,
+        &mut |_| interrupt.check(),
+    )?;
+    let mut runner = Runner::load(
+        wish.engine,
+        source.model(),
+        source.variant(),
         act,
         wish.device,
         &flag,
