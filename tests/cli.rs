@@ -11,5 +11,8 @@ mod common;
 mod interrupt;
 #[path = "cli/kernels.rs"]
 mod kernels;
+#[cfg(unix)]
+#[path = "cli/quantize.rs"]
+mod quantize;
 #[path = "cli/study.rs"]
 mod study;
