@@ -31,7 +31,10 @@ die() {
   exit "$code"
 }
 
-steps=(info tests study logits linear-llama-3.1-8b linear-qwen3-0.6b sanitizer bench-llama-3.1-8b bench-qwen3-0.6b)
+# Models as a whole, the most telling first.
+models=(llama-3.1-8b qwen3-0.6b llama-3.2-1b qwen3-8b qwen2.5-7b)
+steps=(info tests study logits bench-llama-3.1-8b bench-qwen3-0.6b linear-llama-3.1-8b linear-qwen3-0.6b sanitizer)
+for name in "${models[@]:2}"; do steps+=("bench-$name"); done
 
 # --- Arguments
 
@@ -400,17 +403,53 @@ step_sanitizer() {
   done
 }
 
-# A model of this shape with made-up weights, as this program runs it and as candle does.
-bench_of() {
-  local shape=(--model "$1" --weights dummy --batch '1,8,64' --prompt 128 --gen 64)
-  [[ -z $dry ]] || shape=(--model tiny --batch '1,2' --prompt 16 --gen 4)
-  part cells 60 ours "$program" bench "${shape[@]}" --variants "$variants" --out "$dir/ours" "${speed[@]}" "${on[@]}"
-  part cells 60 candle "$program" bench "${shape[@]}" --variants bf16 --engine candle --out "$dir/candle" "${speed[@]}" \
-    "${on[@]}"
+# One part of a model with made-up weights, as this program runs it: NAME LEAST FLAGS...
+ours() {
+  local name=$1 least=$2
+  shift 2
+  part cells "$least" "$name" "$program" bench "${of[@]}" "$@" --out "$dir/$name" "${speed[@]}" "${on[@]}"
 }
 
-step_bench-llama-3.1-8b() { bench_of llama-3.1-8b; }
-step_bench-qwen3-0.6b() { bench_of qwen3-0.6b; }
+# The same cells by PyTorch: NAME FLAGS...
+torch_model() {
+  local name=$1 seconds=()
+  shift
+  if [[ -n ${without_torch:-} ]]; then
+    leave_out "$name" "$without_torch"
+    return
+  fi
+  ((budget == 0)) || seconds=(--budget $(($(remaining) - grace - 5)))
+  part cells 60 "$name" "$python" benches/peers/torch_model.py --model "$of_torch" --out "$dir/peers.jsonl" \
+    --device "$device" "$@" "${seconds[@]}"
+}
+
+# A model of this shape with made-up weights: one sequence first, what its engine's parts are worth, then batches, then long
+# prompts; candle's and PyTorch's beside each.
+bench_of() {
+  local of=(--model "$1" --weights dummy) of_torch=$1
+  check_torch
+  if [[ -n $dry ]]; then
+    of=(--model tiny) of_torch=tiny
+    ours single 20 --variants "$variants" --batch 1 --prompt 16 --gen 4
+    ours ablate 20 --variants bf16 --ablate --batch 1 --prompt 16 --gen 4
+    torch_model torch --batch 1 --prompt 16 --gen 4 --trials 2 --eager
+    return
+  fi
+  # A context of 512 in the middle of what is generated.
+  ours single 60 --variants "$variants" --batch 1 --prompt 480 --gen 64
+  ours ablate 60 --variants bf16,w4a16 --ablate --batch 1 --prompt 480 --gen 64
+  torch_model torch-single --batch 1 --prompt 480 --gen 64
+  ours batches 60 --variants "$variants" --batch '8,64,256' --prompt 128 --gen 64
+  ours long 90 --variants "$variants" --batch '1,8,64' --prompt 2048 --gen 64
+  ours candle 60 --variants bf16 --engine candle --batch '1,8,64' --prompt 128 --gen 64
+  torch_model torch --batch '8,64' --prompt 128,2048 --gen 64
+  # More than some cards hold, in a part of its own.
+  ours largest 60 --variants "$variants" --batch 256 --prompt 2048 --gen 64
+}
+
+for name in "${models[@]}"; do
+  eval "step_bench-$name() { bench_of '$name'; }"
+done
 
 # --- All of it
 

@@ -9,6 +9,7 @@
 #include "common/reduce.cuh"
 
 #include <ptx/kernel.cuh>
+#include <ptx/sync.cuh>
 
 constexpr unsigned WARPS = 4;
 constexpr unsigned MAX_HEAD_DIM = 256;
@@ -22,6 +23,7 @@ struct OnlineSoftmax {
 };
 
 template <class T> __device__ void attention(const AttentionArgs<T>& args) {
+    follow_predecessor();
     __shared__ float all_values[WARPS][MAX_HEAD_DIM];
     __shared__ float all_largest[WARPS];
     __shared__ float all_sums[WARPS];

@@ -5,11 +5,13 @@
 //
 // One warp per tile and step.
 #include <ptx/kernel.cuh>
+#include <ptx/sync.cuh>
 
 #include "common/stream.cuh"
 
 template <class Format> __device__ void dequantize(const StreamedWeight& weight, typename Format::X* out, unsigned first,
                                                    unsigned tiles) {
+    follow_predecessor();
     using X = typename Format::X;
     using Scale = std::conditional_t<std::is_void_v<typename Format::Scale>, float, typename Format::Scale>;
     const size_t unit = static_cast<size_t>(blockIdx.x) * (blockDim.x / WARP) + warp_id();

@@ -15,10 +15,12 @@
 #include "common/elem.cuh"
 
 #include <ptx/kernel.cuh>
+#include <ptx/sync.cuh>
 
 template <class Table, class Out>
 __device__ void gather(const unsigned* __restrict__ ids, const Table* __restrict__ table, Out* __restrict__ out,
                        unsigned rows, unsigned width) {
+    follow_predecessor();
     const size_t row = blockIdx.x;
     const size_t id = ids[row];
     for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
@@ -37,6 +39,7 @@ FOR_EACH_ELEM(DEFINE, bf16)
 
 template <class T>
 __device__ void permute_columns(const T* x, const unsigned* order, T* out, size_t count, unsigned width) {
+    follow_predecessor();
     const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= count) return;
     const unsigned from = order[i % width];

@@ -10,6 +10,7 @@
 #include "common/elem.cuh"
 
 #include <ptx/kernel.cuh>
+#include <ptx/sync.cuh>
 
 __device__ inline unsigned long long mix(unsigned long long z) {
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
@@ -24,6 +25,7 @@ template <class Store> __device__ void for_each_index(size_t count, Store store)
 }
 
 template <class T> __device__ void fill_uniform(T* out, size_t count, unsigned long long stream, float amplitude) {
+    follow_predecessor();
     for_each_index(count, [=](size_t i) {
         const unsigned long long bits = mix(stream + i * 0x9E3779B97F4A7C15ull) >> 40;
         const float u = static_cast<float>(bits) * 0x1p-24f; // exact
@@ -32,6 +34,7 @@ template <class T> __device__ void fill_uniform(T* out, size_t count, unsigned l
 }
 
 template <class T> __device__ void fill_constant(T* out, size_t count, float value) {
+    follow_predecessor();
     for_each_index(count, [=](size_t i) { out[i] = from_f32<T>(value); });
 }
 

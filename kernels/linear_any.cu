@@ -8,6 +8,7 @@
 // linear_any_many_<weight>_<x>   for many: weights are scaled once into shared memory and used by 64 tokens.
 //                                One block of 256 threads per 64 features x 64 tokens.
 #include <ptx/kernel.cuh>
+#include <ptx/sync.cuh>
 
 #include "common/outcome.cuh"
 #include "common/reduce.cuh"
@@ -19,6 +20,7 @@ constexpr unsigned FEW_TOKENS = 8; // of one pass
 template <class Weight, class X>
 __device__ void linear_any_few(const Weight weight, const X* __restrict__ x, const Outcome outcome, unsigned tokens,
                                 unsigned features, unsigned k) {
+    follow_predecessor();
     constexpr unsigned CHUNK = Weight::CHUNK;
     const unsigned n = blockIdx.x * (blockDim.x / WARP) + warp_id();
     const size_t first = static_cast<size_t>(blockIdx.y) * FEW_TOKENS;
@@ -71,6 +73,7 @@ __device__ void linear_any_few(const Weight weight, const X* __restrict__ x, con
 template <class Weight, class X>
 __device__ void linear_any_many(const Weight weight, const X* __restrict__ x, const Outcome outcome, unsigned tokens,
                                 unsigned features, unsigned k) {
+    follow_predecessor();
     __shared__ float xs[DEPTH][PITCH];
     __shared__ float ws[DEPTH][PITCH];
     const unsigned first_n = blockIdx.x * TILE;

@@ -8,6 +8,7 @@
 // linear_any_w8a8_few    for a handful of tokens: every weight is read once per 8 tokens. One warp per feature.
 // linear_any_w8a8_many   for many: one block of 256 threads per 64 features x 64 tokens.
 #include <ptx/kernel.cuh>
+#include <ptx/sync.cuh>
 
 #include "common/outcome.cuh"
 #include "common/reduce.cuh"
@@ -46,6 +47,7 @@ __device__ inline bool rows_are_aligned(const signed char* rows, unsigned k, uns
 
 __device__ inline void linear_w8a8_few(const W8A8Args args, const Outcome outcome, unsigned tokens, unsigned features,
                                 unsigned k) {
+    follow_predecessor();
     const unsigned n = blockIdx.x * (blockDim.x / WARP) + warp_id();
     const size_t first = static_cast<size_t>(blockIdx.y) * FEW_TOKENS;
     if (n >= features) return; // the whole warp
@@ -89,6 +91,7 @@ __device__ inline void linear_w8a8_few(const W8A8Args args, const Outcome outcom
 
 __device__ inline void linear_w8a8_many(const W8A8Args args, const Outcome outcome, unsigned tokens, unsigned features,
                                  unsigned k) {
+    follow_predecessor();
     __shared__ int xs[DEPTH][PITCH];
     __shared__ int ws[DEPTH][PITCH];
     const unsigned first_n = blockIdx.x * TILE;

@@ -5,15 +5,18 @@
 //
 // One block per token.
 #include <ptx/kernel.cuh>
+#include <ptx/sync.cuh>
 
 #include "common/outcome.cuh"
 
 KERNEL(add_bias, Outcome outcome, unsigned features) {
+    follow_predecessor();
     for (unsigned n = threadIdx.x; n < features; n += blockDim.x) outcome.store(blockIdx.x, n, 0.0f);
 }
 
 KERNEL(scale_codes, const int* sums, const float* x_scales, const void* w_scales, ElemType scale_type, Outcome outcome,
        unsigned features) {
+    follow_predecessor();
     const float x_scale = x_scales[blockIdx.x];
     for (unsigned n = threadIdx.x; n < features; n += blockDim.x) {
         const float sum = static_cast<float>(sums[static_cast<size_t>(blockIdx.x) * features + n]);

@@ -9,10 +9,12 @@
 #include "common/reduce.cuh"
 
 #include <ptx/kernel.cuh>
+#include <ptx/sync.cuh>
 
 template <class T>
 __device__ void rms_norm(const T* __restrict__ x, const T* __restrict__ weight, T* __restrict__ out, unsigned width,
                          float eps) {
+    follow_predecessor();
     const size_t row = static_cast<size_t>(blockIdx.x) * width;
     float squares = 0.0f;
     for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {

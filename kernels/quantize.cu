@@ -18,6 +18,7 @@
 #include "common/reduce.cuh"
 
 #include <ptx/kernel.cuh>
+#include <ptx/sync.cuh>
 
 // The scale of values up to `largest` in magnitude, in the precision of T; 1 where it would be zero.
 template <class T> __device__ float scale_for(float largest, float half_range) {
@@ -44,6 +45,7 @@ __device__ inline size_t global_warp_id() {
 // `groups` counts those of the whole matrix, which lie one after another.
 template <class T>
 __device__ void quantize_int8(const T* w, signed char* codes, T* scales, size_t groups, unsigned group) {
+    follow_predecessor();
     const size_t g = global_warp_id();
     if (g >= groups) return; // the whole warp
     w += g * group;
@@ -58,6 +60,7 @@ __device__ void quantize_int8(const T* w, signed char* codes, T* scales, size_t 
 // Each step makes a block of 32 codes, one a lane; lanes 0 to 15 store it.
 template <class T>
 __device__ void quantize_int4(const T* w, unsigned char* codes, T* scales, size_t groups, unsigned group) {
+    follow_predecessor();
     const size_t g = global_warp_id();
     if (g >= groups) return; // the whole warp
     w += g * group;
@@ -76,6 +79,7 @@ __device__ void quantize_int4(const T* w, unsigned char* codes, T* scales, size_
 template <class T>
 __device__ void quantize_act(const T* __restrict__ x, signed char* __restrict__ codes, float* __restrict__ scales,
                              unsigned width) {
+    follow_predecessor();
     const size_t row = static_cast<size_t>(blockIdx.x) * width;
     float largest = 0.0f;
     for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {

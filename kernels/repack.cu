@@ -7,6 +7,7 @@
 //                   thread per number of the result.
 // repack_zeros      the same of codes of zero, bytes; rows past the end get 8.
 #include <ptx/kernel.cuh>
+#include <ptx/sync.cuh>
 
 #include "common/stream.cuh"
 
@@ -18,6 +19,7 @@ __device__ inline unsigned nibble_at(const unsigned char* codes, size_t row, uns
 }
 
 KERNEL(repack_int4, const unsigned char* codes, uint32_t* words, unsigned n, unsigned k) {
+    follow_predecessor();
     const size_t tiles = (n + ROWS - 1) / ROWS, steps = (k + STEP - 1) / STEP;
     const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= tiles * steps * WARP * 4) return;
@@ -46,6 +48,7 @@ __device__ inline bool source_of_scale(size_t i, unsigned n, unsigned groups, un
 
 template <class From, class To>
 __device__ void repack_scales(const From* scales, To* out, unsigned n, unsigned groups, unsigned rows_per_scale) {
+    follow_predecessor();
     const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= static_cast<size_t>(n + ROWS - 1) / ROWS * ROWS * groups) return;
     size_t from;
@@ -66,6 +69,7 @@ SCALES(bf16, f32)
 
 KERNEL(repack_zeros, const unsigned char* zeros, unsigned char* out, unsigned n, unsigned groups,
        unsigned rows_per_scale) {
+    follow_predecessor();
     const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= static_cast<size_t>(n + ROWS - 1) / ROWS * ROWS * groups) return;
     size_t from;

@@ -15,6 +15,7 @@
 #include "common/reduce.cuh"
 
 #include <ptx/kernel.cuh>
+#include <ptx/sync.cuh>
 
 template <class T> struct RopeArgs {
     T* qkv;
@@ -36,6 +37,7 @@ template <class T> struct RopeArgs {
 };
 
 template <class T> __device__ void rope_append(const RopeArgs<T>& args) {
+    follow_predecessor();
     const unsigned head = blockIdx.y * (blockDim.x / WARP) + warp_id();
     const unsigned all_heads = args.heads + 2 * args.kv_heads;
     if (head >= all_heads) return; // the whole warp

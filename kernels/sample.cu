@@ -11,6 +11,7 @@
 #include "common/reduce.cuh"
 
 #include <ptx/kernel.cuh>
+#include <ptx/sync.cuh>
 
 constexpr unsigned NONE = 0xffffffffu;
 
@@ -29,6 +30,7 @@ __device__ inline Best better(const Best& a, const Best& b) { return b.beats(a) 
 
 template <class T>
 __device__ void argmax(const T* __restrict__ x, unsigned* __restrict__ out, unsigned width) {
+    follow_predecessor();
     __shared__ Best partial[WARP];
     const size_t r = blockIdx.x;
     Best best = {0.0f, NONE};
@@ -51,6 +53,7 @@ __device__ void argmax(const T* __restrict__ x, unsigned* __restrict__ out, unsi
 template <class T>
 __device__ void log_prob(const T* __restrict__ logits, const unsigned* __restrict__ targets, float* __restrict__ out,
                          unsigned width) {
+    follow_predecessor();
     const T* x = logits + static_cast<size_t>(blockIdx.x) * width;
     float largest = -INFINITY;
     for (unsigned i = threadIdx.x; i < width; i += blockDim.x) largest = MaxOrNan()(largest, to_f32(x[i]));

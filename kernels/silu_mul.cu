@@ -7,8 +7,10 @@
 #include "common/elem.cuh"
 
 #include <ptx/kernel.cuh>
+#include <ptx/sync.cuh>
 
 template <class T> __device__ void silu_mul(const T* __restrict__ gate_up, T* __restrict__ out, unsigned width) {
+    follow_predecessor();
     const size_t t = blockIdx.x;
     const T* gate = gate_up + t * 2 * width;
     const T* up = gate + width;

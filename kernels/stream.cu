@@ -38,6 +38,7 @@ __device__ inline unsigned rest(const unsigned* __restrict__ x, size_t count) {
 
 template <unsigned LOADS>
 __device__ void read_direct(const unsigned* __restrict__ x, size_t count, unsigned* __restrict__ out) {
+    follow_predecessor();
     const uint4* const loads = reinterpret_cast<const uint4*>(x);
     const size_t end = count / WORDS, step = places();
     unsigned found = rest(x, count);
@@ -56,6 +57,7 @@ __device__ void read_direct(const unsigned* __restrict__ x, size_t count, unsign
 
 template <unsigned STAGES>
 __device__ void read_staged(const unsigned* __restrict__ x, size_t count, unsigned* __restrict__ out) {
+    follow_predecessor();
     DYNAMIC_SHARED(shared);
     // A thread copies only what it reads itself, so its own wait is enough.
     uint4* const ring = reinterpret_cast<uint4*>(shared) + threadIdx.x;
@@ -101,6 +103,7 @@ STAGED_READER(4)
 STAGED_READER(8)
 
 KERNEL_OF(THREADS, 1, copy_words, const unsigned* x, size_t count, unsigned* out) {
+    follow_predecessor();
     constexpr unsigned LOADS = 4;
     const uint4* const from = reinterpret_cast<const uint4*>(x);
     uint4* const to = reinterpret_cast<uint4*>(out);

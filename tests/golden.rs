@@ -1,5 +1,8 @@
 //! The forward pass against logits that transformers computed in f32 from the same checkpoints.
 
+#[path = "golden/stored.rs"]
+mod stored;
+
 use std::path::{Path, PathBuf};
 
 use candlepower::engine::{DeviceWeights, Engine, Limits, Prompt};

@@ -12,12 +12,16 @@ mod build;
 mod driver;
 #[path = "kernels/engine.rs"]
 mod engine;
+#[path = "kernels/generate.rs"]
+mod generate;
 #[path = "kernels/logits.rs"]
 mod logits;
 #[path = "kernels/microbench.rs"]
 mod microbench;
 #[path = "kernels/mutations.rs"]
 mod mutations;
+#[path = "kernels/stored.rs"]
+mod stored;
 #[path = "kernels/streamed.rs"]
 mod streamed;
 

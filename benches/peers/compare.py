@@ -272,6 +272,107 @@ def products_section(products: Products) -> list[str]:
     return text + (["Without a figure:", "", *gone, ""] if gone else [])
 
 
+# --- Whole models
+
+# What runs a cell, and the cell: batch, prompt, generated, depth.
+Run = tuple[str, str]
+Work = tuple[int, int, int, int]
+
+
+@dataclass
+class Figures:
+    """Medians of a cell, and the least time of a step by the device's read rate, where that is known."""
+
+    prefill: float
+    step: float | None
+    floor: float | None = None
+    host_gap: float | None = None
+
+
+def own_figures(line: Line) -> Figures:
+    """Of a record of `candlepower bench`."""
+    result = line["result"]
+    trials = result["trials"]
+    gaps = [gap for trial in trials for gap in trial["itl_s"]]
+    work = result.get("work") or {}
+    cost, limits = work.get("decode_step"), work.get("limits", {})
+    times = []
+    if cost and limits.get("read_gb_per_s"):
+        times.append((cost["read_bytes"] + cost["written_bytes"]) / 1e9 / limits["read_gb_per_s"])
+    if cost and limits.get("product_tflop_per_s"):
+        times.append(cost["flops"] / 1e12 / limits["product_tflop_per_s"])
+    host = sum(trial["decode_s"] for trial in trials)
+    device = [trial["device"]["decode_s"] for trial in trials if trial.get("device")]
+    gap = 100 * (host - sum(device)) / host if host and len(device) == len(trials) else None
+    return Figures(
+        median([trial["ttft_s"] for trial in trials]), median(gaps) if gaps else None, max(times, default=None), gap
+    )
+
+
+def model_runs(folder: Path) -> tuple[dict[Work, dict[Run, Figures]], list[str]]:
+    """Everything that was timed of a model, by cell, and what failed."""
+    found: dict[Work, dict[Run, Figures]] = {}
+    failed: list[str] = []
+    for path in sorted(folder.glob("*/records.jsonl")):
+        for line in lines(path):
+            if line.get("kind") != "speed":
+                continue
+            subject, cell = line["subject"], line["cell"]
+            work = (cell["batch"], cell["prompt_tokens"], cell["generated_tokens"], cell["depth"])
+            run = (subject["variant"], subject["engine"])
+            if line["status"] == "ok":
+                found.setdefault(work, {})[run] = own_figures(line)
+            else:
+                failed.append(f"{' by '.join(run)}, batch {work[0]}, prompt {work[1]}: {line['reason']}")
+    for line in lines(folder / "peers.jsonl"):
+        work = (line["batch"], line["prompt"], line["gen"], 0)
+        run = (line["variant"], line["peer"])
+        if line["status"] == "ok":
+            step = line["step"]["median_s"] if line["gen"] > 1 else None
+            found.setdefault(work, {})[run] = Figures(line["prefill"]["median_s"], step)
+        else:
+            failed.append(f"{' by '.join(run)}, batch {work[0]}, prompt {work[1]}: {line['reason']}")
+    return found, failed
+
+
+def model_section(folder: Path) -> list[str]:
+    """A model's part of the page: every cell, every variant, whoever ran it."""
+    found, failed = model_runs(folder)
+    if not found and not failed:
+        return []
+    rows = []
+    for work, runs in sorted(found.items()):
+        for (variant, engine), figures in runs.items():
+            own = runs.get((variant, "candlepower"))
+            step, times = figures.step, None
+            if own and own is not figures and step and own.step:
+                times = f"{step / own.step:.2f}×"
+            rows.append(
+                [
+                    f"{work[0]} × {work[1]}" + (f" at {work[3]}" if work[3] else ""),
+                    variant,
+                    engine,
+                    digits(1e3 * figures.prefill),
+                    digits(1e3 * step) if step else "",
+                    digits(work[0] / step) if step else "",
+                    f"{100 * figures.floor / step:.0f}" if step and figures.floor else "",
+                    f"{figures.host_gap:.1f}" if figures.host_gap is not None else "",
+                    times or "",
+                ]
+            )
+    head = ["batch × prompt", "variant", "engine", "TTFT ms", "step ms", "tok/s", "% of floor", "host gap %", "slower"]
+    text = [
+        f"## {folder.name.removeprefix('bench-')} with made-up weights",
+        "",
+        "Medians. The floor of a step is what its bytes take at the measured read rate, or its operations at the measured "
+        "rate of products, whichever is more. Slower: time of a step over candlepower's in the same cell and variant.",
+        "",
+        *table(head, rows),
+        "",
+    ]
+    return text + (["Without a figure:", "", *(f"- {reason}" for reason in failed), ""] if failed else [])
+
+
 # --- The rest of the page
 
 
@@ -344,9 +445,8 @@ def page(out: Path) -> str:
     for folder in sorted(out.glob("linear-*")):
         text += products_section(load(folder))
     for folder in sorted(out.glob("bench-*")):
-        name = folder.name.removeprefix("bench-")
-        text += quoted(f"{name} with made-up weights", folder / "ours.txt")
-        text += quoted(f"{name} with made-up weights, run by candle", folder / "candle.txt")
+        text += model_section(folder)
+        text += quoted("What each part of the engine is worth", folder / "ablate.txt")
     text += quoted("A study of tiny", out / "study" / "tiny.txt")
     text += quoted("A study of a trained model", out / "study" / "model.txt")
     text += quoted("Logits against the CPU's", out / "logits" / "logits.txt")

@@ -160,6 +160,31 @@ class Pages(unittest.TestCase):
         self.assertEqual(self.rows(page, "tests/suite")[0], ["tests/suite", "101", "7", "ab"])
         self.assertTrue(page.endswith("```sh\nsuite --exact a:b\n```\n"))
 
+    def test_whole_models_stand_with_their_floor_and_peers_with_their_ratio(self) -> None:
+        def own(engine: str, step: float, failure: str | None = None) -> samples.Line:
+            cell = {"batch": 2, "prompt_tokens": 16, "generated_tokens": 3, "depth": 0}
+            line = {"kind": "speed", "subject": {"variant": "bf16", "engine": engine}, "cell": cell}
+            if failure:
+                return line | {"status": "failed", "reason": failure}
+            trial = {"ttft_s": 0.02, "decode_s": 2 * step, "itl_s": [step, step], "device": {"decode_s": 1.98 * step}}
+            cost = {"read_bytes": 3e6, "written_bytes": 1e6, "flops": 1e9}
+            limits = {"read_gb_per_s": 2.0, "product_tflop_per_s": 1.0}
+            return line | {"status": "ok", "result": {"trials": [trial], "work": {"decode_step": cost, "limits": limits}}}
+
+        folder = self.out / "bench-a-model"
+        samples.append(folder / "ours" / "records.jsonl", own("candlepower", 0.004))
+        samples.append(folder / "candle" / "records.jsonl", own("candle", 0.01))
+        samples.append(folder / "candle" / "records.jsonl", own("other", 0.0, "out of memory"))
+        step, prefill = samples.summary([0.005]), samples.summary([0.03])
+        line = {"variant": "bf16", "peer": "torch-compiled", "batch": 2, "prompt": 16, "gen": 3, "status": "ok"}
+        samples.append(folder / "peers.jsonl", line | {"step": step, "prefill": prefill})
+        page = compare.page(self.out)
+        rows = {row[2]: row for row in self.rows(page, "2 × 16")}
+        self.assertEqual(rows["candlepower"][3:], ["20.0", "4.00", "500", "50", "1.0", ""])
+        self.assertEqual(rows["candle"][3:], ["20.0", "10.0", "200", "20", "1.0", "2.50×"])
+        self.assertEqual(rows["torch-compiled"][3:], ["30.0", "5.00", "400", "", "", "1.25×"])
+        self.assertIn("- bf16 by other, batch 2, prompt 16: out of memory", page)
+
     def test_an_empty_folder_makes_a_page(self) -> None:
         self.assertEqual(compare.page(self.out), "# Results\n")
 

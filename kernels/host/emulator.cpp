@@ -81,6 +81,7 @@ Thread* thread;      // that runs
 Block* static_owner; // whose static shared memory is in place
 std::vector<std::unique_ptr<Block>> idle; // done; their memory serves again
 std::string message;
+bool waited = false; // whether a thread of the launch has waited for the grid before it
 
 void set_message(const Index* index, const std::string& what) {
     message = launch->kernel->c.name;
@@ -380,6 +381,8 @@ void check_shared(const void* address, size_t bytes, const char* what, Site site
     }
 }
 
+void note_wait() { waited = true; }
+
 void start_copy(void* to, const void* from, bool valid, Site site) {
     check_shared(to, COPY, "copy16", site);
     if (reinterpret_cast<uintptr_t>(from) % COPY != 0) {
@@ -436,6 +439,8 @@ uint32_t emu_kernels(const EmuKernel** list) {
     return static_cast<uint32_t>(public_parts.size());
 }
 
+uint32_t emu_waited() { return waited ? 1 : 0; }
+
 const char* emu_launch(uint32_t kernel, const uint32_t grid[3], uint32_t threads, uint32_t shared_bytes,
                        void* const* args, uint64_t order) {
     if (kernel >= kernels().size()) {
@@ -445,6 +450,7 @@ const char* emu_launch(uint32_t kernel, const uint32_t grid[3], uint32_t threads
     Launch next(kernels()[kernel], args, grid, threads, shared_bytes, order);
     launch = &next;
     static_owner = nullptr;
+    waited = false;
     message.clear();
     const std::string why_not = unsuitable(*next.kernel, grid, threads, shared_bytes);
     if (!why_not.empty()) set_message(nullptr, why_not);

@@ -34,6 +34,9 @@ __attribute__((visibility("default"))) uint32_t emu_kernels(const EmuKernel** li
 // Null, or what went wrong; the text is valid until the next call. One call at a time per library.
 __attribute__((visibility("default"))) const char* emu_launch(uint32_t kernel, const uint32_t grid[3], uint32_t threads,
                                                               uint32_t shared_bytes, void* const* args, uint64_t order);
+
+// Whether, in the last launch, a thread waited for the grid before it.
+__attribute__((visibility("default"))) uint32_t emu_waited();
 }
 
 namespace emulator {
@@ -93,6 +96,9 @@ void poison_static_shared();
 inline void static_shared() {
     if (__builtin_expect(!static_shared_is_poisoned, false)) poison_static_shared();
 }
+
+// A thread waits for the grid before this one. Grids run one after another here, so it need only be known that it does.
+void note_wait();
 
 // Ends the launch unless `bytes` from `address` on are shared memory of this block and aligned to `bytes`.
 void check_shared(const void* address, size_t bytes, const char* what, Site site);

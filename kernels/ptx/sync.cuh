@@ -10,7 +10,9 @@ __device__ inline unsigned count_up(unsigned* counter) {
 }
 
 // Waits until the grids that this one was allowed to overlap are done and their writes visible. Weights may be read before
-// it, what a kernel computed may not. Does nothing where a launch did not ask for overlap, and before compute capability 9.
+// it; what a kernel computed may not be read, nor anything overwritten that one may still read. Every kernel waits: a grid
+// that did not could be done before the one ahead of it, and the next in line would wait for nothing. Does nothing where a
+// launch did not ask for overlap, and before compute capability 9.
 __device__ inline void wait_for_predecessor() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -22,4 +24,15 @@ __device__ inline void let_successor_start() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+// Both, where there is nothing to do ahead of the wait.
+__device__ inline void follow_predecessor() {
+    let_successor_start();
+    wait_for_predecessor();
+}
+
+// Writes a word into memory of the host that a thread there watches: at once, and no later than the kernel ends.
+__device__ inline void tell_host(unsigned long long* word, unsigned long long value) {
+    asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
 }

@@ -9,13 +9,14 @@ use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::Interrupt;
 use crate::measure::trial::{StopRule, WarmUp};
-use crate::model::{ModelSpec, WeightsChoice};
+use crate::model::{Model, ModelSpec, WeightsChoice};
 use crate::quality::{Protocol, TextFormat};
 use crate::results::environment::Ceilings;
 use crate::results::record::Cell;
-use crate::scheme::DType;
+use crate::scheme::{DType, Variant};
 use crate::study::{
-    Calibration, DeviceChoice, Effort, EngineKind, QualityPlan, Quantising, ceilings, open_device,
+    Calibration, DeviceChoice, Effort, EngineKind, QualityPlan, Quantising, Switches, ceilings,
+    notice, open_device,
 };
 use crate::units::Seconds;
 
@@ -50,6 +51,15 @@ pub(super) enum WeightsFlag {
 }
 
 impl ModelFlags {
+    /// Opens a model and says on standard error what becomes of it in `variant`, if that is not plain to see.
+    pub(super) fn open(&self, source: &str, variant: &Variant) -> Result<Model> {
+        let model = Model::open(&self.spec(source))?;
+        if let Some(notice) = notice(&model, variant)? {
+            super::progress::say(&notice);
+        }
+        Ok(model)
+    }
+
     pub(super) fn spec(&self, source: &str) -> ModelSpec {
         ModelSpec {
             source: source.to_owned(),
@@ -240,6 +250,10 @@ pub(super) struct SpeedFlags {
     /// Whether a GPU records each decode step once and replays it as a CUDA graph, or launches kernel by kernel [default: on]
     #[arg(long, value_enum, value_name = "on|off")]
     pub(super) graphs: Option<Switch>,
+    /// Whether a kernel may start while the one before it ends (programmatic dependent launch, from compute capability 9
+    /// on) [default: on]
+    #[arg(long, value_enum, value_name = "on|off")]
+    pub(super) pdl: Option<Switch>,
     /// At least this many trials of each cell
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = parse_positive)]
     pub(super) trials: usize,
@@ -287,8 +301,12 @@ impl SpeedFlags {
         cells
     }
 
-    pub(super) fn graphs(&self) -> Option<bool> {
-        self.graphs.map(|switch| switch == Switch::On)
+    pub(super) fn switches(&self) -> Switches {
+        let state = |switch: Option<Switch>| switch.map(|switch| switch == Switch::On);
+        Switches {
+            graphs: state(self.graphs),
+            overlap: state(self.pdl),
+        }
     }
 
     /// The device's ceilings, measured now, unless they are not wanted.

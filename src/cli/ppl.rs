@@ -12,7 +12,6 @@ use super::args::{
 use super::progress::{Progress, say};
 use crate::error::Result;
 use crate::measure::Interrupt;
-use crate::model::Model;
 use crate::scheme::Variant;
 use crate::study::{Scoring, score_text};
 
@@ -24,7 +23,7 @@ pub(super) struct Args {
     /// tiny, a folder, a .gguf file, or a hub id such as org/name
     #[arg(long, default_value = "tiny", value_name = "MODEL")]
     model: String,
-    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, :smoothquant, :asym, :mse)
+    /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, :smoothquant, :asym, :mse)
     #[arg(long, default_value = "bf16", value_name = "VARIANT")]
     variant: Variant,
     /// Text to score: a file, or wikitext2 (from the hub) [default: the text that comes with tiny]
@@ -59,7 +58,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         &args.model,
     );
     let device = args.device.open()?;
-    let model = Model::open(&args.from.spec(&args.model))?;
+    let model = args.from.open(&args.model, &args.variant)?;
     let quantising = args.calibration.quantising();
     let scoring = Scoring {
         model: &model,

@@ -12,6 +12,7 @@ use super::args::{
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
+use crate::model::ModelSpec;
 use crate::results::{Store, Study, export, table};
 use crate::scheme::Variant;
 use crate::study::{self, Plan};
@@ -30,13 +31,9 @@ pub(super) struct Args {
         value_name = "MODEL"
     )]
     model: Vec<String>,
-    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, :smoothquant, :asym, :mse); each model's first is its base
-    #[arg(
-        long,
-        default_value = "bf16,int8,w4a16",
-        value_delimiter = ',',
-        value_name = "LIST"
-    )]
+    /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, :smoothquant, :asym, :mse); each model's
+    /// first is its base [default: bf16,int8,w4a16; for a quantised checkpoint bf16,as-is]
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
     variants: Vec<Variant>,
     /// Folder of the results; a second run with the same folder goes on where the first ended
     #[arg(long, default_value = "candlepower-study", value_name = "DIR")]
@@ -73,7 +70,7 @@ pub(super) struct Args {
 }
 
 impl Args {
-    fn plan(&self) -> Plan {
+    fn plan(&self) -> Result<Plan> {
         // Made-up weights predict nothing.
         let wanted = !self.no_ppl && self.from.weights != WeightsFlag::Dummy;
         let quality = wanted.then(|| {
@@ -86,37 +83,45 @@ impl Args {
                 &self.model[0],
             )
         });
-        Plan {
-            models: self
-                .model
-                .iter()
-                .map(|source| self.from.spec(source))
-                .collect(),
-            variants: self.variants.clone(),
+        let models: Vec<ModelSpec> = self
+            .model
+            .iter()
+            .map(|source| self.from.spec(source))
+            .collect();
+        let variants = if self.variants.is_empty() {
+            study::default_variants(&models, &["bf16", "int8", "w4a16"], &["bf16", "as-is"])?
+        } else {
+            self.variants.clone()
+        };
+        Ok(Plan {
+            models,
+            variants,
             cells: self.speed.cells(),
             quality,
             quantising: self.calibration.quantising(),
             act: self.device.dtype,
             engine: self.speed.engine.kind(),
-            graphs: self.speed.graphs(),
+            switches: self.speed.switches(),
             chunk: self.device.chunk,
             rule: self.speed.rule(),
             warm_up: self.speed.warm_up(),
             energy_window: self.speed.energy_window,
             seed: self.speed.seed,
             force: self.force,
-        }
+        })
     }
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
-    let plan = args.plan();
+    let plan = args.plan()?;
     plan.check()?;
     let device = args.device.open()?;
     plan.check_device(&device)?;
     let mut environment = study::environment(&device);
     // What cannot be opened leaves no folder behind.
-    study::check_inputs(&plan)?;
+    study::check_inputs(&plan)?
+        .iter()
+        .for_each(|note| say(note));
     let mut store = Store::open(&args.out)?;
     environment.ceilings = args.speed.ceilings(&device, interrupt)?;
     let mut progress = Progress::new();

@@ -1,21 +1,27 @@
 //! The forward pass of every family on one device: weights, cache, steps, and what is read off their logits. Does not
 //! know that it is timed, nor which text it reads.
 //!
-//! Reading order: [`Limits`] and [`Footprint`] (`limits`: what will be allocated, before it is) · [`DeviceWeights`]
-//! (`weights`, filled by `load`) · `transformer` (one step) · `replay` (a step recorded once) · [`Engine`] (`session`: prefill,
-//! decode, scoring) · [`Sampler`] · [`CandleEngine`] (`candle`: candle-transformers' own models, the baseline).
+//! Reading order: [`Limits`] and [`Footprint`] (`limits`: what will be allocated, before it is) · [`WeightSource`]
+//! (`source`: what weights are made from) · [`DeviceWeights`] (`weights`, filled by `load`) · `transformer` (one step) ·
+//! `replay` (a step recorded once) · [`Engine`] (`session`: prefill, decode, scoring) · [`Arrivals`] (`generate`: steps asked
+//! for ahead, tokens watched as they come) · [`Sampler`] · [`CandleEngine`] (`candle`: candle-transformers' own models, the
+//! baseline).
 
 mod candle;
+mod generate;
 mod limits;
 mod load;
 mod replay;
 mod sampler;
 mod session;
+mod source;
 mod transformer;
 mod weights;
 
 pub use candle::{CandleEngine, CandleModel};
+pub use generate::{Arrivals, DeviceTime};
 pub use limits::{Footprint, Limits};
 pub use sampler::{Sampler, Sampling};
 pub use session::{Engine, Prompt};
+pub use source::WeightSource;
 pub use weights::DeviceWeights;

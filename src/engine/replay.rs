@@ -36,6 +36,11 @@ impl Replays {
         self.enabled = enabled && matches!(device, Device::Gpu(_));
     }
 
+    /// Records every step anew.
+    pub(super) fn forget(&mut self) {
+        self.steps.clear();
+    }
+
     /// A step of `rows` sequences: `work`, or what was recorded of it.
     ///
     /// # Errors

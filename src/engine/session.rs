@@ -3,24 +3,30 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::generate::LINES;
 use super::limits::{Footprint, Limits};
 use super::replay::Replays;
 use super::sampler::Sampler;
-use super::transformer::Scratch;
+use super::transformer::{Scratch, Source};
 use super::weights::DeviceWeights;
 use crate::error::{Error, Result};
-use crate::kernels::Device;
+use crate::kernels::advance::{Advance, Feed};
 use crate::kernels::attention::Queries;
 use crate::kernels::sample::{Argmax, LogProb, NO_TOKEN};
+use crate::kernels::{Device, Mailbox};
 
 /// A model that is ready to run.
 pub struct Engine {
-    device: Device,
+    pub(super) device: Device,
     weights: DeviceWeights,
     limits: Limits,
     // Goes before the memory that it uses.
     replays: Replays,
-    scratch: Scratch,
+    pub(super) scratch: Scratch,
+    /// Where decode steps tell their tokens.
+    pub(super) mailbox: Arc<Mailbox>,
+    /// Decode steps that have been asked for since it was made; names those to come.
+    pub(super) told: u32,
     stop: Option<Arc<AtomicBool>>,
 }
 
@@ -55,6 +61,8 @@ impl Engine {
         let scratch = Scratch::new(&device, &weights, limits)?;
         Ok(Self {
             replays: Replays::new(&device),
+            mailbox: Arc::new(device.mailbox(limits.slots * LINES)?),
+            told: 0,
             device,
             weights,
             limits,
@@ -77,6 +85,18 @@ impl Engine {
     /// Whether decode steps are recorded and replayed.
     pub fn replays(&self) -> bool {
         self.replays.enabled()
+    }
+
+    /// How many steps the host may ask for ahead. Few make the mailbox small; for tests.
+    ///
+    /// # Errors
+    /// If the memory is not there.
+    #[doc(hidden)]
+    pub fn set_ahead(&mut self, steps: usize) -> Result<()> {
+        // What is recorded tells the mailbox that there was.
+        self.replays.forget();
+        self.mailbox = Arc::new(self.device.mailbox(self.limits.slots * steps)?);
+        Ok(())
     }
 
     /// Gives the weights back, so that an engine of other limits can be made of them.
@@ -155,30 +175,78 @@ impl Engine {
         let prompts = continued(tokens, positions);
         self.check(&prompts)?;
         self.check_stop()?;
+        let positions: Vec<u32> = positions.iter().map(|&p| p as u32).collect();
+        let numbers: Vec<u32> = (0..rows as u32).collect();
+        self.device
+            .upload(&mut self.scratch.feed.tokens, 0, tokens)?;
+        self.feed(&numbers, &positions)?;
+        self.next_step(rows)?;
+        self.picked_tokens(rows)
+    }
+
+    /// Says in which slots and at which positions the coming decode steps go on.
+    pub(super) fn feed(&mut self, slots: &[u32], positions: &[u32]) -> Result<()> {
+        let numbers: Vec<u32> = (0..slots.len() as u32).collect();
+        let Scratch { feed, steps, .. } = &mut self.scratch;
+        self.device.upload(&mut feed.slots, 0, slots)?;
+        self.device.upload(&mut feed.positions, 0, positions)?;
+        self.device.upload(&mut feed.rows, 0, &numbers)?;
+        self.device.upload(steps, 0, &[self.told])
+    }
+
+    /// Asks for a step of what was fed, whose tokens are fed to the one after and told to the mailbox.
+    pub(super) fn next_step(&mut self, rows: usize) -> Result<()> {
         let Self {
             device,
             weights,
             scratch,
             limits,
             replays,
+            mailbox,
             ..
         } = self;
-        let numbers: Vec<u32> = (0..rows as u32).collect();
-        let positions: Vec<u32> = positions.iter().map(|&p| p as u32).collect();
-        device.upload(&mut scratch.tokens, 0, tokens)?;
-        device.upload(&mut scratch.slots, 0, &numbers)?;
-        device.upload(&mut scratch.positions, 0, &positions)?;
-        device.upload(&mut scratch.rows, 0, &numbers)?;
         let pick = Argmax {
             rows,
             vocab: weights.config.vocab,
         };
         replays.step(device, rows, || {
-            scratch.forward(device, weights, rows, limits.capacity, Queries::Single)?;
-            scratch.head(device, weights, rows)?;
-            pick.run(device, &scratch.logits, &mut scratch.targets)
+            scratch.forward(
+                device,
+                weights,
+                Source::Feed,
+                rows,
+                limits.capacity,
+                Queries::Single,
+            )?;
+            scratch.head(device, weights, Source::Feed, rows)?;
+            pick.run(device, &scratch.logits, &mut scratch.targets)?;
+            advance(device, scratch, mailbox, Advance::whole(rows))
         })?;
-        self.picked_tokens(rows)
+        self.told = self.told.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Runs prompts in chunks; the tokens that they go on with are fed to the next step and told, nothing comes back.
+    pub(super) fn begin(&mut self, prompts: &[Prompt<'_>]) -> Result<()> {
+        let width = prompts.len();
+        self.run(
+            prompts,
+            |last| last,
+            |engine, picked| {
+                engine.pick(picked.len())?;
+                let first = picked.first().map_or(0, |p| p.prompt);
+                let rows = picked.len();
+                let op = Advance {
+                    first,
+                    rows,
+                    width,
+                    ends: first + rows == width,
+                };
+                advance(&engine.device, &mut engine.scratch, &engine.mailbox, op)
+            },
+        )?;
+        self.told = self.told.wrapping_add(1);
+        Ok(())
     }
 
     /// The tokens that argmax has left on the device.
@@ -186,13 +254,11 @@ impl Engine {
         let tokens = self
             .device
             .download::<u32>(&self.scratch.targets, 0..rows)?;
-        if tokens.contains(&NO_TOKEN) {
-            return Err(Error::Internal("the model's logits are all NaN".into()));
-        }
+        check_tokens(&tokens)?;
         Ok(tokens)
     }
 
-    fn check_stop(&self) -> Result<()> {
+    pub(super) fn check_stop(&self) -> Result<()> {
         let stopped = self
             .stop
             .as_ref()
@@ -322,14 +388,15 @@ impl Engine {
                 .collect();
             for picked in picked.chunks(self.limits.head_rows) {
                 let rows: Vec<u32> = picked.iter().map(|p| p.row).collect();
-                self.device.upload(&mut self.scratch.rows, 0, &rows)?;
+                self.device
+                    .upload(&mut self.scratch.prompt.rows, 0, &rows)?;
                 let Self {
                     device,
                     weights,
                     scratch,
                     ..
                 } = self;
-                device.enter(|| scratch.head(device, weights, rows.len()))?;
+                device.enter(|| scratch.head(device, weights, Source::Prompt, rows.len()))?;
                 take(self, picked)?;
             }
         }
@@ -346,9 +413,10 @@ impl Engine {
             ..
         } = self;
         let column = |f: fn(&Place) -> u32| places.iter().map(f).collect::<Vec<u32>>();
-        device.upload(&mut scratch.tokens, 0, &column(|p| p.token))?;
-        device.upload(&mut scratch.slots, 0, &column(|p| p.slot))?;
-        device.upload(&mut scratch.positions, 0, &column(|p| p.position))?;
+        let inputs = &mut scratch.prompt;
+        device.upload(&mut inputs.tokens, 0, &column(|p| p.token))?;
+        device.upload(&mut inputs.slots, 0, &column(|p| p.slot))?;
+        device.upload(&mut inputs.positions, 0, &column(|p| p.position))?;
         // Tokens of a prompt are neighbours.
         let alone = places.windows(2).all(|pair| pair[0].slot != pair[1].slot);
         let queries = if alone {
@@ -356,10 +424,19 @@ impl Engine {
         } else {
             Queries::Runs
         };
-        device.enter(|| scratch.forward(device, weights, places.len(), limits.capacity, queries))
+        device.enter(|| {
+            scratch.forward(
+                device,
+                weights,
+                Source::Prompt,
+                places.len(),
+                limits.capacity,
+                queries,
+            )
+        })
     }
 
-    fn check(&self, prompts: &[Prompt<'_>]) -> Result<()> {
+    pub(super) fn check(&self, prompts: &[Prompt<'_>]) -> Result<()> {
         let vocab = self.weights.config.vocab;
         for prompt in prompts {
             let end = prompt.start + prompt.tokens.len();
@@ -379,16 +456,20 @@ impl Engine {
     }
 
     fn argmax(&mut self, picked: &[Picked]) -> Result<Vec<u32>> {
+        self.pick(picked.len())?;
+        self.picked_tokens(picked.len())
+    }
+
+    /// The most likely token of each row of logits, left on the device.
+    fn pick(&mut self, rows: usize) -> Result<()> {
         let op = Argmax {
-            rows: picked.len(),
+            rows,
             vocab: self.weights.config.vocab,
         };
-        op.run(
-            &self.device,
-            &self.scratch.logits,
-            &mut self.scratch.targets,
-        )?;
-        self.picked_tokens(picked.len())
+        let Scratch {
+            logits, targets, ..
+        } = &mut self.scratch;
+        op.run(&self.device, logits, targets)
     }
 
     fn score(&mut self, targets: &[u32]) -> Result<Vec<f32>> {
@@ -412,6 +493,30 @@ impl Engine {
         self.device
             .download(&self.scratch.logits, 0..rows * self.weights.config.vocab)
     }
+}
+
+/// Closes a step: what was picked becomes the next one's input, and is told.
+fn advance(device: &Device, scratch: &mut Scratch, mailbox: &Mailbox, op: Advance) -> Result<()> {
+    let Scratch {
+        targets,
+        feed,
+        steps,
+        ..
+    } = scratch;
+    let feed = Feed {
+        tokens: &mut feed.tokens,
+        positions: &mut feed.positions,
+        steps,
+    };
+    op.run(device, targets, feed, mailbox)
+}
+
+/// Refuses what argmax gives where no logit is a number.
+pub(super) fn check_tokens(tokens: &[u32]) -> Result<()> {
+    if tokens.contains(&NO_TOKEN) {
+        return Err(Error::Internal("the model's logits are all NaN".into()));
+    }
+    Ok(())
 }
 
 /// One token more for each slot from the first on.

@@ -1,18 +1,20 @@
 //! One step of the forward pass: tokens in, hidden states out; and the head over some of them.
 
 use super::limits::Limits;
+use super::source::InputPath;
 use super::weights::{DeviceWeights, Projection};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::attention::{Attention, LayerCache, Places, Queries};
 use crate::kernels::embed::Gather;
 use crate::kernels::linear::{Input, Linear, LinearWeight};
 use crate::kernels::norm::RmsNorm;
 use crate::kernels::quantize::QuantizeAct;
 use crate::kernels::rope::{HeadNorms, RopeAppend, RopeTable};
+use crate::kernels::round_input::RoundInput;
 use crate::kernels::silu_mul::SiluMul;
 use crate::kernels::{Buf, BufType, Cost, Device};
 use crate::model::ModelConfig;
-use crate::scheme::{Activations, DType};
+use crate::scheme::DType;
 use crate::units::Bytes;
 
 /// Everything that a forward pass writes, allocated once.
@@ -23,21 +25,66 @@ pub(super) struct Scratch {
     attended: Buf,
     gate_up: Buf,
     gated: Buf,
-    codes: Option<Int8Input>,
-    pub(super) tokens: Buf,
-    pub(super) slots: Buf,
-    pub(super) positions: Buf,
+    rounding: InputBufs,
+    /// Inputs that the host writes.
+    pub(super) prompt: Inputs,
+    /// Inputs of decode steps, which the step before leaves here.
+    pub(super) feed: Inputs,
+    /// Decode steps so far: names the line of the mailbox.
+    pub(super) steps: Buf,
     picked: Buf,
     picked_normed: Buf,
     pub(super) logits: Buf,
-    pub(super) rows: Buf,
     pub(super) targets: Buf,
     pub(super) log_probs: Buf,
     rope: RopeTable,
     cache: Vec<LayerCache>,
 }
 
-/// Where a product's input goes on its way to int8.
+/// Which tokens a step runs, and which of them go through the head. All u32.
+pub(super) struct Inputs {
+    pub(super) tokens: Buf,
+    pub(super) slots: Buf,
+    pub(super) positions: Buf,
+    /// Numbers of the step's tokens whose logits are wanted.
+    pub(super) rows: Buf,
+}
+
+impl Inputs {
+    fn new(device: &Device, tokens: usize, rows: usize) -> Result<Self> {
+        let ids = |count| device.alloc(BufType::U32, count);
+        Ok(Self {
+            tokens: ids(tokens)?,
+            slots: ids(tokens)?,
+            positions: ids(tokens)?,
+            rows: ids(rows)?,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        [&self.tokens, &self.slots, &self.positions, &self.rows]
+            .iter()
+            .map(|buf| buf.bytes())
+            .sum()
+    }
+}
+
+/// Who wrote a step's inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The host: prompts, or tokens that it continues them with.
+    Prompt,
+    /// The step before.
+    Feed,
+}
+
+/// Where a product's input goes that is rounded first.
+struct InputBufs {
+    codes: Option<Int8Input>,
+    rounded: Option<Buf>,
+}
+
+/// Codes and scales of a product's input.
 struct Int8Input {
     codes: Buf,
     scales: Buf,
@@ -50,16 +97,19 @@ impl Scratch {
         let ids = |count| device.alloc(BufType::U32, count);
         let singles = |count| device.alloc(BufType::Float(DType::F32), count);
         let (tokens, rows) = (limits.chunk, limits.head_rows);
-        let codes = match weights.variant.activations {
-            Activations::Float => None,
-            Activations::Int8PerToken => {
-                let widest = config.hidden.max(config.intermediate).max(config.q_rows());
-                let codes = device.alloc(BufType::U8, tokens * widest)?;
-                Some(Int8Input {
-                    codes,
-                    scales: singles(tokens)?,
-                })
-            }
+        let widest = config.hidden.max(config.intermediate).max(config.q_rows());
+        let codes = if weights.has_codes() {
+            Some(Int8Input {
+                codes: device.alloc(BufType::U8, tokens * widest)?,
+                scales: singles(tokens)?,
+            })
+        } else {
+            None
+        };
+        let rounded = if weights.has_rounded() {
+            Some(numbers(tokens * widest)?)
+        } else {
+            None
         };
         let cached = limits.slots * limits.capacity * config.kv_rows();
         let layer = |_| {
@@ -77,14 +127,13 @@ impl Scratch {
             attended: numbers(tokens * config.q_rows())?,
             gate_up: numbers(tokens * 2 * config.intermediate)?,
             gated: numbers(tokens * config.intermediate)?,
-            codes,
-            tokens: ids(tokens)?,
-            slots: ids(tokens)?,
-            positions: ids(tokens)?,
+            rounding: InputBufs { codes, rounded },
+            prompt: Inputs::new(device, tokens, rows)?,
+            feed: Inputs::new(device, limits.slots, limits.slots)?,
+            steps: ids(1)?,
             picked: numbers(rows * config.hidden)?,
             picked_normed: numbers(rows * config.hidden)?,
             logits: singles(rows * config.vocab)?,
-            rows: ids(rows)?,
             targets: ids(rows)?,
             log_probs: singles(rows)?,
             rope: RopeTable::new(device, &frequencies, limits.capacity)?,
@@ -111,30 +160,29 @@ impl Scratch {
             &self.attended,
             &self.gate_up,
             &self.gated,
-            &self.tokens,
-            &self.slots,
-            &self.positions,
+            &self.steps,
             &self.picked,
             &self.picked_normed,
             &self.logits,
-            &self.rows,
             &self.targets,
             &self.log_probs,
         ];
-        let codes = self
-            .codes
+        let InputBufs { codes, rounded } = &self.rounding;
+        let codes = codes
             .as_ref()
-            .map_or(0, |c| c.codes.bytes() + c.scales.bytes());
+            .map_or(0, |c| c.codes.bytes() + c.scales.bytes())
+            + rounded.as_ref().map_or(0, Buf::bytes);
         let buffers: usize = buffers.iter().map(|buf| buf.bytes()).sum();
-        Bytes((buffers + codes + self.rope.bytes()) as u64)
+        let inputs = self.prompt.bytes() + self.feed.bytes();
+        Bytes((buffers + codes + inputs + self.rope.bytes()) as u64)
     }
 
-    /// Runs `count` tokens, whose ids, slots and positions are on the device, through all layers.
-    /// `queries` says how they stand in their slots.
+    /// Runs the first `count` tokens of `source` through all layers. `queries` says how they stand in their slots.
     pub(super) fn forward(
         &mut self,
         device: &Device,
         weights: &DeviceWeights,
+        source: Source,
         count: usize,
         capacity: usize,
         queries: Queries,
@@ -148,11 +196,16 @@ impl Scratch {
         let crate::kernels::linear::WeightData::Plain(table) = &weights.embedding.data else {
             unreachable!("embeddings are plain");
         };
-        gather.run(device, &self.tokens, table, &mut self.hidden)?;
+        let tokens = match source {
+            Source::Prompt => &self.prompt.tokens,
+            Source::Feed => &self.feed.tokens,
+        };
+        gather.run(device, tokens, table, &mut self.hidden)?;
         for layer in 0..config.layers {
             self.layer(
                 device,
                 weights,
+                source,
                 layer,
                 attention_op(config, count, capacity, queries),
             )?;
@@ -164,6 +217,7 @@ impl Scratch {
         &mut self,
         device: &Device,
         weights: &DeviceWeights,
+        source: Source,
         index: usize,
         attention: Attention,
     ) -> Result<()> {
@@ -175,9 +229,13 @@ impl Scratch {
             width: config.hidden,
             eps: config.norm_eps,
         };
+        let inputs = match source {
+            Source::Prompt => &self.prompt,
+            Source::Feed => &self.feed,
+        };
         let places = Places {
-            slots: &self.slots,
-            positions: &self.positions,
+            slots: &inputs.slots,
+            positions: &inputs.positions,
         };
         let head_norms = layer.head_norms.as_ref().map(|(q, k)| HeadNorms {
             q,
@@ -194,7 +252,7 @@ impl Scratch {
         project(
             device,
             &self.normed,
-            &mut self.codes,
+            &mut self.rounding,
             &layer.qkv,
             count,
             false,
@@ -206,7 +264,7 @@ impl Scratch {
         project(
             device,
             &self.attended,
-            &mut self.codes,
+            &mut self.rounding,
             &layer.output,
             count,
             true,
@@ -217,7 +275,7 @@ impl Scratch {
         project(
             device,
             &self.normed,
-            &mut self.codes,
+            &mut self.rounding,
             &layer.gate_up,
             count,
             false,
@@ -231,7 +289,7 @@ impl Scratch {
         project(
             device,
             &self.gated,
-            &mut self.codes,
+            &mut self.rounding,
             &layer.down,
             count,
             true,
@@ -239,20 +297,25 @@ impl Scratch {
         )
     }
 
-    /// Logits (f32, `[count, vocab]`) of the hidden states whose numbers are in `rows` on the device.
+    /// Logits (f32, `[count, vocab]`) of the hidden states whose numbers are the first `rows` of `source`.
     pub(super) fn head(
         &mut self,
         device: &Device,
         weights: &DeviceWeights,
+        source: Source,
         count: usize,
     ) -> Result<()> {
         let config = &weights.config;
+        let rows = match source {
+            Source::Prompt => &self.prompt.rows,
+            Source::Feed => &self.feed.rows,
+        };
         let gather = Gather {
             count,
             rows: self.hidden.len() / config.hidden,
             width: config.hidden,
         };
-        gather.run(device, &self.rows, &self.hidden, &mut self.picked)?;
+        gather.run(device, rows, &self.hidden, &mut self.picked)?;
         let norm = RmsNorm {
             rows: count,
             width: config.hidden,
@@ -290,11 +353,11 @@ fn attention_op(
     }
 }
 
-/// A linear layer; its input goes through int8 where the variant says so.
+/// A linear layer; its input is rounded first where the layer says so.
 fn project(
     device: &Device,
     x: &Buf,
-    int8: &mut Option<Int8Input>,
+    rounding: &mut InputBufs,
     projection: &Projection,
     tokens: usize,
     accumulate: bool,
@@ -302,16 +365,35 @@ fn project(
 ) -> Result<()> {
     let product = Linear { tokens, accumulate };
     let (weight, bias) = (&projection.weight, projection.bias.as_ref());
-    match int8 {
-        None => product.run(device, Input::Float(x), weight, bias, out),
-        Some(Int8Input { codes, scales }) => {
-            QuantizeAct {
-                tokens,
-                width: weight.k,
-            }
-            .run(device, x, codes, scales)?;
+    let width = weight.k;
+    match (projection.input, rounding) {
+        (InputPath::Float, _) => product.run(device, Input::Float(x), weight, bias, out),
+        (
+            InputPath::Codes,
+            InputBufs {
+                codes: Some(Int8Input { codes, scales }),
+                ..
+            },
+        ) => {
+            QuantizeAct { tokens, width }.run(device, x, codes, scales)?;
             product.run(device, Input::Int8 { codes, scales }, weight, bias, out)
         }
+        (
+            InputPath::Rounded(rule),
+            InputBufs {
+                rounded: Some(rounded),
+                ..
+            },
+        ) => {
+            let op = RoundInput {
+                tokens,
+                width,
+                rounding: rule,
+            };
+            op.run(device, x, rounded)?;
+            product.run(device, Input::Float(rounded), weight, bias, out)
+        }
+        _ => Err(Error::Internal("no room for rounded inputs".into())),
     }
 }
 

@@ -2,6 +2,7 @@
 //! shapes), what it costs, how it is planned, its CPU reference, and its launch on a GPU behind the same `run`.
 //! Nothing here has ever heard of a model.
 
+pub mod advance;
 pub mod attention;
 mod cost;
 pub mod device;
@@ -9,10 +10,12 @@ pub mod embed;
 pub mod fill;
 pub mod gpu;
 pub mod linear;
+pub mod mailbox;
 pub mod norm;
 mod parallel;
 pub mod quantize;
 pub mod rope;
+pub mod round_input;
 pub mod sample;
 pub mod silu_mul;
 mod simd;
@@ -20,6 +23,7 @@ pub mod stream;
 
 pub use cost::Cost;
 pub use device::{Buf, BufType, Device};
+pub use mailbox::Mailbox;
 pub use simd::Level as SimdLevel;
 
 use crate::error::{Error, Result};

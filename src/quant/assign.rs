@@ -143,8 +143,7 @@ impl Assignment<'_> {
             (WeightScheme::Int4 { .. }, false) => {
                 (CodeFormat::U4, self.variant.group_for(&name, k)?)
             }
-            #[allow(unreachable_patterns)] // whatever else a variant may be is not made here
-            _ => {
+            (WeightScheme::AsIs, false) => {
                 return Err(Error::Usage(format!(
                     "'{}' is no scheme to quantise to",
                     self.variant

@@ -127,6 +127,8 @@ struct SpeedColumns<'a> {
     itl_p90_ms: Option<f64>,
     itl_p95_ms: Option<f64>,
     itl_p99_ms: Option<f64>,
+    device_itl_mean_ms: Option<f64>,
+    host_gap_percent: Option<f64>,
     tpot_p50_ms: Option<f64>,
     e2e_mean_ms: Option<f64>,
     e2e_p50_ms: Option<f64>,
@@ -219,6 +221,7 @@ fn speed_columns<'a>(variant: &'a Variant, speed: Option<&'a Speed>) -> SpeedCol
         amount.best().map(|bytes| bytes.0)
     };
     let energy = speed.and_then(Speed::energy_use);
+    let device = speed.and_then(|s| s.device);
     let prefilled = speed.and_then(|s| s.prefill_utilisation.as_ref());
     let decoded = speed.and_then(|s| s.decode_utilisation.as_ref());
     SpeedColumns {
@@ -256,6 +259,8 @@ fn speed_columns<'a>(variant: &'a Variant, speed: Option<&'a Speed>) -> SpeedCol
         itl_p90_ms: itl.and_then(|s| s.p90),
         itl_p95_ms: itl.and_then(|s| s.p95),
         itl_p99_ms: itl.and_then(|s| s.p99),
+        device_itl_mean_ms: device.and_then(|d| d.itl_ms),
+        host_gap_percent: device.and_then(|d| d.host_gap_percent),
         tpot_p50_ms: stats(|s| s.tpot_ms).map(|s| s.p50),
         e2e_mean_ms: e2e.map(|s| s.mean),
         e2e_p50_ms: e2e.map(|s| s.p50),

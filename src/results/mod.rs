@@ -28,6 +28,7 @@ pub mod table;
 mod timing;
 mod verdict;
 mod view;
+mod waterfall;
 mod wire;
 
 #[cfg(test)]
@@ -38,6 +39,7 @@ pub use record::Record;
 pub use store::Store;
 pub use study::Study;
 pub use view::Quality;
+pub use waterfall::waterfall;
 
 use serde_json::{Value, json};
 

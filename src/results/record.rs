@@ -315,6 +315,17 @@ pub struct Trial {
     pub e2e: Seconds,
     /// The gaps between consecutive tokens, one per step: the rows of a batch share it.
     pub itl: Vec<Seconds>,
+    /// The same work by the device's own clock; `None` where it has none.
+    pub device: Option<DeviceTime>,
+}
+
+/// How long a device was at a trial, by its own clock. What the host saw beyond that is the host's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DeviceTime {
+    /// From the prompts' first launch to the first tokens.
+    pub prefill: Seconds,
+    /// From there to the last tokens.
+    pub decode: Seconds,
 }
 
 /// Where the device memory went.

@@ -244,12 +244,27 @@ pub struct Speed {
     /// How near decode comes to what the device can do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decode_utilisation: Option<Utilisation>,
+    /// The same work by the device's own clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceFigures>,
     /// Where the device memory went.
     pub memory: Option<Memory>,
     /// What its work draws.
     pub energy: Option<Energy>,
     /// Whether no variant beats it in both quality and decode speed in this cell.
     pub on_pareto_front: bool,
+}
+
+/// What the device's own clock says of a cell: sums over sums.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DeviceFigures {
+    /// A prefill, up to the first tokens.
+    pub prefill_ms: f64,
+    /// A decode step; null where nothing was decoded.
+    pub itl_ms: Option<f64>,
+    /// 100 × the part of the inter-token latency that the device did not take; null where nothing was decoded. Near zero
+    /// where the host keeps up, and negative by what the clocks differ.
+    pub host_gap_percent: Option<f64>,
 }
 
 /// How near some work comes to what the device can do. Bytes and operations are what its shapes need at least, so the

@@ -203,6 +203,9 @@ pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
         of("vs base", 11, &|s| s.speedup_vs_base.map(format::factor)),
         of("ITL p50\nms", 10, &|s| Some(format::plain(s.itl_ms?.p50))),
         of("ITL p99\nms", 3, &|s| s.itl_ms?.p99.map(format::plain)),
+        of("host gap\n%", 2, &|s| {
+            Some(format!("{:.1}", s.device?.host_gap_percent?))
+        }),
         of("TTFT p50\nms", 9, &|s| Some(format::plain(s.ttft_ms?.p50))),
         of("memory", 8, &|s| Some(s.memory?.total.best()?.to_string())),
         of("energy\nJ/token", 6, &|s| {

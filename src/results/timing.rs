@@ -3,7 +3,8 @@
 use super::record;
 use super::roofline::{Cost, Limits};
 use super::study::{
-    Amount, Energy, EnergyUse, Histogram, Interval, Memory, Speed, Stats, Utilisation,
+    Amount, DeviceFigures, Energy, EnergyUse, Histogram, Interval, Memory, Speed, Stats,
+    Utilisation,
 };
 use crate::stats::{self, Ratio, Summary};
 use crate::units::{Bytes, Seconds};
@@ -63,6 +64,7 @@ pub(super) fn measured(cell: record::Cell, speed: &record::Speed) -> Speed {
                 seconds_each(trials, decoded),
             )
         }),
+        device: device(trials),
         memory: Some(speed.memory.into()),
         energy: Some(energy(&speed.energy)),
         ..empty(cell)
@@ -92,6 +94,7 @@ fn empty(cell: record::Cell) -> Speed {
         speedup_vs_base: None,
         prefill_utilisation: None,
         decode_utilisation: None,
+        device: None,
         memory: None,
         energy: None,
         on_pareto_front: false,
@@ -112,6 +115,25 @@ fn rates(
             whole: time.0,
         })
         .collect()
+}
+
+/// What the device's clock says; `None` unless it was read in every trial.
+fn device(trials: &[record::Trial]) -> Option<DeviceFigures> {
+    let read: Vec<_> = trials
+        .iter()
+        .map(|trial| Some((trial, trial.device?)))
+        .collect::<Option<_>>()?;
+    let sum = |figure: &dyn Fn(&(&record::Trial, record::DeviceTime)) -> f64| -> f64 {
+        read.iter().map(figure).sum()
+    };
+    let steps = sum(&|(trial, _)| trial.itl.len() as f64);
+    let (host, own) = (sum(&|(t, _)| t.decode.0), sum(&|(_, d)| d.decode.0));
+    let decoded = steps > 0.0 && host > 0.0;
+    Some(DeviceFigures {
+        prefill_ms: 1e3 * sum(&|(_, d)| d.prefill.0) / read.len().max(1) as f64,
+        itl_ms: decoded.then(|| 1e3 * own / steps),
+        host_gap_percent: decoded.then(|| 100.0 * (host - own) / host),
+    })
 }
 
 /// A trial's prefill: once, and the seconds that it took.
@@ -277,7 +299,27 @@ mod tests {
             decode,
             e2e: Seconds(ttft) + decode,
             itl,
+            device: None,
         }
+    }
+
+    #[test]
+    fn what_the_device_did_not_take_is_the_hosts() {
+        let clocked = |own| record::Trial {
+            device: Some(record::DeviceTime {
+                prefill: Seconds(0.05),
+                decode: Seconds(own),
+            }),
+            ..trial(0.2, &[0.01, 0.03])
+        };
+        let figures = measured(CELL, &speed(vec![clocked(0.036), clocked(0.04)]));
+        let device = figures.device.unwrap();
+        assert!((device.prefill_ms - 50.0).abs() < 1e-9);
+        assert!((device.itl_ms.unwrap() - 19.0).abs() < 1e-9);
+        assert!((device.host_gap_percent.unwrap() - 5.0).abs() < 1e-9);
+        // One trial without makes it none: a mean over some would not be the cell's.
+        let some = measured(CELL, &speed(vec![clocked(0.036), trial(0.2, &[0.01])]));
+        assert_eq!(some.device, None);
     }
 
     fn speed(trials: Vec<record::Trial>) -> record::Speed {

@@ -19,6 +19,8 @@ pub enum WeightScheme {
         /// The wished group; a layer takes the largest of it, 64 and 32 that divides its K.
         group: usize,
     },
+    /// As the checkpoint has them, layer by layer: quantised or not.
+    AsIs,
 }
 
 /// What a linear layer's input is turned into before the product.
@@ -28,6 +30,8 @@ pub enum Activations {
     Float,
     /// Eight bits, symmetric, one scale per token, found on the fly.
     Int8PerToken,
+    /// As the checkpoint says, layer by layer.
+    AsIs,
 }
 
 /// How codes are chosen.
@@ -47,6 +51,8 @@ pub enum Method {
     SmoothQuant,
     /// SmoothQuant's scales, GPTQ's codes.
     SmoothQuantGptq,
+    /// Nothing is done here; the checkpoint has its own.
+    AsIs,
 }
 
 impl Method {
@@ -60,12 +66,13 @@ impl Method {
             Self::AwqGptq => "awq+gptq",
             Self::SmoothQuant => "smoothquant",
             Self::SmoothQuantGptq => "smoothquant+gptq",
+            Self::AsIs => "as-is",
         }
     }
 
     /// Whether it looks at what the layers are given when the model reads a text.
     pub const fn is_calibrated(self) -> bool {
-        !matches!(self, Self::None | Self::Rtn)
+        !matches!(self, Self::None | Self::Rtn | Self::AsIs)
     }
 
     /// Whether it scales inputs by AWQ's search.
@@ -118,7 +125,7 @@ pub struct QuantScheme {
 }
 
 /// Every base name a variant may have.
-const BASES: &str = "bf16, f16, f32, int8, w8a8, w4a16";
+const BASES: &str = "as-is, bf16, f16, f32, int8, w8a8, w4a16";
 
 impl Variant {
     /// A variant that keeps plain weights of this type.
@@ -136,7 +143,9 @@ impl Variant {
     /// Whether codes are found as weights are loaded, row by row and without data; other variants are made by
     /// quantising the model first.
     pub const fn is_made_on_load(&self) -> bool {
-        matches!(self.method, Method::None | Method::Rtn) && self.symmetric && !self.mse
+        matches!(self.method, Method::None | Method::Rtn | Method::AsIs)
+            && self.symmetric
+            && !self.mse
     }
 
     /// How codes are found, in the words of a record.
@@ -145,20 +154,33 @@ impl Variant {
         format!("{}{range}", self.method.name())
     }
 
-    /// The scheme in the terms of a record.
-    pub fn scheme(&self) -> QuantScheme {
+    /// The variant that leaves a checkpoint as it is.
+    pub fn as_is() -> Self {
+        Self {
+            name: "as-is".to_owned(),
+            weights: WeightScheme::AsIs,
+            activations: Activations::AsIs,
+            method: Method::AsIs,
+            symmetric: true,
+            mse: false,
+        }
+    }
+
+    /// The scheme in the terms of a record; `None` where only the checkpoint knows it.
+    pub fn scheme(&self) -> Option<QuantScheme> {
         let (bits, group_size, symmetric) = match self.weights {
             WeightScheme::Plain(dtype) => (dtype.size() * 8, None, None),
             WeightScheme::Int8 => (8, None, Some(self.symmetric)),
             WeightScheme::Int4 { group } => (4, Some(group), Some(self.symmetric)),
+            WeightScheme::AsIs => return None,
         };
-        QuantScheme {
+        Some(QuantScheme {
             bits,
             group_size,
             symmetric,
             activations: self.activations,
             method: self.method,
-        }
+        })
     }
 
     /// The group that a layer with `k` input features gets, `k` itself for one scale per row.
@@ -167,7 +189,7 @@ impl Variant {
     /// If no group of the scheme divides `k`; `layer` names the culprit.
     pub fn group_for(&self, layer: &str, k: usize) -> Result<usize> {
         match self.weights {
-            WeightScheme::Plain(_) | WeightScheme::Int8 => Ok(k),
+            WeightScheme::Plain(_) | WeightScheme::Int8 | WeightScheme::AsIs => Ok(k),
             WeightScheme::Int4 { group } => [group, 64, BLOCK]
                 .into_iter()
                 .find(|&g| g <= group && k.is_multiple_of(g))
@@ -195,6 +217,7 @@ impl FromStr for Variant {
         let mut parts = s.split(':');
         let base = parts.next().unwrap_or_default();
         let mut variant = match base {
+            "as-is" => Self::as_is(),
             "int8" | "w8a16" => Self::quantised(s, WeightScheme::Int8, Activations::Float),
             "w8a8" => Self::quantised(s, WeightScheme::Int8, Activations::Int8PerToken),
             "w4a16" => Self::quantised(s, WeightScheme::Int4 { group: 128 }, Activations::Float),
@@ -231,6 +254,9 @@ impl Variant {
         match (option, &mut self.weights) {
             (_, WeightScheme::Plain(_)) => Err(format!(
                 "variant '{name}': '{option}' fits no plain weights"
+            )),
+            (_, WeightScheme::AsIs) => Err(format!(
+                "variant '{name}': '{option}': nothing is done to weights that stay as they are"
             )),
             ("rtn", _) => Ok(()),
             ("gptq", _) => {
@@ -310,7 +336,7 @@ mod tests {
         );
         let asym: Variant = "w4a16:awq:gptq:asym:g32".parse().unwrap();
         assert_eq!((asym.method, asym.symmetric), (Method::AwqGptq, false));
-        assert_eq!(asym.scheme().symmetric, Some(false));
+        assert_eq!(asym.scheme().unwrap().symmetric, Some(false));
         let smooth: Variant = "w8a8:smoothquant:mse".parse().unwrap();
         assert_eq!(smooth.method_name(), "smoothquant, mse ranges");
         for (name, on_load) in [
@@ -334,6 +360,7 @@ mod tests {
             "w8a8:awq",
             "w8a8:asym",
             "w4a16:awq:mse",
+            "as-is:g64",
         ] {
             assert!(bad.parse::<Variant>().is_err(), "{bad}");
         }

@@ -1,6 +1,7 @@
 //! One cell of a sweep: warm up, repeat, keep every sample.
 //!
-//! Inside the timer: handing the tokens over, the forward pass, picking the next token, and its way to the host.
+//! Inside the timer: handing the prompts over, the forward pass, picking the next token, and its way to the host. On a GPU
+//! all steps are asked for ahead and each token is stamped as it arrives; the device's own clock is read beside the host's.
 //! Outside: making prompts, allocating, filling the cache to the wanted depth.
 
 use std::sync::Arc;
@@ -9,8 +10,8 @@ use super::plan::{Plan, positions};
 use super::prompts::random_tokens;
 use super::runner::Runner;
 use super::work;
-use crate::engine::Limits;
-use crate::error::Result;
+use crate::engine::{Arrivals, Limits};
+use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::energy::energy_in;
 use crate::measure::interrupt::Interrupt;
@@ -19,7 +20,9 @@ use crate::measure::sampler::{DEFAULT_PERIOD, PowerSource, Sampler};
 use crate::measure::trial;
 use crate::measure::window::Window;
 use crate::results::environment::Ceilings;
-use crate::results::record::{Amount, Cell, Energy, EnergyUse, Memory, Speed, Trial, Work};
+use crate::results::record::{
+    Amount, Cell, DeviceTime, Energy, EnergyUse, Memory, Speed, Trial, Work,
+};
 use crate::units::{Bytes, Clock};
 
 /// Chunks of a prompt that the CPU and a GPU take by default: large enough to be limited by arithmetic.
@@ -47,6 +50,26 @@ pub(super) fn limits(plan: &Plan, device: &Device, cell: &Cell) -> Limits {
         Device::Gpu(_) => GPU_CHUNK,
     });
     Limits::new(cell.batch, positions(cell), chunk)
+}
+
+/// What the stamps of a batch say.
+fn trial_of(arrivals: &Arrivals) -> Result<Trial> {
+    let (Some(&first), Some(&last)) = (arrivals.at.first(), arrivals.at.last()) else {
+        return Err(Error::Internal("a trial without tokens".into()));
+    };
+    let gaps = arrivals.at.windows(2).map(|pair| pair[1] - pair[0]);
+    let ttft = first - arrivals.start;
+    Ok(Trial {
+        ttft,
+        prefill: ttft,
+        decode: last - first,
+        e2e: last - arrivals.start,
+        itl: gaps.collect(),
+        device: arrivals.device.map(|time| DeviceTime {
+            prefill: time.prefill,
+            decode: time.decode,
+        }),
+    })
 }
 
 impl Bench<'_> {
@@ -120,26 +143,8 @@ impl Bench<'_> {
                 .map(|(d, p)| [d, p].concat())
                 .collect();
         }
-        let clock = &*self.clock;
-        let start = clock.now();
-        let mut tokens = runner.prefill(&prompts, cell.depth)?;
-        let first = clock.now();
-        let mut last = first;
-        let mut itl = Vec::with_capacity(cell.generate);
-        for step in 1..cell.generate {
-            tokens = runner.decode(&tokens, cell.depth + cell.prompt + step - 1)?;
-            let now = clock.now();
-            itl.push(now - last);
-            last = now;
-        }
-        let ttft = first - start;
-        Ok(Trial {
-            ttft,
-            prefill: ttft,
-            decode: last - first,
-            e2e: last - start,
-            itl,
-        })
+        let arrivals = runner.generate(&prompts, cell.depth, cell.generate, &*self.clock)?;
+        trial_of(&arrivals)
     }
 
     fn memory(&self, runner: &Runner, predicted: Option<crate::engine::Footprint>) -> Memory {
@@ -181,11 +186,13 @@ impl Bench<'_> {
             tokens = runner.prefill(&prompts, cell.depth)?;
             Ok(1)
         })?;
+        // Each token goes on as a prompt of one, and with it come as many steps as fit behind the prompt.
+        let steps_each = (cell.generate - 1).max(1);
         let (decode, steps) = self.repeat(|| {
-            for step in 1..cell.generate.max(2) {
-                tokens = runner.decode(&tokens, cell.depth + cell.prompt + step - 1)?;
-            }
-            Ok(cell.generate.max(2) - 1)
+            let last: Vec<Vec<u32>> = tokens.iter().map(|&token| vec![token]).collect();
+            let at = cell.depth + cell.prompt;
+            runner.generate(&last, at, steps_each, &*self.clock)?;
+            Ok(steps_each)
         })?;
         let tape = sampler.stop();
         let (in_prefill, in_decode) = (energy_in(&tape, prefill), energy_in(&tape, decode));

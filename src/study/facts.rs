@@ -175,25 +175,41 @@ pub(super) fn file_scheme(model: &Model, variant: &Variant) -> Result<(String, S
     Ok((blocks.to_lowercase(), scheme))
 }
 
-/// The scheme of a variant whose weights come in precision `source`; `samples` is what calibrated methods read.
+/// The scheme of a variant of `model`, whose weights come in precision `source`; `samples` is what calibrated
+/// methods read.
 pub(super) fn scheme(
+    model: &Model,
     variant: &Variant,
-    source: Option<DType>,
+    source: DType,
     samples: Option<&Samples>,
-) -> Scheme {
-    let scheme = variant.scheme();
+) -> Result<Scheme> {
+    let stored = model.weights.stored_scheme(&model.config)?;
+    let Some(scheme) = variant.scheme() else {
+        return Ok(Scheme {
+            bits: stored.bits,
+            group_size: stored.group,
+            symmetric: stored.symmetric,
+            activations: stored.activations,
+            method: stored.method,
+            scale_dtype: stored.scales.map(|dtype| dtype.name().to_owned()),
+        });
+    };
+    let method = describe_method(variant, samples);
     let packed = !matches!(variant.weights, WeightScheme::Plain(_));
-    Scheme {
+    Ok(Scheme {
         bits: scheme.bits,
         group_size: scheme.group_size,
         symmetric: scheme.symmetric,
         activations: match scheme.activations {
-            Activations::Float => "float".to_owned(),
+            Activations::Float | Activations::AsIs => "float".to_owned(),
             Activations::Int8PerToken => "int8-per-token".to_owned(),
         },
-        method: describe_method(variant, samples),
-        scale_dtype: source
-            .filter(|_| packed)
-            .map(|dtype| dtype.name().to_owned()),
-    }
+        // What was quantised once is no longer what the model's makers gave away.
+        method: match (&model.config.quantization, packed) {
+            (None, _) => method,
+            (Some(_), true) => format!("{method} of dequantised {}", stored.method),
+            (Some(_), false) => format!("dequantised {}", stored.method),
+        },
+        scale_dtype: packed.then(|| source.name().to_owned()),
+    })
 }

@@ -1,6 +1,7 @@
 //! Where both sides meet: what to run ([`Plan`]), running one point of it, and putting points on record. Prints
 //! nothing: progress goes to a [`Watcher`].
 
+mod ablate;
 mod bench;
 mod ceilings;
 mod facts;
@@ -13,14 +14,17 @@ mod run;
 mod runner;
 mod sensors;
 mod single;
+mod stored;
 mod verify;
 mod work;
 
+pub use ablate::stages;
 pub use ceilings::{Effort, ceilings};
 pub use facts::{environment, gpu_facts};
-pub use plan::{DeviceChoice, EngineKind, Plan, QualityPlan, open_device};
+pub use plan::{DeviceChoice, EngineKind, Plan, QualityPlan, Switches, open_device};
 pub use prompts::random_tokens;
 pub use quantise::{Calibration, CheckpointWish, QuantiseWatch, Quantising};
 pub use run::{Outcome, Stage, Watcher, check_inputs, run};
 pub use runner::activation_dtype;
 pub use single::{Generated, Generation, Scoring, TextScore, generate, logits, score_text};
+pub use stored::{default_variants, notice};

@@ -29,8 +29,8 @@ pub struct Plan {
     pub act: Option<DType>,
     /// What runs the model.
     pub engine: EngineKind,
-    /// Whether decode steps are recorded and replayed; `None` for the device's habit, which is to where it can.
-    pub graphs: Option<bool>,
+    /// What the engine does without.
+    pub switches: Switches,
     /// Tokens of one step; longer prompts go in chunks. The device's default where `None`.
     pub chunk: Option<usize>,
     /// How often a cell is repeated.
@@ -43,6 +43,35 @@ pub struct Plan {
     pub seed: u64,
     /// Measures points anew that are on record.
     pub force: bool,
+}
+
+/// What may be switched off, to see what it is worth. `None` for the device's habit, which is on wherever it can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Switches {
+    /// Whether decode steps are recorded once and replayed as a CUDA graph.
+    pub graphs: Option<bool>,
+    /// Whether a kernel may start while the one before it ends (programmatic dependent launch).
+    pub overlap: Option<bool>,
+}
+
+impl Switches {
+    /// Each switch with its flag, and how records name an engine without it.
+    fn each(&self) -> [(Option<bool>, &'static str, &'static str); 2] {
+        [
+            (self.graphs, "--graphs", "launch by launch"),
+            (self.overlap, "--pdl", "no overlap"),
+        ]
+    }
+
+    /// From everything off to everything as it is by habit, one more at each step: last what counts only once launches are
+    /// cheap.
+    pub(super) fn ladder() -> Vec<Self> {
+        let off = Some(false);
+        let steps = [(off, off), (None, off), (None, None)];
+        steps
+            .map(|(graphs, overlap)| Self { graphs, overlap })
+            .to_vec()
+    }
 }
 
 /// The text to score and how.
@@ -109,11 +138,13 @@ pub fn open_device(choice: DeviceChoice) -> Result<(Device, String)> {
 impl Plan {
     /// What runs the model and how, as records name it.
     pub fn engine_name(&self) -> String {
-        let name = self.engine.name();
-        if self.graphs == Some(false) {
-            return format!("{name}, launch by launch");
+        let mut name = self.engine.name().to_owned();
+        for (switch, _, without) in self.switches.each() {
+            if switch == Some(false) {
+                name = format!("{name}, {without}");
+            }
         }
-        name.to_owned()
+        name
     }
 
     /// Refuses switches that `device` does not have.
@@ -122,13 +153,15 @@ impl Plan {
     /// [`Error::Usage`] that names the flag.
     pub fn check_device(&self, device: &Device) -> Result<()> {
         let own = self.engine == EngineKind::Candlepower;
-        if self.graphs.is_some() && !(own && matches!(device, Device::Gpu(_))) {
-            return Err(Error::Usage(
-                "--graphs is for candlepower's engine on a GPU: nothing else records its steps"
-                    .into(),
-            ));
+        let given = self.switches.each().into_iter().find(|s| s.0.is_some());
+        match given {
+            Some((_, flag, _)) if !(own && matches!(device, Device::Gpu(_))) => {
+                Err(Error::Usage(format!(
+                    "{flag} is for candlepower's engine on a GPU: nothing else launches kernels"
+                )))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Refuses what cannot be run whatever the model.

@@ -209,17 +209,12 @@ impl Quantising {
         };
         Ok(Source::Made(Box::new(Made {
             model: Model::open(&spec)?,
-            variant: as_is()?,
+            variant: Variant::as_is(),
             folder,
             found,
             _scratch: scratch,
         })))
     }
-}
-
-/// The variant that loads a checkpoint as it is.
-fn as_is() -> Result<Variant> {
-    "as-is".parse().map_err(Error::Internal)
 }
 
 /// The method of a calibrated variant with what it read, so that another text is another point.

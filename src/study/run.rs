@@ -9,8 +9,9 @@ use super::facts;
 use super::plan::{EngineKind, Plan, positions};
 use super::quality::{self, ScoredText};
 use super::runner::{Runner, activation_dtype};
+use super::stored::notice;
 use super::verify::verify;
-use crate::engine::{DeviceWeights, Footprint};
+use crate::engine::{DeviceWeights, Footprint, WeightSource};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::memory::{HostMemory, PeakMeter};
@@ -52,7 +53,7 @@ pub trait Watcher {
 }
 
 /// What a run came to.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Outcome {
     /// The records of the plan's points, in its order; fewer if the run was interrupted.
     pub records: Vec<Record>,
@@ -60,6 +61,15 @@ pub struct Outcome {
     pub failed: usize,
     /// Whether the user stopped it.
     pub interrupted: bool,
+}
+
+impl Outcome {
+    /// Takes over what another run came to.
+    pub fn add(&mut self, other: Self) {
+        self.records.extend(other.records);
+        self.failed += other.failed;
+        self.interrupted |= other.interrupted;
+    }
 }
 
 /// Runs `plan` on `device`, keeping records in `store`; points that are there are not measured again.
@@ -107,11 +117,7 @@ pub fn run(
         clock,
         done: 0,
         total,
-        outcome: Outcome {
-            records: Vec::new(),
-            failed: 0,
-            interrupted: false,
-        },
+        outcome: Outcome::default(),
     };
     for job in &jobs {
         match session.job(job) {
@@ -125,13 +131,17 @@ pub fn run(
     Ok(session.outcome)
 }
 
-/// Opens everything that `plan` names, reading headers and texts only.
+/// Opens everything that `plan` names, reading headers and texts only. Gives what is worth saying about them.
 ///
 /// # Errors
 /// What is missing or broken.
-pub fn check_inputs(plan: &Plan) -> Result<()> {
+pub fn check_inputs(plan: &Plan) -> Result<Vec<String>> {
+    let mut notices = Vec::new();
     for spec in &plan.models {
         let model = Model::open(spec)?;
+        for variant in &plan.variants {
+            notices.extend(notice(&model, variant)?);
+        }
         let text = match (&plan.quality, plan.engine) {
             (Some(quality), EngineKind::Candlepower) => Some(quality::prepare(quality, &model)?),
             _ => None,
@@ -139,7 +149,7 @@ pub fn check_inputs(plan: &Plan) -> Result<()> {
         let scored = text.as_ref().map(|text| text.tokens.ids.as_slice());
         plan.quantising.samples(&model, &plan.variants, scored)?;
     }
-    Ok(())
+    Ok(notices)
 }
 
 /// One variant of one model.
@@ -222,13 +232,14 @@ fn jobs<'a>(
         let samples = samples.map(Arc::new);
         for variant in &plan.variants {
             check_fit(plan, device, model, variant, act)?;
-            let source = scale_dtype(model, variant)?;
             let (name, scheme) = match plan.engine {
                 EngineKind::CandleGguf => facts::file_scheme(model, variant)?,
-                _ => (
-                    variant.name.clone(),
-                    facts::scheme(variant, Some(source), samples.as_deref()),
-                ),
+                _ => {
+                    let scales = scale_dtype(model, variant)?;
+                    let samples = samples.as_deref();
+                    let scheme = facts::scheme(model, variant, scales, samples)?;
+                    (variant.name.clone(), scheme)
+                }
             };
             let subject = Subject {
                 model: identity.clone(),
@@ -276,12 +287,12 @@ fn check_fit(
         if plan.engine != EngineKind::Candlepower {
             continue;
         }
-        let source = scale_dtype(model, variant)?;
+        let source = WeightSource::of(model, variant)?;
         let limits = limits(plan, device, cell);
-        let need = Footprint::predict(config, variant, act, source, limits)?;
+        let need = Footprint::predict(config, variant, act, &source, limits)?;
         if let Some(free) = free.filter(|&free| need.total() > free) {
             let most = limits.most_slots(free, |l| {
-                Footprint::predict(config, variant, act, source, l).ok()
+                Footprint::predict(config, variant, act, &source, l).ok()
             });
             let advice = if most == 0 {
                 "no batch fits".to_owned()
@@ -306,7 +317,7 @@ fn check_fit(
 /// The type of a variant's scales: the precision that weights are quantised from, or what a quantiser writes.
 fn scale_dtype(model: &Model, variant: &Variant) -> Result<DType> {
     match variant.is_made_on_load() {
-        true => DeviceWeights::source_precision(model),
+        true => Ok(WeightSource::of(model, variant)?.precision),
         false => Ok(plain_dtype(model)),
     }
 }
@@ -438,8 +449,12 @@ impl Session<'_> {
             &flag,
             &mut progress,
         )?;
-        if let Some(graphs) = self.plan.graphs {
+        let switches = self.plan.switches;
+        if let Some(graphs) = switches.graphs {
             runner.set_replays(graphs);
+        }
+        if let Device::Gpu(gpu) = self.device {
+            gpu.set_overlap(switches.overlap.unwrap_or(true));
         }
         let time = self.clock.now() - start;
         let peak_host = meter.peak().map(|peak| peak.bytes);
@@ -500,7 +515,7 @@ impl Session<'_> {
                         &weights.config,
                         job.variant,
                         job.act,
-                        weights.source,
+                        &weights.source,
                         limits,
                     )
                     .ok()

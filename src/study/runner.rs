@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::plan::EngineKind;
-use crate::engine::{CandleEngine, DeviceWeights, Engine, Footprint, Limits, Prompt};
+use crate::engine::{Arrivals, CandleEngine, DeviceWeights, Engine, Footprint, Limits, Prompt};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::model::{Model, OriginKind};
 use crate::scheme::{DType, Variant, WeightScheme};
-use crate::units::Bytes;
+use crate::units::{Bytes, Clock};
 
 /// A loaded variant.
 pub(super) enum Runner {
@@ -27,6 +27,17 @@ pub fn activation_dtype(wish: Option<DType>, device: &Device, model: &Model) -> 
         (_, DType::F32) => DType::BF16,
         (_, dtype) => dtype,
     })
+}
+
+/// One prompt for each slot from the first on.
+fn in_slots(prompts: &[Vec<u32>], start: usize) -> Vec<Prompt<'_>> {
+    let rows = prompts.iter().enumerate();
+    rows.map(|(slot, tokens)| Prompt {
+        slot,
+        start,
+        tokens,
+    })
+    .collect()
 }
 
 impl Runner {
@@ -131,20 +142,51 @@ impl Runner {
                 let engine = engine
                     .as_deref_mut()
                     .ok_or_else(|| Error::Internal("the engine was lost".into()))?;
-                let prompts: Vec<Prompt<'_>> = prompts
-                    .iter()
-                    .enumerate()
-                    .map(|(slot, tokens)| Prompt {
-                        slot,
-                        start,
-                        tokens,
-                    })
-                    .collect();
-                engine.prefill(&prompts)
+                engine.prefill(&in_slots(prompts, start))
             }
             Self::Candle(engine) => {
                 let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
                 engine.prefill(&rows)
+            }
+        }
+    }
+
+    /// Runs prompts from position `start` of each slot and `steps - 1` steps after them, every token stamped.
+    pub(super) fn generate(
+        &mut self,
+        prompts: &[Vec<u32>],
+        start: usize,
+        steps: usize,
+        clock: &dyn Clock,
+    ) -> Result<Arrivals> {
+        match self {
+            Self::Own(engine, _) => {
+                let engine = engine
+                    .as_deref_mut()
+                    .ok_or_else(|| Error::Internal("the engine was lost".into()))?;
+                engine.generate(&in_slots(prompts, start), steps, clock, &mut |_| true)
+            }
+            Self::Candle(engine) => {
+                let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+                let begin = clock.now();
+                // A prompt of one token behind others is what a decode step appends.
+                let mut next = match (start, rows.iter().all(|row| row.len() == 1)) {
+                    (1.., true) => engine.decode(&rows.concat())?,
+                    _ => engine.prefill(&rows)?,
+                };
+                let mut at = vec![clock.now()];
+                let mut tokens = next.clone();
+                for _ in 1..steps {
+                    next = engine.decode(&next)?;
+                    at.push(clock.now());
+                    tokens.extend(&next);
+                }
+                Ok(Arrivals {
+                    start: begin,
+                    at,
+                    tokens,
+                    device: None,
+                })
             }
         }
     }

@@ -181,6 +181,22 @@ fn speed_alone_is_measured_by_both_engines() {
     );
 }
 
+#[test]
+fn bench_shows_what_each_part_of_the_engine_is_worth() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = "bench --ablate --variants f32,int8 --batch 1 --prompt 8 --gen 4 --trials 1 --min-time 0 --warmup 0 \
+                --device cpu --no-ceilings";
+    let shown = run(folder.path(), &words(line)).expect(0).stdout;
+    // candle runs the plain variant alone.
+    assert_eq!(shown.matches("batch 1 · prompt 8").count(), 2, "{shown}");
+    let starts = |name: &str| {
+        let lines = shown.lines().map(str::trim_start);
+        lines.filter(|line| line.starts_with(name)).count()
+    };
+    assert_eq!(starts("candle "), 1, "{shown}");
+    assert_eq!(starts("candlepower "), 2, "{shown}");
+}
+
 /// Token ids of every prompt.
 fn generated(args: &[&str]) -> Vec<Vec<u64>> {
     let rows = run(Path::new("."), args).expect(0).json();

@@ -299,3 +299,23 @@ fn attention_by_matrix_instructions_has_them_and_copies_wide() {
         }
     }
 }
+
+/// A kernel that did not wait for the grid before it could be done before that one is, and the next in line would begin too
+/// early.
+#[test]
+fn every_kernel_waits_for_the_launch_before() {
+    for fatbin in fatbins() {
+        for code in disassembled(&fatbin) {
+            // What measures a launch alone is launched without overlap.
+            if !code.architecture.starts_with("sm_9") || code.kernel == "nothing" {
+                continue;
+            }
+            let wait = code.first("ACQBULK");
+            let wait = wait.unwrap_or_else(|| panic!("{} does not wait", code.name()));
+            for store in ["STG", "RED", "ATOM"] {
+                let early = code.first(store).is_some_and(|store| store < wait);
+                assert!(!early, "{}: {store} before it waits", code.name());
+            }
+        }
+    }
+}

@@ -8,7 +8,7 @@ use candlepower::scheme::DType;
 
 use super::emulated;
 
-fn tiny() -> Model {
+pub(crate) fn tiny() -> Model {
     Model::open(&ModelSpec {
         source: "tiny".into(),
         revision: None,
@@ -37,6 +37,71 @@ fn logits(model: &Model, variant: &str, act: DType, device: &Device) -> Vec<f32>
         .iter()
         .flat_map(|step| engine.logits(step).unwrap().concat())
         .collect()
+}
+
+/// A checkpoint that another tool quantised.
+fn stored(model: &str, kind: &str) -> Model {
+    let folder = format!(
+        "{}/tests/fixtures/{model}/{kind}",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    Model::open(&ModelSpec {
+        source: folder,
+        revision: None,
+        weights: WeightsChoice::AsStored,
+        tokenizer: None,
+    })
+    .unwrap()
+}
+
+/// The logits after a prompt, and the bytes of the linear layers.
+fn logits_of_stored(model: &Model, act: DType, device: &Device) -> (Vec<f32>, u64) {
+    let variant = "as-is".parse().unwrap();
+    let weights = DeviceWeights::load(model, &variant, act, device, &mut |_, _| Ok(())).unwrap();
+    let bytes = weights.linear_bytes().0;
+    let mut engine = Engine::new(device.clone(), weights, Limits::new(1, 32, 24)).unwrap();
+    let tokens: Vec<u32> = (0..19).map(|i| (i * 37 + 11) % 280).collect();
+    let prompt = Prompt {
+        slot: 0,
+        start: 0,
+        tokens: &tokens,
+    };
+    (engine.logits(&[prompt]).unwrap().concat(), bytes)
+}
+
+#[test]
+fn a_quantised_checkpoint_on_a_gpu_gives_the_logits_of_the_cpu() {
+    for device in [emulated(1)].into_iter().chain(Device::cuda(0)) {
+        for (name, kind, act, limit) in [
+            ("tiny-qwen3", "ct-w4a16-g32-asym", DType::BF16, 2e-2),
+            ("tiny-llama", "gptq-g32-sym-descact", DType::F16, 3e-3),
+            ("tiny-qwen2", "awq-g32-gemm", DType::F16, 3e-3),
+            (
+                "tiny-llama-tied",
+                "ct-w8a16-channel-pack",
+                DType::BF16,
+                2e-2,
+            ),
+            // Where inputs are rounded, a sum in another order may round one to the next code.
+            ("tiny-llama", "ct-w8a8-dyn-int", DType::BF16, 6e-2),
+            ("tiny-llama", "ct-fp8-dyn-float", DType::BF16, 6e-2),
+            ("tiny-qwen3", "ct-fp8-dyn-float", DType::F32, 3e-2),
+        ] {
+            let model = stored(name, kind);
+            let (truth, on_cpu) = logits_of_stored(&model, DType::F32, &Device::Cpu);
+            let (got, on_gpu) = logits_of_stored(&model, act, &device);
+            let off = distance(&got, &truth);
+            // Not less, so that NaN fails.
+            assert!(
+                off <= limit,
+                "{name} {kind} in {act} on {}: off by {off:e}",
+                device.kind()
+            );
+            // Nothing keeps a second copy; of these matrices one has a K, 160, that is no whole number of steps.
+            let ratio = on_gpu as f64 / on_cpu as f64;
+            assert!((0.98..=1.04).contains(&ratio), "{name} {kind}: {ratio}");
+        }
+    }
 }
 
 /// How far `got` is from `truth`, relative to the size of `truth`.

@@ -7,6 +7,12 @@ inline unsigned count_up(unsigned* counter, emulator::Site site = emulator::here
     return atomicAdd(counter, 1u, site);
 }
 
-inline void wait_for_predecessor() {}
+inline void wait_for_predecessor() { emulator::note_wait(); }
 
 inline void let_successor_start() {}
+
+inline void follow_predecessor() { wait_for_predecessor(); }
+
+inline void tell_host(unsigned long long* word, unsigned long long value) {
+    __atomic_store_n(word, value, __ATOMIC_RELEASE);
+}

@@ -1,9 +1,10 @@
 //! One GPU: its memory, its stream, and what is recorded and timed on it.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::driver::{Driver, Facts, Grid, Mark, Memory, Recording};
+use super::driver::{Driver, Facts, Grid, Mapped, Mark, Memory, Recording};
 use super::emulator;
 use super::gemm::Gemm;
 use super::launch::Address;
@@ -19,6 +20,7 @@ pub struct Gpu {
     choices: Mutex<Choices>,
     driver: Box<dyn Driver>,
     capture: Arc<Capture>,
+    overlaps: AtomicBool,
 }
 
 /// An allocation on a GPU.
@@ -81,6 +83,20 @@ impl Graph {
     }
 }
 
+/// Words of the host's memory that kernels write while the host watches.
+pub struct GpuMailbox {
+    words: Arc<dyn Mapped>,
+    // The same memory, as everything else that kernels use.
+    bytes: GpuBytes,
+}
+
+impl GpuMailbox {
+    /// All of them.
+    pub fn words(&self) -> &[AtomicU64] {
+        self.words.words()
+    }
+}
+
 /// A point in a GPU's stream, to measure time from or to.
 pub struct Event(Box<dyn Mark>);
 
@@ -108,6 +124,7 @@ impl Gpu {
             choices: Mutex::default(),
             driver,
             capture: Arc::default(),
+            overlaps: AtomicBool::new(true),
         }
     }
 
@@ -169,6 +186,28 @@ impl Gpu {
         })
     }
 
+    /// `words` words of the host's memory, all zero, for kernels to write.
+    ///
+    /// # Errors
+    /// If the memory is not there, or a graph is being recorded.
+    pub fn mailbox(&self, words: usize) -> Result<GpuMailbox> {
+        self.not_recorded("an allocation")?;
+        let words: Arc<dyn Mapped> = self.driver.alloc_mapped(words)?.into();
+        Ok(GpuMailbox {
+            bytes: GpuBytes {
+                memory: words.clone(),
+                capture: Arc::clone(&self.capture),
+            },
+            words,
+        })
+    }
+
+    /// Whether a kernel may start while the one before it still runs (programmatic dependent launch, from compute
+    /// capability 9 on), which is the habit. What has been recorded keeps the way that it was recorded in.
+    pub fn set_overlap(&self, overlaps: bool) {
+        self.overlaps.store(overlaps, Ordering::Relaxed);
+    }
+
     /// Copies `source` to `target`, from byte `offset` on.
     ///
     /// # Errors
@@ -219,6 +258,15 @@ impl Gpu {
     pub fn synchronize(&self) -> Result<()> {
         self.not_recorded("a synchronisation")?;
         self.driver.synchronize()
+    }
+
+    /// Whether everything that was asked for is done; does not wait.
+    ///
+    /// # Errors
+    /// What the device says of work that failed, or a graph is being recorded.
+    pub fn is_idle(&self) -> Result<bool> {
+        self.not_recorded("a question")?;
+        self.driver.is_idle()
     }
 
     /// Records what `work` asks of this GPU, without running it. Launches, products and copies within the GPU can be
@@ -280,6 +328,14 @@ impl Gpu {
         }
         self.capture.keep(&bytes.memory);
         Ok(bytes.memory.address())
+    }
+
+    /// As [`Gpu::address`], of a mailbox.
+    ///
+    /// # Errors
+    /// If it belongs to another device.
+    pub(super) fn mailbox_address(&self, mailbox: &GpuMailbox) -> Result<u64> {
+        self.address(&mailbox.bytes)
     }
 
     /// Where byte `offset` lies, once `count` bytes are known to follow it.
@@ -352,6 +408,10 @@ impl Gpu {
         args: &mut [*mut std::ffi::c_void],
         sizes: &[usize],
     ) -> Result<()> {
+        let grid = Grid {
+            overlaps: grid.overlaps && self.overlaps.load(Ordering::Relaxed),
+            ..grid
+        };
         // SAFETY: by contract.
         unsafe { self.driver.launch(kernel, grid, args, sizes) }
     }

@@ -1,6 +1,7 @@
 //! What runs kernels: the interface between the launch functions and a driver, which is a real GPU's or the emulator's.
 
 use std::ffi::c_void;
+use std::sync::atomic::AtomicU64;
 
 use super::gemm::Gemm;
 use crate::error::Result;
@@ -53,8 +54,8 @@ pub(super) struct Grid {
     pub(super) threads: u32,
     /// Dynamic shared memory of a block.
     pub(super) shared_bytes: u32,
-    /// Whether the grid may start while the one before it in the stream still runs (programmatic dependent launch). Only
-    /// for kernels that wait for their predecessor before they read what it wrote; ignored before compute capability 9.
+    /// Whether the grid may start while the one before it in the stream still runs (programmatic dependent launch): every
+    /// kernel waits for its predecessor before it reads what that wrote. Ignored before compute capability 9.
     pub(super) overlaps: bool,
 }
 
@@ -84,6 +85,12 @@ pub(super) trait Memory: Send + Sync {
     fn address(&self) -> u64;
     /// Its size in bytes.
     fn bytes(&self) -> usize;
+}
+
+/// Memory of the host that kernels can write too; dropping it waits for all work in the stream.
+pub(super) trait Mapped: Memory {
+    /// The words as the host sees them; the device writes each at once.
+    fn words(&self) -> &[AtomicU64];
 }
 
 /// A point in the stream.
@@ -128,6 +135,9 @@ pub(super) trait Driver: Send + Sync {
     /// `bytes` bytes, all zero.
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>>;
 
+    /// `words` words of the host's memory, all zero, which kernels can write.
+    fn alloc_mapped(&self, words: usize) -> Result<Box<dyn Mapped>>;
+
     /// # Safety
     /// `bytes.len()` bytes from `to` on lie within one allocation.
     unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()>;
@@ -143,6 +153,9 @@ pub(super) trait Driver: Send + Sync {
     unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
 
     fn synchronize(&self) -> Result<()>;
+
+    /// Whether everything that was asked for is done; does not wait.
+    fn is_idle(&self) -> Result<bool>;
 
     /// Launches the kernel of this name. `args` leads to the arguments, `sizes` holds their sizes; they are read before
     /// the call returns.

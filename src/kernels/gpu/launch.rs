@@ -91,7 +91,7 @@ impl Op<'_> {
             ],
             threads,
             shared_bytes: 0,
-            overlaps: false,
+            overlaps: true,
         })
     }
 

@@ -11,6 +11,7 @@
 //! Everything goes to one stream, in the order of the calls; nothing here waits but `download`, `synchronize` and
 //! `elapsed`. A buffer may be longer than its shape: arenas are sized for the largest batch.
 
+mod advance;
 mod attention;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -24,14 +25,16 @@ mod launch;
 mod linear;
 mod names;
 mod quantize;
+mod round_input;
 mod rows;
 mod stream;
 mod workspace;
 
+pub(crate) use advance::advance;
 pub(crate) use attention::{attention, attention_kernel, rope_append};
 #[cfg(feature = "cuda")]
 pub use cuda::KERNELS_HASH;
-pub use device::{Event, Gpu, GpuBytes, Graph};
+pub use device::{Event, Gpu, GpuBytes, GpuMailbox, Graph};
 pub use driver::Facts;
 pub(crate) use fill::fill;
 pub use linear::{LinearKernel, StreamedBufs};
@@ -39,5 +42,6 @@ pub(crate) use linear::{linear, linear_kernels, rows_held, streamed};
 #[doc(hidden)]
 pub use names::names;
 pub(crate) use quantize::{quantize_act, quantize_rows};
+pub(crate) use round_input::round_input;
 pub(crate) use rows::{argmax, gather, log_prob, rms_norm, silu_mul};
 pub(crate) use stream::{copy_all, nothing, read_all};

@@ -350,6 +350,16 @@ impl Arguments {
         }
     }
 
+    /// A key that this program does not know and that says something.
+    pub fn unknown(&self) -> Option<(&str, &Value)> {
+        let idle = ["observer_kwargs", "scale_dtype", "zp_dtype", "is_mse"];
+        let found = self
+            .other
+            .iter()
+            .find(|(key, value)| !value.is_null() && !idle.contains(&key.as_str()));
+        found.map(|(key, value)| (key.as_str(), value))
+    }
+
     /// What shares a scale, said or meant.
     pub fn strategy(&self) -> Strategy {
         self.strategy.unwrap_or(match self.group_size {

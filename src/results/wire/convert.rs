@@ -3,9 +3,9 @@
 
 use super::super::record as domain;
 use super::{
-    Amount, Body, Cell, Check, Divergence, Energy, EnergyUse, Load, Loaded, Memory, Model, Outcome,
-    Perplexity, QualityTask, Record, Scheme, Segment, Speed, Subject, Text, Trial, Verification,
-    Version, Work,
+    Amount, Body, Cell, Check, DeviceTime, Divergence, Energy, EnergyUse, Load, Loaded, Memory,
+    Model, Outcome, Perplexity, QualityTask, Record, Scheme, Segment, Speed, Subject, Text, Trial,
+    Verification, Version, Work,
 };
 use crate::units::{Bytes, Joules, Seconds, Watts};
 
@@ -119,7 +119,9 @@ mirror!(Trial {
     decode_s = decode: Seconds,
     e2e_s = e2e: Seconds,
     itl_s = itl: [Seconds],
+    device = device: maybe,
 });
+mirror!(DeviceTime { prefill_s = prefill: Seconds, decode_s = decode: Seconds });
 mirror!(Memory {
     weights = weights: _,
     kv = kv: _,

@@ -222,6 +222,16 @@ pub(super) struct Trial {
     pub(super) e2e_s: f64,
     /// One gap per decode step; the rows of a batch share it.
     pub(super) itl_s: Vec<f64>,
+    /// The same by the device's own clock; absent where it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) device: Option<DeviceTime>,
+}
+
+/// A trial by the device's own clock.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
+pub(super) struct DeviceTime {
+    pub(super) prefill_s: f64,
+    pub(super) decode_s: f64,
 }
 
 /// Where the device memory went.

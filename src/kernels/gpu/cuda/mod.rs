@@ -2,6 +2,7 @@
 
 mod fatbin;
 mod gemm;
+mod mapped;
 mod timing;
 
 use std::collections::HashMap;
@@ -18,7 +19,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 
 use self::fatbin::{FATBINS, RUNS_ON};
-use super::driver::{Driver, Facts, Grid, Mark, Memory, Recording};
+use super::driver::{Driver, Facts, Grid, Mapped, Mark, Memory, Recording};
 use super::gemm::Gemm;
 use crate::error::{Error, Result};
 
@@ -131,6 +132,10 @@ impl Driver for Cuda {
         }))
     }
 
+    fn alloc_mapped(&self, words: usize) -> Result<Box<dyn Mapped>> {
+        mapped::alloc(&self.stream, words)
+    }
+
     unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
         self.bind()?;
         // SAFETY: the memory is there by contract; the driver has read pageable memory when the call returns.
@@ -158,6 +163,16 @@ impl Driver for Cuda {
         self.stream
             .synchronize()
             .map_err(|e| fault("synchronize", e))
+    }
+
+    fn is_idle(&self) -> Result<bool> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as this driver.
+        match unsafe { sys::cuStreamQuery(self.stream.cu_stream()) } {
+            sys::CUresult::CUDA_SUCCESS => Ok(true),
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            failed => Err(fault("the state of the stream", DriverError(failed))),
+        }
     }
 
     unsafe fn launch(

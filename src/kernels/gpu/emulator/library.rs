@@ -28,9 +28,12 @@ type Launch = unsafe extern "C" fn(
     order: u64,
 ) -> *const c_char;
 
+type Waited = unsafe extern "C" fn() -> u32;
+
 /// A shared object that is open.
 struct Library {
     launch: Launch,
+    waited: Waited,
     /// Held while a kernel runs: what is `static` in a library is shared by every thread of this program.
     running: Mutex<()>,
     kernels: Vec<Declared>,
@@ -106,14 +109,16 @@ fn open(path: &Path) -> Result<Arc<Library>> {
     let refused = |e: libloading::Error| Error::data(&path, format!("no library of kernels: {e}"));
     // SAFETY: whoever names the folder vouches for what lies in it, as with any program; its initialisers fill a list.
     let handle = unsafe { libloading::Library::new(&path) }.map_err(refused)?;
-    // SAFETY: the two functions have these types in kernels/host/, and are used while `handle` lives.
-    let (list, launch) = unsafe {
+    // SAFETY: the functions have these types in kernels/host/, and are used while `handle` lives.
+    let (list, launch, waited) = unsafe {
         let list = handle.get::<Kernels>(b"emu_kernels\0").map_err(refused)?;
         let launch = handle.get::<Launch>(b"emu_launch\0").map_err(refused)?;
-        (*list, *launch)
+        let waited = handle.get::<Waited>(b"emu_waited\0").map_err(refused)?;
+        (*list, *launch, *waited)
     };
     let library = Arc::new(Library {
         launch,
+        waited,
         running: Mutex::default(),
         kernels: declared(list),
         path: path.clone(),
@@ -191,11 +196,16 @@ impl Kernel {
                 args.as_ptr(),
                 order,
             );
-            if said.is_null() {
-                return Ok(());
+            if !said.is_null() {
+                let said = CStr::from_ptr(said).to_string_lossy();
+                return Err(Error::Device(format!("kernel '{name}': {said}")));
             }
-            let said = CStr::from_ptr(said).to_string_lossy();
-            Err(Error::Device(format!("kernel '{name}': {said}")))
+            if grid.overlaps && (library.waited)() == 0 {
+                return Err(Error::Device(format!(
+                    "kernel '{name}' may overlap with its predecessor and does not wait for it"
+                )));
+            }
+            Ok(())
         }
     }
 }

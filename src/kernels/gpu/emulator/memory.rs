@@ -5,8 +5,9 @@ use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
 use std::slice;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
-use super::super::driver::Memory;
+use super::super::driver::{Mapped, Memory};
 use super::Emulator;
 use crate::error::{Error, Result};
 
@@ -119,6 +120,15 @@ impl Memory for Allocation {
 
     fn bytes(&self) -> usize {
         self.bytes
+    }
+}
+
+impl Mapped for Allocation {
+    fn words(&self) -> &[AtomicU64] {
+        let start = self.address as *const AtomicU64;
+        // SAFETY: host memory of this size, aligned to more than a word, there as long as `self`; kernels write it by atomic
+        // stores.
+        unsafe { slice::from_raw_parts(start, self.bytes / size_of::<u64>()) }
     }
 }
 

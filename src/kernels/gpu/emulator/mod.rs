@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use self::library::Kernel;
 use self::memory::{Allocation, Arena};
 use self::timing::Step;
-use super::driver::{Driver, Facts, Grid, Mark, Memory, Recording};
+use super::driver::{Driver, Facts, Grid, Mapped, Mark, Memory, Recording};
 use super::gemm::Gemm;
 use crate::error::{Error, Result};
 
@@ -153,6 +153,18 @@ fn check_grid(kernel: &str, grid: Grid) -> Result<()> {
     Ok(())
 }
 
+/// `bytes` zeros, if there is room.
+fn allocation(emulator: &Arc<Emulator>, bytes: usize) -> Result<Allocation> {
+    let (free, _) = emulator.memory()?;
+    let fits = bytes as u64 <= free;
+    let memory = fits.then(|| Allocation::new(emulator, bytes)).flatten();
+    memory.ok_or_else(|| {
+        Error::Device(format!(
+            "cannot allocate {bytes} bytes on the emulated GPU, which has {free} left"
+        ))
+    })
+}
+
 impl Driver for Arc<Emulator> {
     fn kind(&self) -> &'static str {
         "emulator"
@@ -172,17 +184,14 @@ impl Driver for Arc<Emulator> {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
-        let (free, _) = self.memory()?;
-        let fits = bytes as u64 <= free;
-        let memory = fits.then(|| Allocation::new(self, bytes)).flatten();
-        memory.map_or_else(
-            || {
-                Err(Error::Device(format!(
-                    "cannot allocate {bytes} bytes on the emulated GPU, which has {free} left"
-                )))
-            },
-            |memory| Ok(Box::new(memory) as Box<dyn Memory>),
-        )
+        Ok(Box::new(allocation(self, bytes)?))
+    }
+
+    fn alloc_mapped(&self, words: usize) -> Result<Box<dyn Mapped>> {
+        Ok(Box::new(allocation(
+            self,
+            words.saturating_mul(size_of::<u64>()),
+        )?))
     }
 
     unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
@@ -210,6 +219,10 @@ impl Driver for Arc<Emulator> {
     /// Nothing is ever under way; what is left is to tell of faults.
     fn synchronize(&self) -> Result<()> {
         self.state().arena.fault()
+    }
+
+    fn is_idle(&self) -> Result<bool> {
+        self.synchronize().map(|()| true)
     }
 
     unsafe fn launch(

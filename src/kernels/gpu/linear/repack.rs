@@ -47,6 +47,12 @@ pub(crate) fn streamed(
                 }
             }
         }
+        WeightData::Apart(parts) => {
+            let parts = parts
+                .into_iter()
+                .map(|part| streamed(device, gpu, part, act));
+            WeightData::Apart(parts.collect::<Result<_>>()?)
+        }
         data => data,
     };
     Ok(LinearWeight { n, k, data })

@@ -1,0 +1,35 @@
+//! What each part of the engine is worth: the same cells without it.
+
+use super::plan::{EngineKind, Plan, Switches};
+use crate::kernels::Device;
+use crate::scheme::WeightScheme;
+
+/// The same work by ever more of the engine: candle's models where they can run it, ours with all that may be switched off
+/// switched off, then with one part more each time, up to the whole.
+pub fn stages(plan: &Plan, device: &Device) -> Vec<Plan> {
+    let mut stages = Vec::new();
+    let plain: Vec<_> = plan
+        .variants
+        .iter()
+        .filter(|variant| matches!(variant.weights, WeightScheme::Plain(_)))
+        .cloned()
+        .collect();
+    if !plain.is_empty() && device.kind() != "emulator" {
+        stages.push(Plan {
+            engine: EngineKind::Candle,
+            variants: plain,
+            switches: Switches::default(),
+            ..plan.clone()
+        });
+    }
+    let ladder = match device {
+        Device::Cpu => vec![Switches::default()],
+        Device::Gpu(_) => Switches::ladder(),
+    };
+    stages.extend(ladder.into_iter().map(|switches| Plan {
+        engine: EngineKind::Candlepower,
+        switches,
+        ..plan.clone()
+    }));
+    stages
+}
