@@ -204,8 +204,14 @@ mod tests {
     /// A layer in which one channel of the input is far larger than the others.
     fn case() -> (Statistics, Matrix) {
         let (n, k) = (24, 64);
+        // Channels that have nothing to do with each other.
+        let mut state = 7_u32;
+        let mut noise = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
         let x: Vec<f32> = (0..200 * k)
-            .map(|i| (0.71 * i as f32).sin() * if i % k == 9 { 40.0 } else { 1.0 })
+            .map(|i| noise() * if i % k == 9 { 40.0 } else { 1.0 })
             .collect();
         let mut statistics = Statistics::new(k);
         statistics.add(&x).unwrap();

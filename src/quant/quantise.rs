@@ -515,3 +515,160 @@ pub fn content_key(model_digest: &str, wish: &Quantisation<'_>) -> String {
 pub fn cached_folder(cache: &Path, key: &str) -> PathBuf {
     cache.join("quantised").join(key)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::checkpoint::REPORT;
+    use super::*;
+    use crate::model::{ModelSpec, WeightsChoice};
+    use crate::units::Seconds;
+
+    struct Stopped;
+
+    impl Clock for Stopped {
+        fn now(&self) -> Seconds {
+            Seconds(0.0)
+        }
+    }
+
+    fn open(source: &str) -> Model {
+        let spec = ModelSpec {
+            source: source.to_owned(),
+            revision: None,
+            weights: WeightsChoice::AsStored,
+            tokenizer: None,
+        };
+        Model::open(&spec).unwrap()
+    }
+
+    fn samples(model: &Model) -> Samples {
+        let tokenizer = model.tokenizer.as_ref().unwrap();
+        let ids = tokenizer.encode(crate::model::tiny_text(), true).unwrap();
+        Samples::draw(&ids, 4, 64, 0).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_reads_back_bit_by_bit() {
+        let model = open("tiny");
+        let (samples, device, kept) = (samples(&model), Device::Cpu, Kept::default());
+        for name in [
+            "w4a16:gptq:g64",
+            "w4a16:awq:asym:g32",
+            "int8:gptq:asym",
+            "w8a8:smoothquant",
+            "w4a16:mse",
+        ] {
+            let variant: Variant = name.parse().unwrap();
+            let run = Quantisation {
+                model: &model,
+                variant: &variant,
+                kept: &kept,
+                samples: Some(&samples),
+                device: &device,
+                act: DType::F32,
+                clock: &Stopped,
+            };
+            let folder = tempfile::tempdir().unwrap();
+            let out = folder.path().join("out");
+            let reports = run.write(&out, false, &mut |_| Ok(())).unwrap();
+            assert_eq!(reports.len(), model.config.layers);
+            assert!(out.join(REPORT).is_file());
+            // The first layer once more, by hand.
+            let mut layer = HostLayer::read(&model, 0).unwrap();
+            let assignment = run.assignment(DType::BF16).unwrap();
+            let forms = assignment.forms(0).unwrap();
+            let mut step = || Ok(());
+            let statistics = variant.method.is_calibrated().then(|| {
+                let mut decoder = Decoder::new(&model, &samples, &device, DType::F32).unwrap();
+                let on_device = DeviceLayer::new(&device, DType::F32, &layer).unwrap();
+                decoder.observe(&on_device, &mut step).unwrap()
+            });
+            let dtype = DType::BF16;
+            let done = rounded(&mut layer, statistics, &forms, &variant, dtype, &mut step).unwrap();
+            let read_back = open(out.to_str().unwrap());
+            for (member, (packed, report)) in done.iter().enumerate() {
+                let weight = format!("{}.weight", module(0, member));
+                let found = read_back.weights.read_packed(&weight).unwrap();
+                assert_eq!(Some(&found), packed.as_ref(), "{name}: {weight}");
+                assert_eq!(report, &reports[0].modules[member]);
+            }
+            let norm = read(&read_back, "model.layers.0.input_layernorm.weight").unwrap();
+            assert_eq!(norm, layer.attention_norm, "{name}");
+            let table = "model.embed_tokens.weight";
+            assert_eq!(
+                read(&read_back, table).unwrap(),
+                read(&model, table).unwrap()
+            );
+        }
+    }
+
+    #[test]
+    fn scaling_a_layer_changes_nothing_that_it_computes() {
+        let model = open("tiny");
+        let (samples, device) = (samples(&model), Device::Cpu);
+        for name in ["w4a16:awq", "w8a8:smoothquant"] {
+            let variant: Variant = name.parse().unwrap();
+            let kept = Kept::default();
+            let assignment = Assignment {
+                config: &model.config,
+                variant: &variant,
+                kept: &kept,
+                dtype: DType::F32,
+            };
+            let forms = assignment.forms(1).unwrap();
+            let through = |layer: &HostLayer| {
+                let mut decoder = Decoder::new(&model, &samples, &device, DType::F32).unwrap();
+                let on_device = DeviceLayer::new(&device, DType::F32, layer).unwrap();
+                let statistics = decoder.observe(&on_device, &mut || Ok(())).unwrap();
+                decoder.advance(&on_device, &mut || Ok(())).unwrap();
+                (statistics, decoder.stream().concat())
+            };
+            let mut layer = HostLayer::read(&model, 1).unwrap();
+            let (mut statistics, before) = through(&layer);
+            let method = variant.method;
+            let moved =
+                transform::scale(&mut layer, &mut statistics, &forms, method, DType::F32).unwrap();
+            assert_ne!(moved[0], Moved::default(), "{name}");
+            let (_, after) = through(&layer);
+            let largest = before.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+            for (a, b) in before.iter().zip(&after) {
+                assert!((a - b).abs() < 1e-4 * largest, "{name}: {a} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn keys_tell_apart_what_would_be_written() {
+        let model = open("tiny");
+        let samples = samples(&model);
+        let key = |name: &str, samples: Option<&Samples>| {
+            let variant: Variant = name.parse().unwrap();
+            let wish = Quantisation {
+                model: &model,
+                variant: &variant,
+                kept: &Kept::default(),
+                samples,
+                device: &Device::Cpu,
+                act: DType::F32,
+                clock: &Stopped,
+            };
+            content_key("digest", &wish)
+        };
+        let all = [
+            "w4a16:gptq",
+            "w4a16:gptq:asym",
+            "w4a16:gptq:g64",
+            "w4a16:awq",
+            "int8:gptq",
+        ];
+        let keys: std::collections::BTreeSet<String> =
+            all.iter().map(|name| key(name, Some(&samples))).collect();
+        assert_eq!(keys.len(), all.len());
+        // What reads no text does not depend on one.
+        assert_eq!(key("w4a16:mse", None), key("w4a16:mse", Some(&samples)));
+        assert_eq!(
+            key("w4a16:gptq", Some(&samples)),
+            key("w4a16:gptq:g128", Some(&samples))
+        );
+    }
+}

@@ -31,7 +31,8 @@ fn halves(folder: &Path) {
     fs::write(folder.join("scored.txt"), &text[middle..]).unwrap();
 }
 
-const CALIBRATION: &str = "--calibrate calibration.txt --calibration-samples 24 --calibration-length 256";
+const CALIBRATION: &str =
+    "--calibrate calibration.txt --calibration-samples 24 --calibration-length 256";
 
 #[test]
 fn every_method_gives_every_family_a_checkpoint_that_reads_back_alike() {
@@ -58,14 +59,28 @@ fn every_method_gives_every_family_a_checkpoint_that_reads_back_alike() {
         let report = written.json();
         let modules = report["layers"][0]["modules"].as_array().unwrap();
         assert_eq!(modules.len(), 7, "{report:#}");
-        for file in ["config.json", "model.safetensors", "tokenizer.json", "quantisation.json"] {
+        for file in [
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "quantisation.json",
+        ] {
             assert!(out.join(file).is_file(), "{name}: {file}");
         }
-        let again = run(folder.path(), &words(&format!("quantize --device cpu --model {model} --scheme {scheme} {calibration} --out {name}")));
+        let again = run(
+            folder.path(),
+            &words(&format!(
+                "quantize --device cpu --model {model} --scheme {scheme} {calibration} --out {name}"
+            )),
+        );
         assert!(again.expect(2).error().contains("--force"));
         // As it is, and made on the fly from the same text: the same checkpoint, so the same logits.
         let ids = "--device cpu --dtype f32 --ids 1,5,9,2,7";
-        let read = run_cached(folder.path(), &format!("logits --model {name} --variant as-is {ids}")).expect(0);
+        let read = run_cached(
+            folder.path(),
+            &format!("logits --model {name} --variant as-is {ids}"),
+        )
+        .expect(0);
         let line = format!("logits --model {model} --variant {scheme} {calibration} {ids}");
         let made = run_cached(folder.path(), &line).expect(0);
         assert_eq!(read.json(), made.json(), "{name} {scheme}");
@@ -81,7 +96,8 @@ fn calibrated_methods_lose_less_than_rounding_to_nearest() {
     let folder = tempdir().unwrap();
     halves(folder.path());
     let ppl = |variant: &str| {
-        let line = format!("ppl --device cpu --variant {variant} --text scored.txt {CALIBRATION} --json");
+        let line =
+            format!("ppl --device cpu --variant {variant} --text scored.txt {CALIBRATION} --json");
         let found = run_cached(folder.path(), &line).expect(0);
         number(&found.json(), "/perplexity")
     };
@@ -103,7 +119,10 @@ fn layers_are_ranked_and_the_worst_kept() {
     let found = run(folder.path(), &words(&line)).expect(0).json();
     let ranks = found["sensitivity"].as_array().unwrap();
     assert_eq!(ranks.len(), 4 * 4);
-    let divergences: Vec<f64> = ranks.iter().map(|r| number(r, "/divergence_nats")).collect();
+    let divergences: Vec<f64> = ranks
+        .iter()
+        .map(|r| number(r, "/divergence_nats"))
+        .collect();
     assert!(divergences.is_sorted_by(|a, b| a >= b) && divergences[15] > 0.0);
     let config = fs::read_to_string(folder.path().join("out/config.json")).unwrap();
     let config: serde_json::Value = serde_json::from_str(&config).unwrap();
@@ -122,8 +141,15 @@ fn layers_are_ranked_and_the_worst_kept() {
         "gate_up" => "mlp.gate_proj",
         _ => "mlp.down_proj",
     };
-    assert!(ignored.contains(&format!("model.layers.{layer}.{first}").as_str()), "{worst}: {ignored:?}");
-    run(folder.path(), &words("logits --device cpu --model out --variant as-is --ids 1,2")).expect(0);
+    assert!(
+        ignored.contains(&format!("model.layers.{layer}.{first}").as_str()),
+        "{worst}: {ignored:?}"
+    );
+    run(
+        folder.path(),
+        &words("logits --device cpu --model out --variant as-is --ids 1,2"),
+    )
+    .expect(0);
 }
 
 #[test]
@@ -147,7 +173,13 @@ fn what_does_not_go_together_is_refused() {
     assert!(error("study --device cpu --variants bf16,w4a16:awq", 2).contains("--calibrate"));
     let dummy = "bench --device cpu --model smollm2-135m --weights dummy --variants w4a16:mse --batch 1 --no-ceilings";
     assert!(error(dummy, 2).contains("made up"));
-    assert!(error("kernels --device cpu --shape 64,64 --m 1 --variants w4a16:asym", 2).contains("leave all but"));
+    assert!(
+        error(
+            "kernels --device cpu --shape 64,64 --m 1 --variants w4a16:asym",
+            2
+        )
+        .contains("leave all but")
+    );
     for wrong in ["--layers 1", "--keep-bits 8", "--keep-bits 4 --layers 1"] {
         run(folder.path(), &words(&format!("{quantize} w4a16 {wrong}"))).expect(2);
     }
@@ -171,7 +203,9 @@ fn ctrl_c_leaves_no_checkpoint_that_looks_whole() {
         assert!(begin.elapsed() < Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(5));
     }
-    let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    let status = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
     assert!(status.unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
