@@ -1,21 +1,26 @@
-//! `candlepower info`.
+//! `candlepower info`: the device, or with `--model` what of a model fits into its memory.
 
 use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::args::DeviceFlags;
+use super::args::{DeviceFlags, ModelFlags, parse_positive};
+use super::list::Numbers;
+use super::progress::width;
 use crate::error::Result;
+use crate::kernels::Device;
 use crate::measure::Interrupt;
-use crate::model::presets;
+use crate::model::{Model, WeightsChoice, presets};
 use crate::results::environment::{Ceiling, Ceilings};
+use crate::scheme::{DType, Variant};
 use crate::study::{self, Effort};
 use crate::units::{Bytes, Seconds, three_digits};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Example:
-  candlepower info --json")]
+  candlepower info --json
+  candlepower info --model llama-3.1-8b --variants bf16,w4a16 --memory 80GiB --context 2048,8192")]
 pub(super) struct Args {
     /// Prints JSON
     #[arg(long)]
@@ -25,10 +30,106 @@ pub(super) struct Args {
     no_ceilings: bool,
     #[command(flatten)]
     device: DeviceFlags,
+    #[command(flatten)]
+    fit: FitFlags,
+    #[command(flatten)]
+    from: ModelFlags,
+}
+
+#[derive(ClapArgs)]
+#[command(next_help_heading = "What fits")]
+struct FitFlags {
+    /// Says by calculation which batches and contexts of this model fit: tiny, a folder, a .gguf file, a hub id, or a preset
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// Variants of it
+    #[arg(
+        long,
+        default_value = "bf16,int8,w4a16",
+        value_delimiter = ',',
+        value_name = "LIST",
+        requires = "model"
+    )]
+    variants: Vec<Variant>,
+    /// Memory to fit into, such as 80GiB [default: what the device has free]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, requires = "model")]
+    memory: Option<Bytes>,
+    /// Positions of each sequence, for which the largest batch is wanted
+    #[arg(
+        long,
+        default_value = "512,2048,8192",
+        value_name = "LIST",
+        requires = "model"
+    )]
+    context: Numbers,
+    /// Batches, for which the longest context is wanted
+    #[arg(
+        long,
+        default_value = "1,8,64",
+        value_name = "LIST",
+        requires = "model"
+    )]
+    batch: Numbers,
+    /// Type of activations and cache [default: the device's]
+    #[arg(long, value_name = "DTYPE", requires = "model")]
+    dtype: Option<DType>,
+    /// Tokens of one step [default: the device's]
+    #[arg(long, value_name = "N", value_parser = parse_positive, requires = "model")]
+    chunk: Option<usize>,
+}
+
+/// A size with a unit: `80GiB`, `24GB`, `512MiB`.
+fn parse_bytes(s: &str) -> Result<Bytes, String> {
+    let units = [
+        ("GiB", 1_u64 << 30),
+        ("MiB", 1 << 20),
+        ("GB", 1_000_000_000),
+        ("MB", 1_000_000),
+    ];
+    let (number, unit) = units
+        .into_iter()
+        .find_map(|(name, unit)| Some((s.strip_suffix(name)?, unit)))
+        .ok_or("expected a size such as 80GiB or 24GB")?;
+    let number: f64 = number
+        .trim()
+        .parse()
+        .map_err(|_| format!("'{number}' is no number"))?;
+    if !(number > 0.0 && number * (unit as f64) < 1e18) {
+        return Err("expected a size above 0".into());
+    }
+    Ok(Bytes((number * unit as f64) as u64))
+}
+
+/// What of a model fits.
+fn fit(args: &Args, device: &Device, name: &str) -> Result<ExitCode> {
+    let mut spec = args.from.spec(name);
+    // A preset has no weights, and needs none to be counted.
+    if presets()?.iter().any(|preset| preset.name == name) {
+        spec.weights = WeightsChoice::Dummy { seed: 0 };
+    }
+    let found = study::capacity(&study::Question {
+        model: &Model::open(&spec)?,
+        variants: &args.fit.variants,
+        act: args.fit.dtype,
+        device,
+        memory: args.fit.memory,
+        chunk: args.fit.chunk,
+        contexts: &args.fit.context.0,
+        batches: &args.fit.batch.0,
+    })?;
+    if args.json {
+        super::print_json(&found)?;
+    } else {
+        super::print(&found.table(width()));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     let device = args.device.open()?;
+    if let Some(model) = &args.fit.model {
+        return fit(args, &device, model);
+    }
     let mut environment = study::environment(&device);
     let ceilings = if args.no_ceilings {
         Ceilings::default()

@@ -9,6 +9,7 @@
 //! Nothing here measures, reads a clock or knows a device; a run directory copied to another machine reports the same.
 
 mod assemble;
+pub mod capacity;
 mod charts;
 mod columns;
 pub mod environment;

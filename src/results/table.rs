@@ -245,6 +245,13 @@ fn notes(study: &Study) -> Vec<String> {
                 .to_owned(),
         );
     }
+    let mut speeds = study.variants.iter().flat_map(|variant| &variant.speed);
+    if speeds.any(|speed| speed.device.is_some_and(|d| d.host_gap_percent.is_some())) {
+        lines.push(
+            "host gap: the part of the inter-token latency that the device, by its own clock, did not take"
+                .to_owned(),
+        );
+    }
     for variant in &study.variants {
         let label = study.label(variant);
         if let Some(reason) = &variant.reason {

@@ -45,11 +45,16 @@ pub(super) struct Bench<'a> {
 
 /// The engine's limits for a cell.
 pub(super) fn limits(plan: &Plan, device: &Device, cell: &Cell) -> Limits {
-    let chunk = plan.chunk.unwrap_or(match device {
+    let chunk = chunk_for(plan.chunk, device);
+    Limits::new(cell.batch, positions(cell), chunk)
+}
+
+/// Tokens of a step: what was asked for, or the device's default.
+pub(super) fn chunk_for(wish: Option<usize>, device: &Device) -> usize {
+    wish.unwrap_or(match device {
         Device::Cpu => CPU_CHUNK,
         Device::Gpu(_) => GPU_CHUNK,
-    });
-    Limits::new(cell.batch, positions(cell), chunk)
+    })
 }
 
 /// What the stamps of a batch say.

@@ -3,6 +3,7 @@
 
 mod ablate;
 mod bench;
+mod capacity;
 mod ceilings;
 mod facts;
 pub mod microbench;
@@ -19,6 +20,7 @@ mod verify;
 mod work;
 
 pub use ablate::stages;
+pub use capacity::{Question, capacity};
 pub use ceilings::{Effort, ceilings};
 pub use facts::{environment, gpu_facts};
 pub use plan::{DeviceChoice, EngineKind, Plan, QualityPlan, Switches, open_device};

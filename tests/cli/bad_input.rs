@@ -304,6 +304,8 @@ fn flags_that_make_no_sense() {
         ("bench --graphs maybe", "maybe"),
         ("bench --ablate --graphs off", "cannot be used with"),
         ("bench --batch 4-2", "4-2"),
+        ("info --memory 80GiB", "--model"),
+        ("info --model tiny --memory 80", "80GiB"),
         ("bench --min-time never", "seconds"),
         ("ppl --context 1", "--context"),
         ("ppl --segments 0", "--segments"),

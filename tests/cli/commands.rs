@@ -312,3 +312,37 @@ fn every_command_shows_an_example() {
         );
     }
 }
+
+#[test]
+fn info_says_what_of_a_model_fits() {
+    let line = "info --model llama-3.1-8b --variants bf16,w4a16 --memory 80GiB --dtype bf16 --context 2048,8192 \
+                --batch 1,64 --device cpu";
+    let found = run(Path::new("."), &words(&format!("{line} --json")))
+        .expect(0)
+        .json();
+    let [bf16, w4a16] = found["variants"].as_array().unwrap().as_slice() else {
+        panic!("{found:#}");
+    };
+    // 8.03 billion parameters of two bytes; 32 layers of 8 heads of 128 keys and as many values of two bytes.
+    assert!((number(bf16, "/weight_bytes") / 16.06e9 - 1.0).abs() < 0.001);
+    assert_eq!(number(bf16, "/kv_bytes_per_token"), 131_072.0);
+    for (variant, place, context) in [(bf16, 0, 2048.0), (bf16, 1, 8192.0), (w4a16, 1, 8192.0)] {
+        let batch = number(variant, &format!("/batches/{place}/batch"));
+        let left = 80.0 * 2.0_f64.powi(30) - number(variant, "/weight_bytes");
+        let most = left / (context * 131_072.0);
+        // Scratch takes the rest.
+        assert!(batch <= most && batch > 0.85 * most, "{batch} of {most}");
+    }
+    assert_eq!(number(bf16, "/contexts/0/context"), 131_072.0);
+    let at_64 = number(w4a16, "/contexts/1/context");
+    assert!(at_64 > number(bf16, "/contexts/1/context") && at_64 < 10_000.0);
+    let shown = run(Path::new("."), &words(line)).expect(0).stdout;
+    assert!(
+        shown.contains("batch at") && shown.contains("80.0 GiB"),
+        "{shown}"
+    );
+    assert!(
+        shown.lines().all(|line| line.chars().count() <= 100),
+        "{shown}"
+    );
+}
