@@ -189,6 +189,12 @@ impl Assignment<'_> {
                         ignore.push(module(layer, member));
                         continue;
                     };
+                    // One scale per row is one scheme, however long the rows are.
+                    let group = match form.format {
+                        CodeFormat::U4 => form.group,
+                        _ => 0,
+                    };
+                    let form = Form { group, ..form };
                     match forms.iter_mut().find(|(other, _)| *other == form) {
                         Some((_, modules)) => modules.push((layer, member)),
                         None => forms.push((form, vec![(layer, member)])),
@@ -196,16 +202,14 @@ impl Assignment<'_> {
                 }
             }
         }
-        // The most common form is that of the class; the others are named, and names go before classes.
-        forms.sort_by_key(|(_, modules)| std::cmp::Reverse(modules.len()));
         let groups = forms.iter().enumerate().map(|(i, (form, modules))| {
-            let per_row = form.group == self.width(modules[0].1);
             let mut weights = Arguments::integers(
                 form.format.bits() as u32,
                 form.symmetric,
-                (!per_row || form.format == CodeFormat::U4).then_some(form.group),
+                (form.group > 0).then_some(form.group),
             );
-            if self.variant.method.has_gptq() {
+            // Older readers allow an order of columns for groups alone.
+            if self.variant.method.has_gptq() && form.group > 0 {
                 weights.actorder = Some(ActOrder::Weight);
             }
             let inputs = match self.variant.activations {
@@ -213,7 +217,8 @@ impl Assignment<'_> {
                 _ => None,
             };
             let mut scheme = Scheme::of_linear(weights, inputs);
-            if i > 0 {
+            // A single form is that of the class; of several, each names its modules.
+            if forms.len() > 1 {
                 scheme.targets = self.targets(modules);
             }
             (format!("group_{i}"), scheme)
@@ -228,14 +233,6 @@ impl Assignment<'_> {
         let mut config = QuantizationConfig::of_one(self.format(), first, ignore);
         config.config_groups = groups;
         Ok(config)
-    }
-
-    fn width(&self, member: usize) -> usize {
-        match member {
-            3 => self.config.q_rows(),
-            6 => self.config.intermediate,
-            _ => self.config.hidden,
-        }
     }
 
     /// Modules by a pattern where every layer has them, else by name.
