@@ -33,7 +33,8 @@
 //! - **One packed weight** ([`scheme::PackedWeight`]) is what formats and quantisers end in: codes of four or eight bits,
 //!   scales per row, group, block or tensor, what the codes stand for (symmetric, zero points, offsets, a codebook), and
 //!   the order of the columns. The CPU takes it as it is; a GPU gets it repacked once into what its kernels stream, in the
-//!   place of the original. Round-to-nearest needs no data and works row by row, so it is an op ([`kernels::quantize`]) and
+//!   place of the original. A checkpoint that is quantised already becomes one layer by layer (variant `as-is`); layers that
+//!   share an input but not a form stand apart. Round-to-nearest needs no data and works row by row, so it is an op ([`kernels::quantize`]) and
 //!   runs where the weights are going to live; the original is never whole on the host.
 //! - **The same bits in any batch.** On the CPU every sum runs in one order whatever the number of tokens or the chunk, so
 //!   a row alone, in a batch, or in pieces gives identical logits. Tests hold this exactly.

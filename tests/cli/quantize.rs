@@ -99,7 +99,7 @@ fn calibrated_methods_lose_less_than_rounding_to_nearest() {
         let line =
             format!("ppl --device cpu --variant {variant} --text scored.txt {CALIBRATION} --json");
         let found = run_cached(folder.path(), &line).expect(0);
-        number(&found.json(), "/perplexity")
+        number(&found.json(), "/value")
     };
     let (bf16, rtn) = (ppl("bf16"), ppl("w4a16:g64"));
     assert!(rtn > bf16);
