@@ -3,7 +3,8 @@
 // The softmax runs online in f32: the largest score so far, the sum of exponentials relative to it, and the weighted sum
 // of values, all rescaled when a larger score comes.
 // Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
-// Kernels: attention_<type>. One block of 4 warps per token and head; each warp takes every fourth key.
+// Kernels: attention_<type>, and with _int8 and _fp8 behind it for such a cache. One block of 4 warps per token and head; each
+// warp takes every fourth key.
 #include "common/attention.cuh"
 #include "common/elem.cuh"
 #include "common/reduce.cuh"
@@ -22,7 +23,7 @@ struct OnlineSoftmax {
     float values[PER_LANE] = {};
 };
 
-template <class T> __device__ void attention(const AttentionArgs<T>& args) {
+template <class Kv, class T> __device__ void attention(const AttentionArgs<T>& args) {
     follow_predecessor();
     __shared__ float all_values[WARPS][MAX_HEAD_DIM];
     __shared__ float all_largest[WARPS];
@@ -38,9 +39,13 @@ template <class T> __device__ void attention(const AttentionArgs<T>& args) {
         return;
     }
 
-    const size_t first_row = args.row(slot, head / args.group(), 0);
-    const T* keys = args.k_cache + first_row * head_dim;
-    const T* values = args.v_cache + first_row * head_dim;
+    const size_t first = args.vector(slot, head / args.group(), 0);
+    const auto key = [&](size_t j, unsigned d) {
+        return cached_number<Kv, T>(args.cache.k, args.cache.k_scales, first + j, head_dim, d);
+    };
+    const auto value = [&](size_t j, unsigned d) {
+        return cached_number<Kv, T>(args.cache.v, args.cache.v_scales, first + j, head_dim, d);
+    };
     const T* q_row = args.q + t * args.q_stride + head * head_dim;
     float q[PER_LANE];
 #pragma unroll
@@ -55,7 +60,7 @@ template <class T> __device__ void attention(const AttentionArgs<T>& args) {
 #pragma unroll
         for (unsigned i = 0; i < PER_LANE; i++) {
             const unsigned d = lane_id() + i * WARP;
-            if (d < head_dim) part += q[i] * to_f32(keys[j * head_dim + d]);
+            if (d < head_dim) part += q[i] * key(j, d);
         }
         const float score = args.scale * warp_reduce(part, Sum());
         const float largest = fmaxf(state.largest, score);
@@ -66,7 +71,7 @@ template <class T> __device__ void attention(const AttentionArgs<T>& args) {
 #pragma unroll
         for (unsigned i = 0; i < PER_LANE; i++) {
             const unsigned d = lane_id() + i * WARP;
-            if (d < head_dim) state.values[i] = state.values[i] * shrink + weight * to_f32(values[j * head_dim + d]);
+            if (d < head_dim) state.values[i] = state.values[i] * shrink + weight * value(j, d);
         }
     }
 
@@ -86,12 +91,15 @@ template <class T> __device__ void attention(const AttentionArgs<T>& args) {
     float sum = 0.0f;
     for (unsigned w = 0; w < WARPS; w++) sum += all_sums[w] * expf(all_largest[w] - largest);
     for (unsigned d = threadIdx.x; d < head_dim; d += blockDim.x) {
-        float value = 0.0f;
-        for (unsigned w = 0; w < WARPS; w++) value += all_values[w][d] * expf(all_largest[w] - largest);
-        out[d] = from_f32<T>(value / sum);
+        float total = 0.0f;
+        for (unsigned w = 0; w < WARPS; w++) total += all_values[w][d] * expf(all_largest[w] - largest);
+        out[d] = from_f32<T>(total / sum);
     }
 }
 
 #define DEFINE(T)                                                                                                      \
-    KERNEL_OF(WARPS * WARP, 1, attention_##T, AttentionArgs<T> args) { attention(args); }
+    KERNEL_OF(WARPS * WARP, 1, attention_##T, const AttentionArgs<T> args) { attention<PlainKv>(args); }               \
+    FOR_EACH_CODED_KV(DEFINE_CODED, T)
+#define DEFINE_CODED(KV, NAME, T)                                                                                      \
+    KERNEL_OF(WARPS * WARP, 1, attention_##T##_##NAME, const AttentionArgs<T> args) { attention<KV>(args); }
 FOR_EACH_ELEM(DEFINE)

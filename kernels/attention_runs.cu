@@ -3,8 +3,8 @@
 //
 //   arguments and the formula are in common/attention.cuh
 //
-// attention_runs_<type>_<head size>   up to 64 query heads for each head of keys. blockIdx.x counts tiles of tokens from the
-//                                     last one on, blockIdx.y heads of keys.
+// attention_runs_<type>[_int8|_fp8]_<head size>   up to 64 query heads for each head of keys. blockIdx.x counts tiles of
+//                                                 tokens from the last one on, blockIdx.y heads of keys.
 //
 // A tile of up to 64 rows, which are the query heads of neighbouring tokens, shares keys and values: 64 at a time, the next
 // under way meanwhile. Each of the four warps has 16 of the rows. A tile with tokens of several slots goes through them one
@@ -20,10 +20,9 @@ constexpr unsigned ALL_QUERIES = WARPS * QUERIES;
 constexpr unsigned KEYS = 64; // at a time
 constexpr unsigned DEPTH = 2; // stages
 
-template <class T, unsigned DIM> struct Runs {
-    using Shared = RowsInShared<DIM>;
-    static constexpr unsigned TILE = KEYS * Shared::BYTES;
-    static constexpr unsigned STAGE = 2 * TILE; // keys, values
+template <class T, unsigned DIM, class Kv> struct Runs {
+    using Tile = KvTile<T, DIM, Kv, KEYS>;
+    static constexpr unsigned STAGE = Tile::BYTES;
     static constexpr unsigned SHARED = DEPTH * STAGE;
 
     const AttentionArgs<T>& args;
@@ -45,7 +44,8 @@ template <class T, unsigned DIM> struct Runs {
     __device__ size_t head_of(unsigned row) const { return kv_head * group + (warp_id() * QUERIES + row) % group; }
 
     __device__ void run() const {
-        Rows<T, DIM> rows;
+        Rows<T, DIM, Kv> rows;
+        rows.clear();
         rows.load([&](unsigned row) -> const T* {
             const unsigned token = token_of(row);
             return token < end ? args.q + static_cast<size_t>(token) * args.q_stride + head_of(row) * DIM : nullptr;
@@ -75,23 +75,28 @@ template <class T, unsigned DIM> struct Runs {
 #pragma unroll
             for (unsigned block = 0; block < DIM / 8; block++) {
                 const float(&values)[4] = rows.values[block];
-                const uint32_t pair = rows.pair_of(values[2 * r] / rows.sum[r], values[2 * r + 1] / rows.sum[r]);
-                memcpy(out + block * 8 + 2 * rows.t(), &pair, sizeof pair);
+                if constexpr (Kv::CODED) {
+                    if (block % 2 == 1) continue;
+                    // This block and the next have every other of four neighbours.
+                    const float(&between)[4] = rows.values[block + 1];
+                    const uint2 four = {rows.pair_of(values[2 * r] / rows.sum[r], between[2 * r] / rows.sum[r]),
+                                        rows.pair_of(values[2 * r + 1] / rows.sum[r], between[2 * r + 1] / rows.sum[r])};
+                    memcpy(out + rows.element(block, 0), &four, sizeof four);
+                } else {
+                    const uint32_t pair = rows.pair_of(values[2 * r] / rows.sum[r], values[2 * r + 1] / rows.sum[r]);
+                    memcpy(out + rows.element(block, 0), &pair, sizeof pair);
+                }
             }
         }
     }
 
     // Takes the first `keys` keys of a slot.
-    __device__ void attend(Rows<T, DIM>& rows, unsigned slot, unsigned keys, const unsigned (&limits)[2]) const {
+    __device__ void attend(Rows<T, DIM, Kv>& rows, unsigned slot, unsigned keys, const unsigned (&limits)[2]) const {
         if (keys == 0) return; // the whole block
-        const size_t first_row = args.row(slot, kv_head, 0);
+        const size_t first_vector = args.vector(slot, kv_head, 0);
         const auto copy = [&](unsigned key, unsigned stage) {
             if (key < keys) {
-                const unsigned valid = min(KEYS, keys - key);
-                const size_t from = (first_row + key) * DIM;
-                unsigned char* to = shared + stage * STAGE;
-                Shared::template copy<KEYS, THREADS>(to, args.k_cache + from, valid, threadIdx.x);
-                Shared::template copy<KEYS, THREADS>(to + TILE, args.v_cache + from, valid, threadIdx.x);
+                Tile::template copy<THREADS>(shared + stage * STAGE, args.cache, first_vector + key, min(KEYS, keys - key), threadIdx.x);
             }
             copies_commit();
         };
@@ -109,8 +114,7 @@ template <class T, unsigned DIM> struct Runs {
             copies_wait<1>();
             __syncthreads(); // everybody's copies of these keys have arrived
             if (key < most) {
-                const unsigned char* keys_at = shared + stage * STAGE;
-                rows.template take<KEYS>(keys_at, keys_at + TILE, key, limits, args.scale * LOG2_E);
+                rows.template take<KEYS>(shared + stage * STAGE, key, limits, args.scale * LOG2_E);
             }
             __syncthreads(); // all are done with these keys
             stage = 1 - stage;
@@ -119,16 +123,22 @@ template <class T, unsigned DIM> struct Runs {
     }
 };
 
-template <class T, unsigned DIM> __device__ void attention_runs(const AttentionArgs<T>& args) {
+template <class T, unsigned DIM, class Kv> __device__ void attention_runs(const AttentionArgs<T>& args) {
     DYNAMIC_SHARED(shared);
-    let_successor_start();
-    wait_for_predecessor();
-    if (dynamic_shared_bytes() < Runs<T, DIM>::SHARED) return; // a launch that knows better than this file
-    Runs<T, DIM>(args, shared).run();
+    follow_predecessor();
+    if (dynamic_shared_bytes() < Runs<T, DIM, Kv>::SHARED) return; // a launch that knows better than this file
+    Runs<T, DIM, Kv>(args, shared).run();
 }
 
 #define DEFINE(T, DIM)                                                                                                 \
-    KERNEL_OF(THREADS, 2, attention_runs_##T##_##DIM, const AttentionArgs<T> args) { attention_runs<T, DIM>(args); }
+    KERNEL_OF(THREADS, 2, attention_runs_##T##_##DIM, const AttentionArgs<T> args) {                                   \
+        attention_runs<T, DIM, PlainKv>(args);                                                                         \
+    }                                                                                                                  \
+    FOR_EACH_CODED_KV(DEFINE_CODED, T, DIM)
+#define DEFINE_CODED(KV, NAME, T, DIM)                                                                                 \
+    KERNEL_OF(THREADS, 2, attention_runs_##T##_##NAME##_##DIM, const AttentionArgs<T> args) {                          \
+        attention_runs<T, DIM, KV>(args);                                                                              \
+    }
 DEFINE(f16, 64)
 DEFINE(f16, 96)
 DEFINE(f16, 128)

@@ -2,13 +2,17 @@
 //
 //   arguments and the formula are in common/attention.cuh
 //
-// attention_single_<type>_<head size>   up to 16 query heads for each head of keys. blockIdx.x counts parts of the keys,
-//                                       blockIdx.y heads of keys, blockIdx.z tokens.
+// attention_single_<type>[_int8|_fp8]_<head size>   up to 16 query heads for each head of keys. blockIdx.x counts ranges of
+//                                                   parts of the keys, blockIdx.y heads of keys, blockIdx.z tokens.
 //
-// All query heads of a head of keys are rows of one fragment, so that the cache is read once. Each of the four warps takes
-// every fourth 16 keys, and keeps a ring of copies of its own in flight. How many parts a token has follows from its
-// position, which is read here: a launch serves any length up to what it was planned for. The last block of a token to
-// arrive puts the parts together, in their order: the same launch gives the same bits.
+// All query heads of a head of keys are rows of one fragment, so that the cache is read once. The keys come in parts whose
+// borders follow from the token's position alone. Within one, each of the four warps takes every fourth tile of keys, from a
+// ring of copies of its own; then the warps' rows become the part's, and the parts are put together one by one, from the
+// first on: by the block itself where it has them all, else by the last block of the token to arrive. Who computes a part
+// changes none of its bits: a token alone and in any batch gets the same.
+//
+// Where the arguments say so, queries and keys are turned and the cache is written here too (rope.cu): every block turns the
+// queries that it needs, and the one that has the token's own key writes the cache and puts the new vectors into its tile.
 #include <ptx/kernel.cuh>
 #include <ptx/sync.cuh>
 
@@ -16,148 +20,252 @@
 
 constexpr unsigned WARPS = 4;
 constexpr unsigned THREADS = WARPS * WARP;
-constexpr unsigned KEYS = 16;            // of a warp at a time
-constexpr unsigned UNIT = WARPS * KEYS;  // keys of a block at a time
-constexpr unsigned DEPTH = 3;            // stages of a ring
+constexpr unsigned DEPTH = 3;        // stages of a ring
+constexpr unsigned LEAST_PART = 128; // keys
+constexpr unsigned MOST_PARTS = 64;
 
-template <class T, unsigned DIM> struct Single {
-    using Shared = RowsInShared<DIM>;
-    static constexpr unsigned TILE = KEYS * Shared::BYTES;
-    static constexpr unsigned STAGE = 2 * TILE; // keys, values
-    static constexpr unsigned RINGS = WARPS * DEPTH * STAGE;
-    static constexpr unsigned MERGED = WARPS * QUERIES * (DIM + 2) * sizeof(float); // in place of the rings
-    static constexpr unsigned SHARED = RINGS > MERGED ? RINGS : MERGED;
+template <class T, unsigned DIM, class Kv> struct Single {
+    static constexpr unsigned KEYS = Kv::CODED ? 32 : 16; // of a warp at a time
+    static constexpr unsigned UNIT = WARPS * KEYS;        // keys of a block at a time
+    using Tile = KvTile<T, DIM, Kv, KEYS>;
+    using Stored = typename Tile::Stored;
+
+    // A stage that has been taken holds the warp's rows on their way to a part. Behind the rings: the rows that parts are
+    // put together in (before that, the queries), the largest score and the sum of each warp's rows and, twice, of those
+    // rows, and the token's own key.
+    static constexpr unsigned STAGE = Tile::BYTES;
+    static constexpr unsigned ROWS = QUERIES * DIM * sizeof(float);
+    static_assert(STAGE >= ROWS && STAGE % PIECE == 0, "a stage has room for a warp's rows");
+    static constexpr unsigned TOGETHER = WARPS * DEPTH * STAGE;
+    static constexpr unsigned TOPS = TOGETHER + ROWS;
+    static constexpr unsigned OWN = TOPS + (WARPS + 2) * QUERIES * sizeof(float2);
+    static constexpr unsigned SHARED = OWN + DIM * sizeof(T);
 
     const AttentionArgs<T>& args;
     unsigned char* const shared;
-    const unsigned split, kv_head, token;
+    const unsigned range, kv_head, token;
 
     __device__ Single(const AttentionArgs<T>& args, unsigned char* shared)
-        : args(args), shared(shared), split(blockIdx.x), kv_head(blockIdx.y), token(blockIdx.z) {}
+        : args(args), shared(shared), range(blockIdx.x), kv_head(blockIdx.y), token(blockIdx.z) {}
+
+    // Keys of a part of a token that sees so many: more than the least only where there would be too many parts.
+    static __device__ unsigned part_of(unsigned keys) {
+        unsigned part = LEAST_PART;
+        while (part < (keys + MOST_PARTS - 1) / MOST_PARTS) part *= 2;
+        return part;
+    }
 
     __device__ T* out(unsigned row) const {
         return args.out + (static_cast<size_t>(token) * args.heads + kv_head * args.group() + row) * DIM;
     }
+    __device__ float* together() const { return reinterpret_cast<float*>(shared + TOGETHER); }
+    __device__ float2* tops() const { return reinterpret_cast<float2*>(shared + TOPS); }
+    __device__ bool turns() const { return args.turn.cosines != nullptr; }
 
     __device__ void run() const {
         const unsigned group = args.group();
-        if (!args.is_inside(token)) { // the whole block
-            if (split > 0) return;
+        if (!args.is_inside(token) || (turns() && args.positions[token] >= args.turn.max_position)) { // the whole block
+            if (range > 0) return;
             for (unsigned i = threadIdx.x; i < group * DIM; i += THREADS) out(i / DIM)[i % DIM] = from_f32<T>(nanf(""));
             return;
         }
-        const unsigned keys = args.positions[token] + 1;
-        const unsigned units = (keys + UNIT - 1) / UNIT;
-        const unsigned each = (units + args.splits - 1) / args.splits;
-        const unsigned parts = (units + each - 1) / each;
-        if (split >= parts) return; // the whole block
-        const unsigned begin = split * each, end = min(units, begin + each);
+        const unsigned position = args.positions[token];
+        const unsigned keys = position + 1;
+        const unsigned part_keys = part_of(keys);
+        const unsigned parts = (keys + part_keys - 1) / part_keys;
+        const unsigned each = (parts + gridDim.x - 1) / gridDim.x;
+        const unsigned blocks = (parts + each - 1) / each;
+        if (range >= blocks) return; // the whole block
+        const unsigned first_part = range * each, end_part = min(parts, first_part + each);
+        const unsigned begin = first_part * part_keys / UNIT;
+        const unsigned end = min((keys + UNIT - 1) / UNIT, end_part * part_keys / UNIT);
 
-        const size_t first_row = args.row(args.slot_of[token], kv_head, 0);
+        const size_t first_vector = args.vector(args.slot_of[token], kv_head, 0);
+        const bool appends = turns() && end_part == parts; // has the token's own key
         unsigned char* ring = shared + warp_id() * DEPTH * STAGE;
         const auto copy = [&](unsigned unit) {
             const unsigned key = unit * UNIT + warp_id() * KEYS;
             if (unit < end && key < keys) {
-                unsigned char* stage = ring + (unit - begin) % DEPTH * STAGE;
-                const unsigned valid = min(KEYS, keys - key);
-                const size_t from = (first_row + key) * DIM;
-                Shared::template copy<KEYS, WARP>(stage, args.k_cache + from, valid, lane_id());
-                Shared::template copy<KEYS, WARP>(stage + TILE, args.v_cache + from, valid, lane_id());
+                const unsigned but = appends ? position - key : KEYS; // its vectors are not in the cache yet
+                Tile::template copy<WARP>(ring + (unit - begin) % DEPTH * STAGE, args.cache, first_vector + key, min(KEYS, keys - key),
+                                          lane_id(), but);
             }
             copies_commit();
         };
         for (unsigned i = 0; i < DEPTH - 1; i++) copy(begin + i);
-        Rows<T, DIM> rows;
-        const T* q = args.q + static_cast<size_t>(token) * args.q_stride + kv_head * group * DIM;
+        Rows<T, DIM, Kv> rows;
+        const T* projected = args.q + static_cast<size_t>(token) * args.q_stride;
+        const T* q = projected + kv_head * group * DIM;
+        if (turns()) q = turned(projected, position, first_vector + position, appends);
         rows.load([&](unsigned row) { return row < group ? q + row * DIM : nullptr; });
         const unsigned limits[2] = {keys, keys};
+        unsigned unit = begin;
 #pragma unroll 1
-        for (unsigned unit = begin; unit < end; unit++) {
-            copies_wait<DEPTH - 2>();
-            __syncwarp(); // other lanes' copies have arrived, and all are done with the stage that is filled next
-            copy(unit + DEPTH - 1);
-            const unsigned key = unit * UNIT + warp_id() * KEYS;
-            if (key < keys) {
-                const unsigned char* stage = ring + (unit - begin) % DEPTH * STAGE;
-                rows.template take<KEYS>(stage, stage + TILE, key, limits, args.scale * LOG2_E);
+        for (unsigned part = first_part; part < end_part; part++) {
+            rows.clear();
+            const unsigned end_of_part = min(end, (part + 1) * part_keys / UNIT);
+            unsigned char* stage = ring;
+#pragma unroll 1
+            for (; unit < end_of_part; unit++) {
+                copies_wait<DEPTH - 2>();
+                stage = ring + (unit - begin) % DEPTH * STAGE;
+                const unsigned key = unit * UNIT + warp_id() * KEYS;
+                if (appends && position - key < KEYS) put_own(stage, position - key, first_vector + position);
+                __syncwarp(); // other lanes' copies have arrived, and all are done with the stage that is filled next
+                copy(unit + DEPTH - 1);
+                if (key < keys) rows.template take<KEYS>(stage, key, limits, args.scale * LOG2_E);
             }
+            rows.finish();
+            end_part_of(rows, stage, group, part, first_part, parts, blocks == 1);
         }
-        rows.finish();
         copies_wait<0>();
-        merge(rows, group, parts);
+        if (blocks > 1 && is_last(blocks)) put_together(group, parts);
     }
 
-    // The warps' rows become results, or this block's part of them: for each row DIM sums of values, the largest score, the
-    // sum of weights.
-    __device__ void merge(const Rows<T, DIM>& rows, unsigned group, unsigned parts) const {
-        float* all = reinterpret_cast<float*>(shared);
-        __syncthreads(); // the rings are free
-        const auto row_of_warp = [&](unsigned warp, unsigned row) { return all + (warp * QUERIES + row) * (DIM + 2); };
-#pragma unroll
-        for (unsigned r = 0; r < 2; r++) {
-            float* mine = row_of_warp(warp_id(), rows.g() + 8 * r);
-#pragma unroll
-            for (unsigned block = 0; block < DIM / 8; block++) {
-                mine[block * 8 + 2 * rows.t()] = rows.values[block][2 * r];
-                mine[block * 8 + 2 * rows.t() + 1] = rows.values[block][2 * r + 1];
+    // The queries of this head of keys, turned, in shared memory. If this block appends, the token's own key and value go into
+    // the cache.
+    __device__ const T* turned(const T* projected, unsigned position, size_t vector, bool appends) const {
+        const unsigned group = args.group();
+        T* q = reinterpret_cast<T*>(shared + TOGETHER);
+        for (unsigned i = warp_id(); i < group + (appends ? 2 : 0); i += WARPS) {
+            if (i < group) {
+                turn_head(projected + (kv_head * group + i) * DIM, q + i * DIM, args.turn.q_norm, args.turn, position, DIM);
+                continue;
             }
-            if (rows.t() == 0) {
-                mine[DIM] = rows.largest[r];
-                mine[DIM + 1] = rows.sum[r];
+            const T* x = projected + (args.heads + kv_head) * DIM;
+            if (i > group) {
+                write_vector<Kv>(x + args.kv_heads * DIM, args.cache.v, args.cache.v_scales, vector, DIM);
+                continue;
             }
+            T* key = reinterpret_cast<T*>(shared + OWN);
+            turn_head(x, key, args.turn.k_norm, args.turn, position, DIM);
+            __syncwarp(); // a lane writes other elements to the cache than it has turned
+            write_vector<Kv>(key, args.cache.k, args.cache.k_scales, vector, DIM);
         }
-        __syncthreads(); // all rows are there
-        if (parts == 1) {
-            for (unsigned i = threadIdx.x; i < group * DIM; i += THREADS) {
-                const Merged merged = together(i / DIM, i % DIM, WARPS, row_of_warp);
-                out(i / DIM)[i % DIM] = from_f32<T>(merged.value / merged.sum);
-            }
-            return;
+        __syncthreads(); // the queries are there, and what was written to the cache can be read
+        return q;
+    }
+
+    // The vectors of the token's own key, from the cache where this block has just written them, into row `row` of a tile.
+    __device__ void put_own(unsigned char* tile, unsigned row, size_t vector) const {
+        for (unsigned i = lane_id(); i < 2 * Tile::Shared::PIECES; i += WARP) {
+            const unsigned which = i / Tile::Shared::PIECES, piece = i % Tile::Shared::PIECES;
+            const auto* from = static_cast<const Stored*>(which == 0 ? args.cache.k : args.cache.v) + vector * DIM;
+            uint4 bytes;
+            memcpy(&bytes, reinterpret_cast<const unsigned char*>(from) + piece * PIECE, sizeof bytes);
+            memcpy(tile + which * Tile::VALUES + Tile::Shared::place(row, piece), &bytes, sizeof bytes);
         }
-        const size_t first = (static_cast<size_t>(token) * args.kv_heads + kv_head) * args.splits;
-        const auto part_at = [&](unsigned part, unsigned row) {
-            return args.partial + ((first + part) * QUERIES + row) * (DIM + 2);
-        };
-        for (unsigned i = threadIdx.x; i < group * DIM; i += THREADS) {
-            const Merged merged = together(i / DIM, i % DIM, WARPS, row_of_warp);
-            float* mine = part_at(split, i / DIM);
-            mine[i % DIM] = merged.value;
-            if (i % DIM == 0) {
-                mine[DIM] = merged.largest;
-                mine[DIM + 1] = merged.sum;
+        if constexpr (Kv::CODED) {
+            if (lane_id() < 2) {
+                Tile::scales(tile)[lane_id() * KEYS + row] = (lane_id() == 0 ? args.cache.k_scales : args.cache.v_scales)[vector];
             }
-        }
-        if (!is_last(parts)) return; // the whole block
-        for (unsigned i = threadIdx.x; i < group * DIM; i += THREADS) {
-            const Merged merged = together(i / DIM, i % DIM, parts, part_at);
-            out(i / DIM)[i % DIM] = from_f32<T>(merged.value / merged.sum);
         }
     }
 
-    struct Merged {
+    // A row, as far as keys have been seen: the weighted sum of one element, the largest score, the sum of weights.
+    struct Seen {
         float value, largest, sum;
     };
 
-    // Element d of a row over `count` parts, where `at(part, row)` is; relative to the largest score of all.
-    template <class At> static __device__ Merged together(unsigned row, unsigned d, unsigned count, At at) {
-        Merged merged = {0.0f, -INFINITY, 0.0f};
-        for (unsigned part = 0; part < count; part++) merged.largest = fmaxf(merged.largest, at(part, row)[DIM]);
-        for (unsigned part = 0; part < count; part++) {
-            const float* from = at(part, row);
-            const float weight = exp2f(from[DIM] - merged.largest);
-            merged.value += weight * from[d];
-            merged.sum += weight * from[DIM + 1];
+    // Takes what later keys have come to.
+    static __device__ void take(Seen& all, const Seen& later) {
+        const float largest = fmaxf(all.largest, later.largest);
+        const float shrink = exp2f(all.largest - largest), weight = exp2f(later.largest - largest);
+        all.value = fmaf(later.value, weight, all.value * shrink);
+        all.sum = fmaf(later.sum, weight, all.sum * shrink);
+        all.largest = largest;
+    }
+
+    // Where element d of a row is among rows in shared memory: so that the lanes of a fragment meet different banks.
+    static __device__ unsigned at(unsigned row, unsigned d) { return row * DIM + (d ^ row % 4 * 8); }
+
+    // Rows of the warps, which lie in `stage` from here on, become those of a part, and go where the parts are put together.
+    __device__ void end_part_of(const Rows<T, DIM, Kv>& rows, unsigned char* stage, unsigned group, unsigned part,
+                                unsigned first_part, unsigned parts, bool alone) const {
+        float* mine = reinterpret_cast<float*>(stage);
+        __syncwarp(); // all lanes are done with the keys and values there
+#pragma unroll
+        for (unsigned r = 0; r < 2; r++) {
+            const unsigned row = rows.g() + 8 * r;
+            if (row >= group) continue;
+#pragma unroll
+            for (unsigned block = 0; block < DIM / 8; block++) {
+#pragma unroll
+                for (unsigned i = 0; i < 2; i++) mine[at(row, rows.element(block, i))] = rows.values[block][2 * r + i];
+            }
+            if (rows.t() == 0) tops()[warp_id() * QUERIES + row] = {rows.largest[r], rows.sum[r]};
         }
-        return merged;
+        __syncthreads(); // all rows are there
+        // All warps have as many units of a part, and with them the same stage.
+        const unsigned from_ring = static_cast<unsigned>(stage - shared) - warp_id() * DEPTH * STAGE;
+        float2* so_far = tops() + WARPS * QUERIES; // of parts put together: what one reads, the next writes
+        const unsigned now = (part - first_part) % 2 * QUERIES, next = QUERIES - now;
+        for (unsigned i = threadIdx.x; i < group * DIM; i += THREADS) {
+            const unsigned row = i / DIM, d = i % DIM;
+            Seen of_part = {0.0f, -INFINITY, 0.0f};
+#pragma unroll
+            for (unsigned warp = 0; warp < WARPS; warp++) {
+                of_part.largest = fmaxf(of_part.largest, tops()[warp * QUERIES + row].x);
+            }
+#pragma unroll
+            for (unsigned warp = 0; warp < WARPS; warp++) {
+                const float2 top = tops()[warp * QUERIES + row];
+                const float weight = exp2f(top.x - of_part.largest);
+                const auto* theirs = reinterpret_cast<const float*>(shared + warp * DEPTH * STAGE + from_ring);
+                of_part.value = fmaf(theirs[at(row, d)], weight, of_part.value);
+                of_part.sum = fmaf(top.y, weight, of_part.sum);
+            }
+            if (!alone) {
+                float* to = partial(part) + row * (DIM + 2);
+                to[d] = of_part.value;
+                if (d == 0) {
+                    to[DIM] = of_part.largest;
+                    to[DIM + 1] = of_part.sum;
+                }
+                continue;
+            }
+            Seen all = of_part;
+            if (part > 0) {
+                all = {together()[i], so_far[now + row].x, so_far[now + row].y};
+                take(all, of_part);
+            }
+            if (part + 1 == parts) {
+                out(row)[d] = from_f32<T>(all.value / all.sum);
+                continue;
+            }
+            together()[i] = all.value;
+            if (d == 0) so_far[next + row] = {all.largest, all.sum};
+        }
+        __syncthreads(); // the stages are free, and the sums of rows there
+    }
+
+    __device__ float* partial(unsigned part) const {
+        const size_t first = (static_cast<size_t>(token) * args.kv_heads + kv_head) * args.most_parts;
+        return args.partial + (first + part) * args.group() * (DIM + 2);
+    }
+
+    // The results, from parts that all blocks of the token have left.
+    __device__ void put_together(unsigned group, unsigned parts) const {
+        for (unsigned i = threadIdx.x; i < group * DIM; i += THREADS) {
+            const unsigned row = i / DIM, d = i % DIM;
+            const auto part_of_row = [&](unsigned part) -> Seen {
+                const float* from = partial(part) + row * (DIM + 2);
+                return {from[d], from[DIM], from[DIM + 1]};
+            };
+            Seen all = part_of_row(0);
+#pragma unroll 4
+            for (unsigned part = 1; part < parts; part++) take(all, part_of_row(part));
+            out(row)[d] = from_f32<T>(all.value / all.sum);
+        }
     }
 
     // Whether this block is the last of its token and head; what the others wrote before is then visible to all its threads.
-    __device__ bool is_last(unsigned parts) const {
+    __device__ bool is_last(unsigned blocks) const {
         __shared__ unsigned last;
         unsigned* counter = args.arrived + token * args.kv_heads + kv_head;
         __syncthreads(); // all of this block has written
         if (threadIdx.x == 0) {
-            last = count_up(counter) == parts - 1;
+            last = count_up(counter) == blocks - 1;
             if (last) *counter = 0;
         }
         __syncthreads();
@@ -165,16 +273,22 @@ template <class T, unsigned DIM> struct Single {
     }
 };
 
-template <class T, unsigned DIM> __device__ void attention_single(const AttentionArgs<T>& args) {
+template <class T, unsigned DIM, class Kv> __device__ void attention_single(const AttentionArgs<T>& args) {
     DYNAMIC_SHARED(shared);
-    let_successor_start();
-    wait_for_predecessor();
-    if (dynamic_shared_bytes() < Single<T, DIM>::SHARED) return; // a launch that knows better than this file
-    Single<T, DIM>(args, shared).run();
+    follow_predecessor();
+    if (dynamic_shared_bytes() < Single<T, DIM, Kv>::SHARED) return; // a launch that knows better than this file
+    Single<T, DIM, Kv>(args, shared).run();
 }
 
 #define DEFINE(T, DIM)                                                                                                 \
-    KERNEL_OF(THREADS, 2, attention_single_##T##_##DIM, const AttentionArgs<T> args) { attention_single<T, DIM>(args); }
+    KERNEL_OF(THREADS, 2, attention_single_##T##_##DIM, const AttentionArgs<T> args) {                                 \
+        attention_single<T, DIM, PlainKv>(args);                                                                       \
+    }                                                                                                                  \
+    FOR_EACH_CODED_KV(DEFINE_CODED, T, DIM)
+#define DEFINE_CODED(KV, NAME, T, DIM)                                                                                 \
+    KERNEL_OF(THREADS, 2, attention_single_##T##_##NAME##_##DIM, const AttentionArgs<T> args) {                        \
+        attention_single<T, DIM, KV>(args);                                                                            \
+    }
 DEFINE(f16, 64)
 DEFINE(f16, 96)
 DEFINE(f16, 128)

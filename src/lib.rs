@@ -37,7 +37,8 @@
 //!   share an input but not a form stand apart. Round-to-nearest needs no data and works row by row, so it is an op ([`kernels::quantize`]) and
 //!   runs where the weights are going to live; the original is never whole on the host.
 //! - **The same bits in any batch.** On the CPU every sum runs in one order whatever the number of tokens or the chunk, so
-//!   a row alone, in a batch, or in pieces gives identical logits. Tests hold this exactly.
+//!   a row alone, in a batch, or in pieces gives identical logits. Tests hold this exactly. On a GPU it holds of attention:
+//!   where a token's keys are cut into parts follows from its position alone.
 //! - **Verify, then time.** A variant that fails a check (`study::verify`) gets no number.
 //! - **The record is the border.** Measuring writes records, one line each, on the disk before the next point starts;
 //!   everything shown is made of them. A point's key is a hash of what identifies it, so the same command resumes.
@@ -53,7 +54,8 @@
 //! by content; all are in the binary. Products stream weights into matrix instructions (`linear_few.cu`, `linear_tile.cu`,
 //! `linear_wgmma.cu`) or go to cuBLASLt, whichever the device's own clock finds faster for a shape when it first comes up;
 //! what it found is kept on the disk for later runs. Attention has a kernel for tokens that are alone in their slot
-//! (`attention_single.cu`) and one for prompts (`attention_runs.cu`). The other ops have one simple kernel each. A decode step
+//! (`attention_single.cu`), which rotates heads and writes the cache as well, and one for prompts (`attention_runs.cu`);
+//! the cache is plain or in codes. The other ops have one simple kernel each. A decode step
 //! is recorded once for each number of sequences and then replayed as a CUDA graph. `tests/cuda_build` reads the machine
 //! code: spills, widths of loads, budgets of instructions. Without the `cuda` feature none of this is built or needed.
 

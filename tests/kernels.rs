@@ -2,6 +2,8 @@
 //! GPU's kernels compiled for the host and launched as on a GPU, and, where the build and the machine have one, the GPU
 //! itself.
 
+#[path = "kernels/append.rs"]
+mod append;
 #[path = "kernels/arrays.rs"]
 mod arrays;
 #[path = "kernels/attention.rs"]
@@ -35,7 +37,7 @@ use candlepower::kernels::quantize::QuantizeAct;
 use candlepower::kernels::rope::{HeadNorms, RopeAppend, RopeTable};
 use candlepower::kernels::silu_mul::SiluMul;
 use candlepower::kernels::{Buf, BufType, Device};
-use candlepower::scheme::{CodeFormat, DType, Levels, PackedWeight, Scales};
+use candlepower::scheme::{CodeFormat, DType, KvFormat, Levels, PackedWeight, Scales};
 use half::{bf16, f16};
 
 const TYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
@@ -721,6 +723,7 @@ fn rope(device: &Device, act: DType, normed: bool) {
         kv_heads,
         head_dim,
         capacity,
+        kv: KvFormat::Auto,
         scale: 1.0,
         queries: Queries::Runs,
     };
@@ -738,10 +741,7 @@ fn rope(device: &Device, act: DType, normed: bool) {
     let mut qkv = put(device, &before, act);
     let cached = slots * kv_heads * capacity * head_dim;
     let empty = vec![-3.0; cached];
-    let mut cache = LayerCache {
-        k: put(device, &empty, act),
-        v: put(device, &empty, act),
-    };
+    let mut cache = LayerCache::plain(put(device, &empty, act), put(device, &empty, act));
     let table = RopeTable::new(device, &frequencies, capacity).unwrap();
     let (slots_held, positions_held) = (put_ids(device, &slot), put_ids(device, &position));
     let places = Places {
@@ -815,14 +815,13 @@ fn a_position_beyond_the_cache_is_an_error() {
         kv_heads: 1,
         head_dim: 4,
         capacity: 2,
+        kv: KvFormat::Auto,
         scale: 1.0,
         queries: Queries::Runs,
     };
     let mut qkv = put(&device, &[0.5; 12], DType::F32);
-    let mut cache = LayerCache {
-        k: put(&device, &[0.0; 8], DType::F32),
-        v: put(&device, &[0.0; 8], DType::F32),
-    };
+    let zeros = || put(&device, &[0.0; 8], DType::F32);
+    let mut cache = LayerCache::plain(zeros(), zeros());
     let table = RopeTable::new(&device, &[1.0, 0.5], 2).unwrap();
     let (slots, positions) = (put_ids(&device, &[0]), put_ids(&device, &[2]));
     let places = Places {

@@ -1,6 +1,10 @@
 // Sixteen rows of queries of one warp against keys and values in shared memory, by matrix instructions: scores, an online
 // softmax, weighted sums of values. Used by attention_single.cu and attention_runs.cu.
 //
+// Bytes of a cache become pairs of T in registers, exactly; their scales meet scores and weights, one number for each key.
+// Where four bytes side by side become two pairs, a lane has other columns of a fragment than it has of plain numbers; it
+// is only said which, for a sum does not care for its order.
+//
 // Sources: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao, "FlashAttention-2", 2023.
 #pragma once
 
@@ -16,44 +20,99 @@ constexpr unsigned PIECE = 16;   // bytes of a copy
 
 constexpr float LOG2_E = 1.44269504f; // exponentials are powers of two here
 
-// Rows of DIM numbers in shared memory, in pieces that are swapped about so that eight rows' pieces of the same columns lie
-// in different banks.
-template <unsigned DIM> struct RowsInShared {
-    static constexpr unsigned PIECES = DIM * 2 / PIECE; // of a row
-    static constexpr unsigned BYTES = DIM * 2;          // of a row
+// Rows of so many bytes in shared memory, in pieces that are swapped about so that eight rows' pieces of the same columns
+// lie in different banks.
+template <unsigned ROW_BYTES> struct RowsInShared {
+    static constexpr unsigned PIECES = ROW_BYTES / PIECE; // of a row
 
     static __device__ unsigned place(unsigned row, unsigned piece) {
-        const unsigned swap = PIECES % 8 == 0 ? row % 8 : row / 2 % 4;
+        const unsigned swap = PIECES % 8 == 0 ? row % 8 : PIECES % 4 == 0 ? row / 2 % 4 : row / 4 % 2;
         return (row * PIECES + (piece ^ swap)) * PIECE;
     }
 
-    // Copies rows 0 .. ROWS of `from`, of which the first `valid` exist, by thread `me` of THREADS; zeros for the others.
+    // Copies rows 0 .. ROWS of `from`, of which the first `valid` exist, by thread `me` of THREADS; zeros for the others, but
+    // leaves row `but` alone.
     template <unsigned ROWS, unsigned THREADS>
-    static __device__ void copy(unsigned char* to, const void* from, unsigned valid, unsigned me) {
+    static __device__ void copy(unsigned char* to, const void* from, unsigned valid, unsigned me, unsigned but = ROWS) {
         static_assert(ROWS * PIECES % THREADS == 0, "every thread copies as much");
         const auto* bytes = static_cast<const unsigned char*>(from);
 #pragma unroll
         for (unsigned first = 0; first < ROWS * PIECES; first += THREADS) {
             const unsigned row = (first + me) / PIECES, piece = (first + me) % PIECES;
             const bool exists = row < valid;
-            copy16<Keep::Long>(to + place(row, piece), exists ? bytes + row * BYTES + piece * PIECE : bytes, exists);
+            if (row == but) continue;
+            copy16<Keep::Long>(to + place(row, piece), exists ? bytes + row * ROW_BYTES + piece * PIECE : bytes, exists);
         }
     }
 };
 
-// Lane 4g + t has of rows g and g + 8: elements 2t, 2t+1, 2t+8, 2t+9 of every 16 of the queries, 2t, 2t+1 of every 8 of the
-// sums.
-template <class T, unsigned DIM> struct Rows {
-    using Shared = RowsInShared<DIM>;
+// Keys and values of KEYS positions in shared memory, as the cache holds them, and their scales where it has them.
+template <class T, unsigned DIM, class Kv, unsigned KEYS> struct KvTile {
+    using Stored = typename Kv::template Stored<T>;
+    using Shared = RowsInShared<DIM * sizeof(Stored)>;
+    static constexpr unsigned VALUES = KEYS * DIM * sizeof(Stored); // where they begin
+    static constexpr unsigned SCALES = 2 * VALUES;                  // of keys, then of values
+    static constexpr unsigned BYTES = SCALES + (Kv::CODED ? 2 * KEYS * sizeof(float) : 0);
+
+    static __device__ float* scales(unsigned char* tile) { return reinterpret_cast<float*>(tile + SCALES); }
+
+    // Starts copies of the vectors from `first` on, of which `valid` exist; zeros for the others, but leaves those of key
+    // `but` alone.
+    template <unsigned THREADS>
+    static __device__ void copy(unsigned char* tile, const KvCache& cache, size_t first, unsigned valid, unsigned me,
+                                unsigned but = KEYS) {
+        Shared::template copy<KEYS, THREADS>(tile, static_cast<const Stored*>(cache.k) + first * DIM, valid, me, but);
+        Shared::template copy<KEYS, THREADS>(tile + VALUES, static_cast<const Stored*>(cache.v) + first * DIM, valid, me, but);
+        if constexpr (Kv::CODED) {
+#pragma unroll
+            for (unsigned i = 0; i < 2 * KEYS; i += THREADS) {
+                const unsigned at = i + me, key = at % KEYS;
+                const float* from = (at < KEYS ? cache.k_scales : cache.v_scales) + first;
+                if (key == but) continue;
+                copy4(scales(tile) + at, key < valid ? from + key : from, key < valid);
+            }
+        }
+    }
+};
+
+// Lane 4g + t has of rows g and g + 8: four of every 16 elements of the queries, two of every 8 of the sums.
+template <class T, unsigned DIM, class Kv> struct Rows {
     static constexpr unsigned STEPS = DIM / 16;
+    // What weights are multiplied by beside the scales of values, lest small ones vanish where numbers are not below 6e-8;
+    // the largest activation over 127, times this, is a number.
+    static constexpr float LIFT = Kv::CODED && std::is_same_v<T, f16> ? 64.0f : 1.0f;
 
     uint32_t q[STEPS][4];
-    float values[DIM / 8][4] = {}; // weighted sums
-    float largest[2] = {-INFINITY, -INFINITY};
-    float sum[2] = {}; // of this lane's keys
+    float values[DIM / 8][4]; // weighted sums
+    float largest[2];
+    float sum[2]; // of this lane's keys
 
     static __device__ unsigned g() { return lane_id() / 4; }
     static __device__ unsigned t() { return lane_id() % 4; }
+
+    // As if no key had been seen.
+    __device__ void clear() {
+#pragma unroll
+        for (unsigned block = 0; block < DIM / 8; block++) {
+#pragma unroll
+            for (unsigned i = 0; i < 4; i++) values[block][i] = 0.0f;
+        }
+#pragma unroll
+        for (unsigned r = 0; r < 2; r++) {
+            largest[r] = -INFINITY;
+            sum[r] = 0.0f;
+        }
+    }
+
+    // Where elements 2 half and 2 half + 1 of the lane's four of a step of 16 are.
+    static __device__ unsigned column(unsigned step, unsigned half) {
+        return step * 16 + (Kv::CODED ? 4 * t() + 2 * half : 2 * t() + 8 * half);
+    }
+
+    // Which element of a row values[block][i] or [i + 2] is a sum of, i < 2.
+    static __device__ unsigned element(unsigned block, unsigned i) {
+        return Kv::CODED ? block / 2 * 16 + 4 * t() + 2 * i + block % 2 : block * 8 + 2 * t() + i;
+    }
 
     // `row(r)` gives the queries of row r, or null where there is none.
     template <class RowOf> __device__ void load(RowOf row) {
@@ -65,32 +124,35 @@ template <class T, unsigned DIM> struct Rows {
 #pragma unroll
                 for (unsigned half = 0; half < 2; half++) {
                     uint32_t pair = 0;
-                    if (from != nullptr) memcpy(&pair, from + step * 16 + half * 8 + 2 * t(), sizeof pair);
+                    if (from != nullptr) memcpy(&pair, from + column(step, half), sizeof pair);
                     q[step][r + 2 * half] = pair;
                 }
             }
         }
     }
 
-    // Takes KEYS keys, the first of which has the number `first`; row g sees those below limits[0], row g + 8 below limits[1].
+    // Takes a tile of KEYS keys, the first of which has the number `first`; row g sees those below limits[0], row g + 8 below
+    // limits[1].
     template <unsigned KEYS>
-    __device__ void take(const unsigned char* keys, const unsigned char* values_at, unsigned first,
-                         const unsigned (&limits)[2], float scale) {
+    __device__ void take(unsigned char* tile, unsigned first, const unsigned (&limits)[2], float scale) {
         static_assert(KEYS % 16 == 0, "whole fragments");
+        using Tile = KvTile<T, DIM, Kv, KEYS>;
+        using Shared = typename Tile::Shared;
         constexpr unsigned BLOCKS = KEYS / 8;
         float scores[BLOCKS][4] = {};
         // As load_matrices wants it: lane l gives row l % 8 of matrix l / 8.
         const unsigned matrix = lane_id() / 8, row = lane_id() % 8;
 #pragma unroll
-        for (unsigned step = 0; step < STEPS; step++) {
+        for (unsigned two = 0; two < Shared::PIECES / 2; two++) {
 #pragma unroll
             for (unsigned pair = 0; pair < BLOCKS / 2; pair++) {
-                uint32_t k[4]; // keys 0-7 columns 0-7, the same keys columns 8-15, keys 8-15 likewise
-                load_matrices(k, keys + Shared::place(pair * 16 + matrix / 2 * 8 + row, step * 2 + matrix % 2));
-                mma_16x8x16<T>(scores[2 * pair], q[step], {k[0], k[1]});
-                mma_16x8x16<T>(scores[2 * pair + 1], q[step], {k[2], k[3]});
+                uint32_t k[4]; // keys 0-7 of a piece, the same keys of the next piece, keys 8-15 likewise
+                load_matrices(k, tile + Shared::place(pair * 16 + matrix / 2 * 8 + row, two * 2 + matrix % 2));
+#pragma unroll
+                for (unsigned i = 0; i < 2; i++) add_scores(scores[2 * pair + i], two, {k[2 * i], k[2 * i + 1]});
             }
         }
+        const float* scales = Tile::scales(tile);
         float shrink[2];
 #pragma unroll
         for (unsigned r = 0; r < 2; r++) {
@@ -99,8 +161,10 @@ template <class T, unsigned DIM> struct Rows {
             for (unsigned block = 0; block < BLOCKS; block++) {
 #pragma unroll
                 for (unsigned i = 0; i < 2; i++) {
+                    const unsigned key = block * 8 + 2 * t() + i;
+                    const float factor = Kv::CODED ? scale * scales[key] : scale;
                     float& score = scores[block][2 * r + i];
-                    score = first + block * 8 + 2 * t() + i < limits[r] ? score * scale : -INFINITY;
+                    score = first + key < limits[r] ? score * factor : -INFINITY;
                     most = fmaxf(most, score);
                 }
             }
@@ -116,9 +180,15 @@ template <class T, unsigned DIM> struct Rows {
 #pragma unroll
                 for (unsigned i = 0; i < 2; i++) {
                     float& score = scores[block][2 * r + i];
-                    // Rounded as the products will see it, so that the weights add up to one.
-                    score = round_to<T>(exp2f(score - from));
-                    sum[r] += score;
+                    const float weight = exp2f(score - from);
+                    if constexpr (Kv::CODED) {
+                        sum[r] += weight;
+                        score = weight * (LIFT * scales[KEYS + block * 8 + 2 * t() + i]);
+                    } else {
+                        // Rounded as the products will see it, so that the weights add up to one.
+                        score = round_to<T>(weight);
+                        sum[r] += score;
+                    }
                 }
             }
         }
@@ -134,11 +204,11 @@ template <class T, unsigned DIM> struct Rows {
                 pair_of(scores[2 * step + 1][0], scores[2 * step + 1][1]),
                 pair_of(scores[2 * step + 1][2], scores[2 * step + 1][3])};
 #pragma unroll
-            for (unsigned pair = 0; pair < DIM / 16; pair++) {
-                uint32_t v[4]; // keys 0-7 columns 0-7, keys 8-15 of the same columns, columns 8-15 likewise
-                load_transposed(v, values_at + Shared::place(step * 16 + matrix % 2 * 8 + row, pair * 2 + matrix / 2));
-                mma_16x8x16<T>(values[2 * pair], weights, {v[0], v[1]});
-                mma_16x8x16<T>(values[2 * pair + 1], weights, {v[2], v[3]});
+            for (unsigned two = 0; two < Shared::PIECES / 2; two++) {
+                uint32_t v[4]; // keys 0-7 of a piece, keys 8-15 of the same, of the next piece likewise
+                load_transposed(v, tile + Tile::VALUES + Shared::place(step * 16 + matrix % 2 * 8 + row, two * 2 + matrix / 2));
+#pragma unroll
+                for (unsigned i = 0; i < 2; i++) add_values(weights, two * 2 + i, {v[2 * i], v[2 * i + 1]});
             }
         }
     }
@@ -149,6 +219,7 @@ template <class T, unsigned DIM> struct Rows {
         for (unsigned r = 0; r < 2; r++) {
             sum[r] += __shfl_xor_sync(ALL_LANES, sum[r], 1);
             sum[r] += __shfl_xor_sync(ALL_LANES, sum[r], 2);
+            sum[r] *= LIFT;
         }
     }
 
@@ -157,5 +228,33 @@ template <class T, unsigned DIM> struct Rows {
         uint32_t word;
         memcpy(&word, pair, sizeof word);
         return word;
+    }
+
+  private:
+    // Two pieces of eight keys.
+    __device__ void add_scores(float (&d)[4], unsigned two, const uint32_t (&k)[2]) const {
+        if constexpr (Kv::CODED) {
+#pragma unroll
+            for (unsigned i = 0; i < 2; i++) {
+                uint32_t low, high;
+                Kv::template Code<T>::widen(k[i], low, high);
+                mma_16x8x16<T>(d, q[two * 2 + i], {low, high});
+            }
+        } else {
+            mma_16x8x16<T>(d, q[two], k);
+        }
+    }
+
+    // A piece of sixteen keys.
+    __device__ void add_values(const uint32_t (&weights)[4], unsigned piece, const uint32_t (&v)[2]) {
+        if constexpr (Kv::CODED) {
+            uint32_t even[2], odd[2];
+#pragma unroll
+            for (unsigned i = 0; i < 2; i++) Kv::template Code<T>::widen_strided(v[i], even[i], odd[i]);
+            mma_16x8x16<T>(values[piece * 2], weights, even);
+            mma_16x8x16<T>(values[piece * 2 + 1], weights, odd);
+        } else {
+            mma_16x8x16<T>(values[piece], weights, v);
+        }
     }
 };

@@ -16,6 +16,7 @@
 #include <ptx/copy.cuh>
 #include <ptx/mma.cuh>
 
+#include "codes.cuh"
 #include "elem.cuh"
 #include "reduce.cuh"
 
@@ -124,58 +125,6 @@ template <class T, template <class> class Code, class S> struct ByteRows {
     }
 
     static __device__ unsigned chunk(unsigned half, unsigned quad = lane_quad()) { return quad * 2 + half; }
-};
-
-// Two's complement bytes.
-template <class T> struct Int8Code;
-
-template <> struct Int8Code<bf16> {
-    // bf16 keeps seven bits after the leading one, so 128 + the low seven bits of a code are exact; from that goes 128,
-    // or 256 where the sign bit is set, which is the same bits with the sign on top.
-    static __device__ void widen(uint32_t codes, uint32_t& low, uint32_t& high) {
-        low = pair(permute_bytes(codes, 0, 0x4140));
-        high = pair(permute_bytes(codes, 0, 0x4342));
-    }
-    static __device__ uint32_t pair(uint32_t q) {
-        return Pair<bf16>::subtract(mask_or(q, 0x007f007f, 0x43004300), mask_or(q, 0x00800080, 0x43004300));
-    }
-};
-
-template <> struct Int8Code<f16> {
-    // 1024 + (q + 128) has the unsigned code in its low byte.
-    static __device__ void widen(uint32_t codes, uint32_t& low, uint32_t& high) {
-        const uint32_t u = codes ^ 0x80808080;
-        low = Pair<f16>::subtract(permute_bytes(u, 0x64646464, 0x4140), 0x64806480);
-        high = Pair<f16>::subtract(permute_bytes(u, 0x64646464, 0x4342), 0x64806480);
-    }
-};
-
-// FP8 E4M3: exponent and mantissa go where T has them, and a power of two mends the bias. Exact, subnormals too; the
-// two codes of NaN never get here, for a weight that has them is refused when it is loaded.
-template <class T> struct E4m3Code;
-
-template <> struct E4m3Code<bf16> {
-    static __device__ void widen(uint32_t codes, uint32_t& low, uint32_t& high) {
-        low = pair(permute_bytes(codes, 0, 0x1404));
-        high = pair(permute_bytes(codes, 0, 0x3424));
-    }
-    // The codes in the upper bytes. 0x7b80 is 2^120.
-    static __device__ uint32_t pair(uint32_t q) {
-        const uint32_t bits = mask_or(q >> 4, 0x07f007f0, q & 0x80008000);
-        return Pair<bf16>::multiply_add(bits, 0x7b807b80, 0x80008000);
-    }
-};
-
-template <> struct E4m3Code<f16> {
-    static __device__ void widen(uint32_t codes, uint32_t& low, uint32_t& high) {
-        low = pair(permute_bytes(codes, 0, 0x1404));
-        high = pair(permute_bytes(codes, 0, 0x3424));
-    }
-    // 0x5c00 is 2^8.
-    static __device__ uint32_t pair(uint32_t q) {
-        const uint32_t bits = mask_or(q >> 1, 0x3f803f80, q & 0x80008000);
-        return Pair<f16>::multiply_add(bits, 0x5c005c00, 0x80008000);
-    }
 };
 
 // Nibbles in the order of fragments: for each tile and step 512 bytes, 16 for each lane, a word for each s. Nibble i of a

@@ -5,6 +5,7 @@
 // gives them before scaling and returns their scale. Chunks may be used where `has_chunks()` says so.
 #pragma once
 
+#include "codes.cuh"
 #include "elem.cuh"
 
 // How a kernel is told where a matrix lies. Plain weights have no scales.
@@ -80,21 +81,6 @@ template <class Code> struct ByteWeight {
     __device__ float at(size_t row, unsigned column) const {
         const size_t group = groups.of(row, column);
         return groups.scale(group) * Code::number(codes[row * k + column], groups.zero(group, 0));
-    }
-};
-
-// Two's complement.
-struct Int8Number {
-    static __device__ float number(unsigned char code, int zero) {
-        return static_cast<float>(static_cast<signed char>(code) - zero);
-    }
-};
-
-// Exponent and mantissa in the place where f32 has them, and 2^120 to mend the bias. NaN codes never get here.
-struct E4m3Number {
-    static __device__ float number(unsigned char code, int) {
-        const float magnitude = __uint_as_float((code & 0x7fu) << 20) * 0x1p120f;
-        return code & 0x80u ? -magnitude : magnitude;
     }
 };
 

@@ -27,6 +27,7 @@ struct Wait {
 struct Copy {
     void* to;
     const void* from; // null: zeros
+    size_t bytes;
     uint64_t group;
 };
 

@@ -21,7 +21,6 @@ namespace {
 constexpr size_t RESIDENT = 64;          // blocks at once, at most
 constexpr size_t MIXED = 4;              // blocks at once in a random order, unless they wait for more
 constexpr uint64_t MOST_LOOKS = 1 << 20; // in vain by all threads, before a launch counts as stuck
-constexpr size_t COPY = 16;              // bytes of an asynchronous copy
 
 Kernel* all_kernels; // the last one first
 
@@ -383,13 +382,14 @@ void check_shared(const void* address, size_t bytes, const char* what, Site site
 
 void note_wait() { waited = true; }
 
-void start_copy(void* to, const void* from, bool valid, Site site) {
-    check_shared(to, COPY, "copy16", site);
-    if (reinterpret_cast<uintptr_t>(from) % COPY != 0) {
-        fail(site, "copy16: the address in global memory is not a multiple of %zu", COPY);
+void start_copy(void* to, const void* from, size_t bytes, bool valid, Site site) {
+    const char* what = bytes == 4 ? "copy4" : "copy16";
+    check_shared(to, bytes, what, site);
+    if (reinterpret_cast<uintptr_t>(from) % bytes != 0) {
+        fail(site, "%s: the address in global memory is not a multiple of %zu", what, bytes);
     }
-    memset(to, POISON, COPY);
-    thread->copies.push_back({to, valid ? from : nullptr, thread->copy_group});
+    memset(to, POISON, bytes);
+    thread->copies.push_back({to, valid ? from : nullptr, bytes, thread->copy_group});
 }
 
 void end_copy_group() { thread->copy_group++; }
@@ -399,8 +399,8 @@ void wait_for_copies(unsigned groups_left) {
     size_t done = 0;
     while (done < copies.size() && copies[done].group + groups_left < thread->copy_group) {
         const Copy& copy = copies[done++];
-        if (copy.from == nullptr) memset(copy.to, 0, COPY);
-        else memcpy(copy.to, copy.from, COPY);
+        if (copy.from == nullptr) memset(copy.to, 0, copy.bytes);
+        else memcpy(copy.to, copy.from, copy.bytes);
     }
     copies.erase(copies.begin(), copies.begin() + static_cast<ptrdiff_t>(done));
 }

@@ -1,4 +1,4 @@
-// Asynchronous copies from global to shared memory, 16 bytes each, both addresses aligned to that. A thread sees what its
+// Asynchronous copies from global to shared memory, 16 bytes (or 4) each, both addresses aligned to that. A thread sees what its
 // own copies brought once it has waited for their group; other threads see it after a barrier that follows the wait.
 #pragma once
 
@@ -24,6 +24,12 @@ template <Keep KEEP> __device__ inline void copy16(void* shared, const void* glo
     } else {
         asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
     }
+}
+
+// The same of 4 bytes.
+__device__ inline void copy4(void* shared, const void* global, bool valid) {
+    const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(global), "r"(valid ? 4 : 0) : "memory");
 }
 
 // Ends a group of copies; a group may be empty.

@@ -13,7 +13,7 @@ use crate::model::{Model, ModelSpec, WeightsChoice};
 use crate::quality::{Protocol, TextFormat};
 use crate::results::environment::Ceilings;
 use crate::results::record::Cell;
-use crate::scheme::{DType, Variant};
+use crate::scheme::{DType, KvFormat, Variant};
 use crate::study::{
     Calibration, DeviceChoice, Effort, EngineKind, QualityPlan, Quantising, Switches, ceilings,
     notice, open_device,
@@ -129,12 +129,21 @@ pub(super) struct DeviceFlags {
 pub(super) struct EngineFlags {
     #[command(flatten)]
     device: DeviceFlags,
-    /// Type of activations and KV cache: f32, f16 or bf16 [default: f32 on the CPU, the checkpoint's 16-bit type on a GPU]
+    /// Type of the activations: f32, f16 or bf16 [default: f32 on the CPU, the checkpoint's 16-bit type on a GPU]
     #[arg(long, value_name = "DTYPE")]
     pub(super) dtype: Option<DType>,
     /// Tokens of one forward pass; longer prompts go in chunks [default: 512 on the CPU, 8192 on a GPU]
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub(super) chunk: Option<usize>,
+}
+
+/// How one variant's KV cache is held.
+#[derive(Args)]
+#[command(next_help_heading = "Device")]
+pub(super) struct KvFlag {
+    /// How the KV cache is held: auto (in the type of the activations), int8 or fp8, with a scale for each head and position
+    #[arg(long = "kv-cache", default_value_t = KvFormat::Auto, value_name = "FORMAT")]
+    pub(super) kv: KvFormat,
 }
 
 impl DeviceFlags {
@@ -244,6 +253,15 @@ pub(super) struct SpeedFlags {
     /// Tokens already in the cache before the prompt
     #[arg(long, default_value = "0", value_name = "LIST")]
     pub(super) depth: Numbers,
+    /// How the KV cache is held: auto (in the type of the activations), int8 or fp8, with a scale for each head and position;
+    /// every variant runs with each format of the list
+    #[arg(
+        long = "kv-cache",
+        default_value = "auto",
+        value_delimiter = ',',
+        value_name = "LIST"
+    )]
+    pub(super) kv: Vec<KvFormat>,
     /// What runs the model
     #[arg(long, value_enum, default_value_t = EngineFlag::Candlepower)]
     pub(super) engine: EngineFlag,

@@ -64,6 +64,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         quality: None,
         quantising: args.calibration.quantising(),
         act: args.device.dtype,
+        kv: args.speed.kv.clone(),
         engine: args.speed.engine.kind(),
         switches: args.speed.switches(),
         chunk: args.device.chunk,

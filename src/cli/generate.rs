@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::args::{CalibrationFlags, EngineFlag, EngineFlags, ModelFlags, parse_positive};
+use super::args::{CalibrationFlags, EngineFlag, EngineFlags, KvFlag, ModelFlags, parse_positive};
 use crate::engine::Sampling;
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
@@ -56,6 +56,8 @@ pub(super) struct Args {
     calibration: CalibrationFlags,
     #[command(flatten)]
     device: EngineFlags,
+    #[command(flatten)]
+    cache: KvFlag,
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
@@ -77,6 +79,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         model: &model,
         variant: &args.variant,
         act: args.device.dtype,
+        kv: args.cache.kv,
         device: &device,
         quantising: &quantising,
         engine: args.engine.kind(),

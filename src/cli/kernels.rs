@@ -14,7 +14,7 @@ use crate::measure::trial::{StopRule, WarmUp};
 use crate::model::{ModelSpec, WeightsChoice};
 use crate::results::microbench::record::Store;
 use crate::results::microbench::{Microbench, export, table};
-use crate::scheme::{DType, Variant};
+use crate::scheme::{DType, KvFormat, Variant};
 use crate::study::microbench::{self, MicrobenchPlan, OPS, OpEntry};
 use crate::study::{self, Effort};
 use crate::units::Seconds;
@@ -25,9 +25,10 @@ use crate::units::Seconds;
   candlepower kernels --model llama-3.1-8b --m 1-64*2 --variants bf16,int8,w4a16 --out OUT
   candlepower kernels --shape 28672,4096 --shape 4096,14336 --m 1,16 --json
   candlepower kernels --op all --model qwen3-0.6b --m 1,8
+  candlepower kernels --op attention,attention_prefill --model llama-3.1-8b --m 1,8,64 --context 512,2048 --kv-cache auto,int8,fp8
   candlepower kernels --shape 136,384 --m 1-17,200 --verify-only")]
 pub(super) struct Args {
-    /// What is run: linear, quantize, norm, silu_mul, argmax, rope, attention, or all
+    /// What is run: linear, quantize, norm, silu_mul, argmax, rope, attention, attention_prefill, or all
     #[arg(long, default_value = "linear", value_delimiter = ',', value_name = "LIST", value_parser = parse_op)]
     op: Vec<Ops>,
     /// Models whose shapes are taken: presets, or whatever else other commands take [default: tiny]
@@ -36,7 +37,7 @@ pub(super) struct Args {
     /// A product's output and input features, instead of a model's; may be repeated
     #[arg(long, value_name = "N,K", value_parser = parse_shape, conflicts_with = "model")]
     shape: Vec<[usize; 2]>,
-    /// Tokens, the rows of the input; lists and ranges as in 1,2,4 or 1-64*2
+    /// Tokens, the rows of the input (of attention_prefill, prompts); lists and ranges as in 1,2,4 or 1-64*2
     #[arg(long, default_value = "1-128*2", value_name = "LIST")]
     m: Numbers,
     /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32)
@@ -50,9 +51,17 @@ pub(super) struct Args {
     /// Type of the activations: f32, f16 or bf16 [default: f32 on the CPU, that of the variant, or bf16, on a GPU]
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<DType>,
-    /// Positions of the cache that rope and attention see [default: 1024]
-    #[arg(long, value_name = "N")]
-    context: Option<usize>,
+    /// Positions of the cache that rope and attention see, and tokens of a prompt [default: 1024]
+    #[arg(long, value_name = "LIST")]
+    context: Option<Numbers>,
+    /// How the KV cache is held for rope and attention: auto (in the type of the activations), int8, fp8
+    #[arg(
+        long = "kv-cache",
+        default_value = "auto",
+        value_delimiter = ',',
+        value_name = "LIST"
+    )]
+    kv: Vec<KvFormat>,
     /// Folder of the results; a second run with the same folder goes on where the first ended
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -133,7 +142,11 @@ impl Args {
             tokens: self.m.0.clone(),
             variants: self.variants.clone(),
             act: self.dtype,
-            context: self.context,
+            contexts: self
+                .context
+                .as_ref()
+                .map_or(Vec::new(), |list| list.0.clone()),
+            kv: self.kv.clone(),
             verify_only: self.verify_only,
             rule: StopRule {
                 min_trials: self.trials,

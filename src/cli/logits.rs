@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::args::{CalibrationFlags, EngineFlags, ModelFlags};
+use super::args::{CalibrationFlags, EngineFlags, KvFlag, ModelFlags};
 use crate::error::Result;
 use crate::scheme::Variant;
 use crate::study;
@@ -30,6 +30,8 @@ pub(super) struct Args {
     calibration: CalibrationFlags,
     #[command(flatten)]
     device: EngineFlags,
+    #[command(flatten)]
+    cache: KvFlag,
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
@@ -40,6 +42,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         &args.variant,
         &args.calibration.quantising(),
         args.device.dtype,
+        args.cache.kv,
         &device,
         &args.ids,
     )?;

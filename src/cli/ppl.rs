@@ -7,7 +7,7 @@ use clap::Args as ClapArgs;
 use serde_json::json;
 
 use super::args::{
-    CalibrationFlags, EngineFlags, FormatFlag, ModelFlags, parse_positive, quality_plan,
+    CalibrationFlags, EngineFlags, FormatFlag, KvFlag, ModelFlags, parse_positive, quality_plan,
 };
 use super::progress::{Progress, say};
 use crate::error::Result;
@@ -47,6 +47,8 @@ pub(super) struct Args {
     calibration: CalibrationFlags,
     #[command(flatten)]
     device: EngineFlags,
+    #[command(flatten)]
+    cache: KvFlag,
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
@@ -64,6 +66,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         model: &model,
         variant: &args.variant,
         act: args.device.dtype,
+        kv: args.cache.kv,
         device: &device,
         chunk: args.device.chunk,
         plan: &plan,
@@ -78,6 +81,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
             "model": model.name,
             "variant": args.variant.name,
             "activation_dtype": found.act.name(),
+            "kv_cache": args.cache.kv.name(),
             "device": device.kind(),
             "protocol": found.protocol,
             "context": found.context,
@@ -96,8 +100,12 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         let stderr = found
             .stderr
             .map_or_else(String::new, |e| format!(" ± {e:.4}"));
+        let cache = match args.cache.kv.codes() {
+            Some(_) => format!(", KV cache in {}", args.cache.kv),
+            None => String::new(),
+        };
         super::print(&format!(
-            "perplexity {:.4}{stderr}  {} {} on {} ({} protocol, context {}, {} segments, {} tokens scored of {}, {:.4} \
+            "perplexity {:.4}{stderr}  {} {}{cache} on {} ({} protocol, context {}, {} segments, {} tokens scored of {}, {:.4} \
              bits per byte)\n",
             found.value,
             model.name,

@@ -119,7 +119,10 @@ impl Watcher for Progress {
     }
 
     fn point(&mut self, record: &Record, resumed: bool) {
-        let variant = &record.subject.variant;
+        let mut variant = record.subject.variant.clone();
+        if let Some(format) = &record.subject.kv_cache {
+            variant = format!("{variant} · kv {format}");
+        }
         let line = match (&record.body, record.failure()) {
             (_, Some(reason)) => format!("{variant}: failed: {reason}"),
             (

@@ -20,6 +20,7 @@ use crate::study::{self, Plan};
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
   candlepower study
+  candlepower study --variants bf16,w4a16 --kv-cache auto,int8,fp8
   candlepower study --model DIR --variants bf16,int8,w4a16 --batch 1,4 --prompt 64 --gen 32 --text FILE --out OUT
   candlepower study --model llama-3.1-8b --weights dummy --variants bf16,w8a8,w4a16 --batch 1-64*2 --no-ppl")]
 pub(super) struct Args {
@@ -100,6 +101,7 @@ impl Args {
             quality,
             quantising: self.calibration.quantising(),
             act: self.device.dtype,
+            kv: self.speed.kv.clone(),
             engine: self.speed.engine.kind(),
             switches: self.speed.switches(),
             chunk: self.device.chunk,

@@ -3,7 +3,7 @@
 use super::source::WeightSource;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
-use crate::scheme::{Activations, CodeFormat, DType, Variant, WeightScheme};
+use crate::scheme::{Activations, CodeFormat, DType, KvFormat, Variant, WeightScheme};
 use crate::units::Bytes;
 
 /// The most that an engine is asked to hold at once.
@@ -17,13 +17,16 @@ pub struct Limits {
     pub chunk: usize,
     /// Rows of logits held at once.
     pub head_rows: usize,
+    /// How the cache holds keys and values.
+    pub kv: KvFormat,
 }
 
 /// Rows of logits that scoring a text holds at once.
 const SCORED_ROWS: usize = 64;
 
 impl Limits {
-    /// Enough for `slots` sequences of `capacity` positions, prompts in chunks of `chunk`.
+    /// Enough for `slots` sequences of `capacity` positions, prompts in chunks of `chunk`; the cache in the type of the
+    /// activations.
     pub fn new(slots: usize, capacity: usize, chunk: usize) -> Self {
         let chunk = chunk.min(slots.saturating_mul(capacity)).max(slots);
         Self {
@@ -31,7 +34,13 @@ impl Limits {
             capacity,
             chunk,
             head_rows: slots.max(SCORED_ROWS.min(chunk)),
+            kv: KvFormat::Auto,
         }
+    }
+
+    /// The same with the cache in this format.
+    pub const fn with_kv(self, kv: KvFormat) -> Self {
+        Self { kv, ..self }
     }
 }
 
@@ -96,10 +105,10 @@ impl Footprint {
         }
         // Limits come from the command line, so products of them may be anything; no device has 2^64 bytes.
         let positions = limits.slots as u128 * limits.capacity as u128;
-        let kv = (2 * config.layers * config.kv_rows() * act.size()) as u128 * positions;
-        let scratch: u128 = scratch_sizes(config, variant, source, act, limits)
-            .iter()
-            .sum();
+        let position = config.kv_heads * limits.kv.vector_bytes(act.size(), config.head_dim);
+        let kv = (2 * config.layers * position) as u128 * positions;
+        let scratch = scratch_sizes(config, variant, source, act, limits);
+        let scratch: u128 = scratch.iter().sum();
         let rope = 2 * limits.capacity as u128 * (config.head_dim / 2 * 4) as u128;
         let bytes = |n: u128| Bytes(u64::try_from(n).unwrap_or(u64::MAX));
         Ok(Self {
@@ -180,7 +189,7 @@ impl Limits {
     /// The most slots, up to `self.slots`, whose footprint fits into `free` bytes; 0 if not even one does.
     pub fn most_slots(self, free: Bytes, footprint: impl Fn(Self) -> Option<Footprint>) -> usize {
         let fits = |slots| {
-            footprint(Self::new(slots, self.capacity, self.chunk))
+            footprint(Self::new(slots, self.capacity, self.chunk).with_kv(self.kv))
                 .is_some_and(|f| f.total() <= free)
         };
         let (mut low, mut high) = (0, self.slots);

@@ -8,6 +8,7 @@ use super::limits::table_dtype;
 use super::source::{InputPath, Kept, WeightSource};
 use super::weights::{DeviceWeights, Layer, Projection};
 use crate::error::{Error, Result};
+use crate::kernels::attention::Attention;
 use crate::kernels::device::HostElem;
 use crate::kernels::fill::Filling;
 use crate::kernels::linear::{LinearWeight, WeightData};
@@ -26,7 +27,7 @@ impl DeviceWeights {
     /// Loads `model` in `variant` onto `device`, with activations of type `act`.
     ///
     /// # Errors
-    /// If a file is unreadable, a group fits no layer, or memory is short. What `progress` returns stops the loading.
+    /// If the device has no kernel for the heads, a file is unreadable, a group fits no layer, or memory is short. What `progress` returns stops the loading.
     pub fn load(
         model: &Model,
         variant: &Variant,
@@ -35,6 +36,7 @@ impl DeviceWeights {
         progress: LoadProgress<'_>,
     ) -> Result<Self> {
         let config = &model.config;
+        Attention::check_head_dim(device, config.head_dim)?;
         let total = config.parameters();
         let source = WeightSource::of(model, variant)?;
         let mut loader = Loader {

@@ -4,7 +4,7 @@ use super::limits::Limits;
 use super::source::InputPath;
 use super::weights::{DeviceWeights, Projection};
 use crate::error::{Error, Result};
-use crate::kernels::attention::{Attention, LayerCache, Places, Queries};
+use crate::kernels::attention::{AppendAttend, Attention, LayerCache, Places, Queries};
 use crate::kernels::embed::Gather;
 use crate::kernels::linear::{Input, Linear, LinearWeight};
 use crate::kernels::norm::RmsNorm;
@@ -14,7 +14,7 @@ use crate::kernels::round_input::RoundInput;
 use crate::kernels::silu_mul::SiluMul;
 use crate::kernels::{Buf, BufType, Cost, Device};
 use crate::model::ModelConfig;
-use crate::scheme::DType;
+use crate::scheme::{DType, KvFormat};
 use crate::units::Bytes;
 
 /// Everything that a forward pass writes, allocated once.
@@ -38,7 +38,10 @@ pub(super) struct Scratch {
     pub(super) targets: Buf,
     pub(super) log_probs: Buf,
     rope: RopeTable,
+    kv: KvFormat,
     cache: Vec<LayerCache>,
+    /// Whether heads are rotated, the cache written and attention computed in one launch where there is one.
+    pub(super) fuses_attention: bool,
 }
 
 /// Which tokens a step runs, and which of them go through the head. All u32.
@@ -111,13 +114,8 @@ impl Scratch {
         } else {
             None
         };
-        let cached = limits.slots * limits.capacity * config.kv_rows();
-        let layer = |_| {
-            Ok(LayerCache {
-                k: numbers(cached)?,
-                v: numbers(cached)?,
-            })
-        };
+        let vectors = limits.slots * limits.capacity * config.kv_heads;
+        let layer = |_| LayerCache::new(device, limits.kv, *act, vectors, config.head_dim);
         let frequencies = config.rope.inverse_frequencies(config.head_dim);
         let frequencies: Vec<f32> = frequencies.iter().map(|&f| f as f32).collect();
         Ok(Self {
@@ -137,18 +135,15 @@ impl Scratch {
             targets: ids(rows)?,
             log_probs: singles(rows)?,
             rope: RopeTable::new(device, &frequencies, limits.capacity)?,
+            kv: limits.kv,
             cache: (0..config.layers).map(layer).collect::<Result<_>>()?,
+            fuses_attention: true,
         })
     }
 
     /// Bytes of keys and values.
     pub(super) fn kv_bytes(&self) -> Bytes {
-        Bytes(
-            self.cache
-                .iter()
-                .map(|layer| layer.k.bytes() + layer.v.bytes())
-                .sum::<usize>() as u64,
-        )
+        Bytes(self.cache.iter().map(LayerCache::bytes).sum::<usize>() as u64)
     }
 
     /// Bytes of everything else.
@@ -207,7 +202,7 @@ impl Scratch {
                 weights,
                 source,
                 layer,
-                attention_op(config, count, capacity, queries),
+                attention_op(config, count, capacity, queries, self.kv),
             )?;
         }
         Ok(())
@@ -259,8 +254,14 @@ impl Scratch {
             &mut self.qkv,
         )?;
         let cache = &mut self.cache[index];
-        RopeAppend(attention).run(device, &mut self.qkv, head_norms, &self.rope, places, cache)?;
-        attention.run(device, &self.qkv, places, cache, &mut self.attended)?;
+        let (qkv, attended) = (&mut self.qkv, &mut self.attended);
+        if self.fuses_attention {
+            AppendAttend(attention)
+                .run(device, qkv, head_norms, &self.rope, places, cache, attended)?;
+        } else {
+            RopeAppend(attention).run(device, qkv, head_norms, &self.rope, places, cache)?;
+            attention.run(device, qkv, places, cache, attended)?;
+        }
         project(
             device,
             &self.attended,
@@ -341,6 +342,7 @@ fn attention_op(
     tokens: usize,
     capacity: usize,
     queries: Queries,
+    kv: KvFormat,
 ) -> Attention {
     Attention {
         tokens,
@@ -348,6 +350,7 @@ fn attention_op(
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
         capacity,
+        kv,
         scale: 1.0 / (config.head_dim as f32).sqrt(),
         queries,
     }
@@ -399,10 +402,17 @@ fn project(
 
 impl DeviceWeights {
     /// The least that a step of `tokens` tokens must move and compute when they see `seen` positions in all, of which
-    /// `cached` are distinct, with logits for `logits` of them.
-    pub fn step_cost(&self, tokens: usize, seen: f64, cached: f64, logits: usize) -> Cost {
+    /// `cached` are distinct, with logits for `logits` of them and the cache in the format `kv`.
+    pub fn step_cost(
+        &self,
+        tokens: usize,
+        seen: f64,
+        cached: f64,
+        logits: usize,
+        kv: KvFormat,
+    ) -> Cost {
         let (config, act) = (&self.config, self.act);
-        let attention = attention_op(config, tokens, 0, Queries::Runs);
+        let attention = attention_op(config, tokens, 0, Queries::Runs, kv);
         let norm = RmsNorm {
             rows: tokens,
             width: config.hidden,

@@ -75,10 +75,10 @@ impl RopeAppend {
     pub fn cost(&self, act: DType) -> Cost {
         let size = act.size() as f64;
         let qkv = (self.0.tokens * self.0.qkv_width()) as f64;
-        let kv = (self.0.tokens * 2 * self.0.kv_heads * self.0.head_dim) as f64;
+        let kv = (self.0.tokens * 2 * self.0.position_bytes(act)) as f64;
         Cost {
             read: qkv * size,
-            written: (qkv + kv) * size,
+            written: qkv * size + kv,
             flops: 3.0 * qkv,
         }
     }
@@ -156,14 +156,14 @@ impl RopeAppend {
                     rotate(x, &cos[half.clone()], &sin[half.clone()]);
                 }
             });
-        let (k, v) = (cache.k.host_mut::<T>()?, cache.v.host_mut::<T>()?);
+        let [mut k, mut v] = cache.host_mut::<T>(self.0.kv)?;
         for (t, row) in qkv[..tokens * width].chunks_exact(width).enumerate() {
             let (new_k, new_v) = row[heads * head_dim..].split_at(kv_heads * head_dim);
             for head in 0..kv_heads {
-                let at = ((slots[t] as usize * kv_heads + head) * capacity + positions[t] as usize)
-                    * head_dim;
-                k[at..at + head_dim].copy_from_slice(&new_k[head * head_dim..][..head_dim]);
-                v[at..at + head_dim].copy_from_slice(&new_v[head * head_dim..][..head_dim]);
+                let at = (slots[t] as usize * kv_heads + head) * capacity + positions[t] as usize;
+                let range = head * head_dim..(head + 1) * head_dim;
+                k.write(at, &new_k[range.clone()]);
+                v.write(at, &new_v[range]);
             }
         }
         Ok(())

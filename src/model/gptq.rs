@@ -344,19 +344,18 @@ pub(super) fn order_of(index: &[i32], group: usize) -> Result<Option<Vec<u32>>, 
             groups - 1
         ));
     }
-    let mut order: Vec<u32> = (0..k as u32).collect();
-    order.sort_by_key(|&column| index[column as usize]);
-    let misplaced = order
-        .iter()
-        .enumerate()
-        .find(|(j, column)| index[**column as usize] as usize != j / group);
-    if let Some((j, _)) = misplaced {
-        let wanted = j / group;
-        let members = index.iter().filter(|&&g| g as usize == wanted).count();
+    let mut members = vec![0_usize; groups];
+    index.iter().for_each(|&g| members[g as usize] += 1);
+    let wanted = |g: usize| group.min(k - g * group);
+    if let Some(g) = (0..groups).find(|&g| members[g] != wanted(g)) {
         return Err(format!(
-            "group {wanted} has {members} columns, expected {group} (or the rest of them in the last group)"
+            "group {g} has {} columns, expected {}",
+            members[g],
+            wanted(g)
         ));
     }
+    let mut order: Vec<u32> = (0..k as u32).collect();
+    order.sort_by_key(|&column| index[column as usize]);
     let plain = order
         .iter()
         .enumerate()

@@ -14,7 +14,7 @@ use crate::kernels::rope::{HeadNorms, RopeAppend, RopeTable};
 use crate::kernels::silu_mul::SiluMul;
 use crate::kernels::{Buf, BufType, Device};
 use crate::model::{HostSliceMut, Model, ModelConfig};
-use crate::scheme::{DType, Elem};
+use crate::scheme::{DType, Elem, KvFormat};
 
 /// Tokens that go through a layer together, unless one run is longer.
 const TOKENS_AT_ONCE: usize = 2048;
@@ -214,6 +214,7 @@ impl<'a> Decoder<'a> {
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             capacity: self.length,
+            kv: KvFormat::Auto,
             scale: 1.0 / (config.head_dim as f32).sqrt(),
             queries: Queries::Runs,
         };
@@ -350,10 +351,7 @@ impl Scratch {
             gated: numbers(config.intermediate)?,
             slots: ids(&|i| i / length)?,
             positions: ids(&|i| i % length)?,
-            cache: LayerCache {
-                k: numbers(config.kv_rows())?,
-                v: numbers(config.kv_rows())?,
-            },
+            cache: LayerCache::plain(numbers(config.kv_rows())?, numbers(config.kv_rows())?),
         })
     }
 }

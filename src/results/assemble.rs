@@ -137,6 +137,7 @@ fn is_of(variant: &Variant, subject: &Subject) -> bool {
     variant.name == subject.variant
         && variant.model == subject.model.name
         && variant.engine == subject.engine
+        && variant.kv_cache == subject.kv_cache
 }
 
 fn unmeasured(subject: &Subject) -> Variant {
@@ -157,6 +158,7 @@ fn unmeasured(subject: &Subject) -> Variant {
         weight_bytes: None,
         linear_bytes: None,
         activation_dtype: subject.activation_dtype.clone(),
+        kv_cache: subject.kv_cache.clone(),
         engine: subject.engine.clone(),
         failed: false,
         reason: None,

@@ -108,6 +108,8 @@ pub struct Subject {
     pub scheme: Scheme,
     /// The type of the activations, such as `bf16`.
     pub activation_dtype: String,
+    /// The format of the KV cache, such as `int8`; `None` where it has the type of the activations.
+    pub kv_cache: Option<String>,
     /// The engine that ran it, such as `candlepower` or `candle`.
     pub engine: String,
     /// The device by name, such as `NVIDIA H200`.

@@ -80,6 +80,9 @@ pub struct Variant {
     pub linear_bytes: Option<u64>,
     /// The type of the activations.
     pub activation_dtype: String,
+    /// The format of the KV cache; absent where it has the type of the activations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_cache: Option<String>,
     /// The engine that ran it.
     pub engine: String,
     /// Whether the variant has no numbers at all.

@@ -61,6 +61,9 @@ impl Study {
     /// The shortest name that tells a variant from the others: the engine and the model are added where they differ.
     pub fn label(&self, variant: &Variant) -> String {
         let mut label = variant.name.clone();
+        if let Some(format) = &variant.kv_cache {
+            label = format!("{label} · kv {format}");
+        }
         if self
             .variants
             .iter()
@@ -173,5 +176,10 @@ mod tests {
         study.variants[0].engine = "candle".to_owned();
         assert_eq!(study.label(&study.variants[0]), "bf16 · candle");
         assert_eq!(study.label(&study.variants[1]), "int8 · candlepower");
+        study.variants[1].kv_cache = Some("fp8".to_owned());
+        assert_eq!(
+            study.label(&study.variants[1]),
+            "int8 · kv fp8 · candlepower"
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use super::plan::{EngineKind, Plan, Switches};
 use crate::kernels::Device;
-use crate::scheme::WeightScheme;
+use crate::scheme::{KvFormat, WeightScheme};
 
 /// The same work by ever more of the engine: candle's models where they can run it, ours with all that may be switched off
 /// switched off, then with one part more each time, up to the whole.
@@ -18,6 +18,8 @@ pub fn stages(plan: &Plan, device: &Device) -> Vec<Plan> {
         stages.push(Plan {
             engine: EngineKind::Candle,
             variants: plain,
+            // The only one that candle has.
+            kv: vec![KvFormat::Auto],
             switches: Switches::default(),
             ..plan.clone()
         });

@@ -23,6 +23,7 @@ use crate::results::environment::Ceilings;
 use crate::results::record::{
     Amount, Cell, DeviceTime, Energy, EnergyUse, Memory, Speed, Trial, Work,
 };
+use crate::scheme::KvFormat;
 use crate::units::{Bytes, Clock};
 
 /// Chunks of a prompt that the CPU and a GPU take by default: large enough to be limited by arithmetic.
@@ -40,13 +41,14 @@ pub(super) struct Bench<'a> {
     pub(super) interrupt: &'a Interrupt,
     pub(super) power: &'a PowerSource,
     pub(super) vocab: usize,
+    pub(super) kv: KvFormat,
     pub(super) ceilings: Option<&'a Ceilings>,
 }
 
 /// The engine's limits for a cell.
-pub(super) fn limits(plan: &Plan, device: &Device, cell: &Cell) -> Limits {
+pub(super) fn limits(plan: &Plan, device: &Device, cell: &Cell, kv: KvFormat) -> Limits {
     let chunk = chunk_for(plan.chunk, device);
-    Limits::new(cell.batch, positions(cell), chunk)
+    Limits::new(cell.batch, positions(cell), chunk).with_kv(kv)
 }
 
 /// Tokens of a step: what was asked for, or the device's default.
@@ -86,7 +88,7 @@ impl Bench<'_> {
         predicted: Option<crate::engine::Footprint>,
         mut progress: impl FnMut(f64),
     ) -> Result<Speed> {
-        runner.prepare(limits(self.plan, self.device, cell))?;
+        runner.prepare(limits(self.plan, self.device, cell, self.kv))?;
         if cell.depth > 0 {
             runner.prefill(&self.prompts(cell, DEPTH_TRIAL, cell.depth), 0)?;
         }
@@ -126,8 +128,8 @@ impl Bench<'_> {
     /// What a trial must move and compute at least; unknown of candle's models.
     fn work(&self, runner: &Runner, cell: &Cell) -> Option<Box<Work>> {
         let weights = runner.weights()?;
-        let chunk = limits(self.plan, self.device, cell).chunk;
-        let work = work::of_cell(weights, cell, chunk, self.device, self.ceilings);
+        let chunk = limits(self.plan, self.device, cell, self.kv).chunk;
+        let work = work::of_cell(weights, cell, chunk, self.kv, self.device, self.ceilings);
         Some(Box::new(work))
     }
 

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use super::quantise::Quantising;
+use super::runner::check_kv;
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::trial::{StopRule, WarmUp};
 use crate::model::ModelSpec;
 use crate::quality::{Protocol, TextFormat};
 use crate::results::record::Cell;
-use crate::scheme::{DType, Variant};
+use crate::scheme::{DType, KvFormat, Variant};
 use crate::units::Seconds;
 
 /// Everything that a run is told.
@@ -25,8 +26,10 @@ pub struct Plan {
     pub quality: Option<QualityPlan>,
     /// How variants are made that are not made on loading.
     pub quantising: Quantising,
-    /// The type of activations and cache; the device's default where `None`.
+    /// The type of activations; the device's default where `None`.
     pub act: Option<DType>,
+    /// Formats of the KV cache: every variant runs with each.
+    pub kv: Vec<KvFormat>,
     /// What runs the model.
     pub engine: EngineKind,
     /// What the engine does without.
@@ -185,6 +188,15 @@ impl Plan {
             }
         }
         self.quantising.check(&self.variants)?;
+        if self.kv.is_empty() {
+            return usage("no --kv-cache is given");
+        }
+        for (i, &kv) in self.kv.iter().enumerate() {
+            if self.kv[..i].contains(&kv) {
+                return usage(&format!("--kv-cache names '{kv}' twice"));
+            }
+            check_kv(self.engine, kv)?;
+        }
         for cell in &self.cells {
             if cell.batch == 0 || cell.prompt == 0 || cell.generate == 0 {
                 return usage("--batch, --prompt and --gen must be at least 1");

@@ -14,6 +14,7 @@ use super::verify::verify;
 use crate::engine::{DeviceWeights, Footprint, WeightSource};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
+use crate::kernels::attention::Attention;
 use crate::measure::memory::{HostMemory, PeakMeter};
 use crate::measure::{Interrupt, PowerSource, SystemClock};
 use crate::model::Model;
@@ -22,7 +23,7 @@ use crate::quant::{Samples, plain_dtype};
 use crate::results::environment::Ceilings;
 use crate::results::record::{Body, Cell, Failure, Load, Loaded, QualityTask, Record, Subject};
 use crate::results::{Environment, Store};
-use crate::scheme::{DType, Variant};
+use crate::scheme::{DType, KvFormat, Variant};
 use crate::units::{Bytes, Clock};
 
 /// What is being done.
@@ -157,6 +158,7 @@ struct Job<'a> {
     model: &'a Model,
     variant: &'a Variant,
     act: DType,
+    kv: KvFormat,
     subject: Subject,
     text: Option<Arc<ScoredText>>,
     samples: Option<Arc<Samples>>,
@@ -230,8 +232,10 @@ fn jobs<'a>(
         let scored = text.as_ref().map(|text| text.tokens.ids.as_slice());
         let samples = plan.quantising.samples(model, &plan.variants, scored)?;
         let samples = samples.map(Arc::new);
-        for variant in &plan.variants {
-            check_fit(plan, device, model, variant, act)?;
+        let variants = plan.variants.iter();
+        let variants = variants.flat_map(|variant| plan.kv.iter().map(move |&kv| (variant, kv)));
+        for (variant, kv) in variants {
+            check_fit(plan, device, model, variant, act, kv)?;
             let (name, scheme) = match plan.engine {
                 EngineKind::CandleGguf => facts::file_scheme(model, variant)?,
                 _ => {
@@ -246,6 +250,7 @@ fn jobs<'a>(
                 variant: name,
                 scheme,
                 activation_dtype: act.name().to_owned(),
+                kv_cache: kv.codes().map(|_| kv.name().to_owned()),
                 engine: plan.engine_name(),
                 device: device_name.clone(),
                 tool_version: environment.tool_version.clone(),
@@ -254,6 +259,7 @@ fn jobs<'a>(
                 model,
                 variant,
                 act,
+                kv,
                 subject,
                 text: text.clone(),
                 samples: samples.clone(),
@@ -263,15 +269,19 @@ fn jobs<'a>(
     Ok(jobs)
 }
 
-/// Refuses what cannot fit before any weight is read: the model's context, the device's memory.
+/// Refuses what cannot run before any weight is read: heads without a kernel, the model's context, the device's memory.
 fn check_fit(
     plan: &Plan,
     device: &Device,
     model: &Model,
     variant: &Variant,
     act: DType,
+    kv: KvFormat,
 ) -> Result<()> {
     let config = &model.config;
+    if plan.engine == EngineKind::Candlepower {
+        Attention::check_head_dim(device, config.head_dim)?;
+    }
     let free = match device.memory() {
         Some((free, _)) => Some(Bytes(free)),
         None => HostMemory::available(),
@@ -288,7 +298,7 @@ fn check_fit(
             continue;
         }
         let source = WeightSource::of(model, variant)?;
-        let limits = limits(plan, device, cell);
+        let limits = limits(plan, device, cell, kv);
         let need = Footprint::predict(config, variant, act, &source, limits)?;
         if let Some(free) = free.filter(|&free| need.total() > free) {
             let most = limits.most_slots(free, |l| {
@@ -445,6 +455,7 @@ impl Session<'_> {
             source.model(),
             source.variant(),
             job.act,
+            job.kv,
             self.device,
             &flag,
             &mut progress,
@@ -507,10 +518,11 @@ impl Session<'_> {
                     interrupt,
                     power: &self.power,
                     vocab: job.model.config.vocab,
+                    kv: job.kv,
                     ceilings: self.ceilings,
                 };
                 let predicted = runner.weights().and_then(|weights| {
-                    let limits = limits(self.plan, self.device, cell);
+                    let limits = limits(self.plan, self.device, cell, job.kv);
                     Footprint::predict(
                         &weights.config,
                         job.variant,

@@ -8,7 +8,7 @@ use crate::engine::{Arrivals, CandleEngine, DeviceWeights, Engine, Footprint, Li
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::model::{Model, OriginKind};
-use crate::scheme::{DType, Variant, WeightScheme};
+use crate::scheme::{DType, KvFormat, Variant, WeightScheme};
 use crate::units::{Bytes, Clock};
 
 /// A loaded variant.
@@ -19,7 +19,7 @@ pub(super) enum Runner {
     Candle(Box<CandleEngine>),
 }
 
-/// The type of activations and cache: what was asked for, else f32 on the CPU and the checkpoint's 16-bit type (bf16
+/// The type of activations, and of a cache without codes: what was asked for, else f32 on the CPU and the checkpoint's 16-bit type (bf16
 /// where it has none) on a GPU.
 pub fn activation_dtype(wish: Option<DType>, device: &Device, model: &Model) -> DType {
     wish.unwrap_or(match (device.kind(), model.config.dtype) {
@@ -27,6 +27,20 @@ pub fn activation_dtype(wish: Option<DType>, device: &Device, model: &Model) -> 
         (_, DType::F32) => DType::BF16,
         (_, dtype) => dtype,
     })
+}
+
+/// Refuses a cache in codes where candle keeps it.
+///
+/// # Errors
+/// [`Error::Usage`] that names the flags.
+pub(super) fn check_kv(kind: EngineKind, kv: KvFormat) -> Result<()> {
+    if kind != EngineKind::Candlepower && kv != KvFormat::Auto {
+        return Err(Error::Usage(format!(
+            "--kv-cache {kv} is for candlepower's engine: --engine {} keeps its cache in the type of the activations",
+            kind.name()
+        )));
+    }
+    Ok(())
 }
 
 /// One prompt for each slot from the first on.
@@ -41,19 +55,26 @@ fn in_slots(prompts: &[Vec<u32>], start: usize) -> Vec<Prompt<'_>> {
 }
 
 impl Runner {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "everything that a variant on a device is"
+    )]
     pub(super) fn load(
         kind: EngineKind,
         model: &Model,
         variant: &Variant,
         act: DType,
+        kv: KvFormat,
         device: &Device,
         stop: &Arc<AtomicBool>,
         progress: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<Self> {
+        check_kv(kind, kv)?;
         match (kind, variant.weights) {
             (EngineKind::Candlepower, _) => {
                 let weights = DeviceWeights::load(model, variant, act, device, progress)?;
-                let engine = Engine::new(device.clone(), weights, Limits::new(1, 2, 2))?;
+                let limits = Limits::new(1, 2, 2).with_kv(kv);
+                let engine = Engine::new(device.clone(), weights, limits)?;
                 Ok(Self::Own(Some(Box::new(engine)), stop.clone()))
             }
             (EngineKind::Candle, WeightScheme::Plain(dtype)) => Ok(Self::Candle(Box::new(
@@ -73,12 +94,17 @@ impl Runner {
         }
     }
 
-    /// Our engine within `limits`, rebuilt where the present one has others.
+    /// Our engine within `limits`, rebuilt where the present one has others; its cache stays in the format that it was
+    /// loaded with.
     pub(super) fn own(&mut self, limits: Limits) -> Result<&mut Engine> {
         let Self::Own(slot, stop) = self else {
             return Err(Error::Usage(
                 "candle's engine has no logits to score: use --engine candlepower".into(),
             ));
+        };
+        let limits = match slot {
+            Some(engine) => limits.with_kv(engine.limits().kv),
+            None => limits,
         };
         if slot.as_ref().is_none_or(|engine| engine.limits() != limits) {
             let engine = slot

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::Interrupt;
 use crate::model::{Model, Tokenizer};
-use crate::scheme::{DType, Variant};
+use crate::scheme::{DType, KvFormat, Variant};
 use crate::stats;
 
 /// What is scored, with what.
@@ -21,6 +21,8 @@ pub struct Scoring<'a> {
     pub variant: &'a Variant,
     /// The type of activations; the device's default where `None`.
     pub act: Option<DType>,
+    /// How the KV cache is held.
+    pub kv: KvFormat,
     /// Where it runs.
     pub device: &'a Device,
     /// Tokens of one forward pass; a whole segment where `None`.
@@ -102,6 +104,7 @@ pub fn score_text(
         source.model(),
         source.variant(),
         act,
+        wish.kv,
         wish.device,
         &interrupt.flag(),
         &mut |done, total| {
@@ -153,6 +156,7 @@ pub fn logits(
     variant: &Variant,
     quantising: &Quantising,
     act: Option<DType>,
+    kv: KvFormat,
     device: &Device,
     ids: &[u32],
 ) -> Result<Vec<f32>> {
@@ -166,7 +170,7 @@ pub fn logits(
     let mut engine = Engine::new(
         device.clone(),
         weights,
-        Limits::new(1, ids.len(), ids.len()),
+        Limits::new(1, ids.len(), ids.len()).with_kv(kv),
     )?;
     Ok(engine
         .logits(&[Prompt {
@@ -185,6 +189,8 @@ pub struct Generation<'a> {
     pub variant: &'a Variant,
     /// The type of activations; the device's default where `None`.
     pub act: Option<DType>,
+    /// How the KV cache is held.
+    pub kv: KvFormat,
     /// Where it runs.
     pub device: &'a Device,
     /// How variants are made that are not made on loading.
@@ -253,6 +259,7 @@ pub fn generate(wish: &Generation<'_>, interrupt: &Interrupt) -> Result<Vec<Gene
         source.model(),
         source.variant(),
         act,
+        wish.kv,
         wish.device,
         &flag,
         &mut |_, _| interrupt.check(),

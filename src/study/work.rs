@@ -5,13 +5,14 @@ use crate::kernels::{self, Device};
 use crate::results::environment::Ceilings;
 use crate::results::record::{Cell, Work};
 use crate::results::roofline::{Cost, Limits};
-use crate::scheme::DType;
+use crate::scheme::{DType, KvFormat};
 
-/// The cost of a trial of `cell`, whose prompts go in steps of `chunk` tokens, and the ceilings that bound it.
+/// The cost of a trial of `cell`, whose prompts go in steps of `chunk` tokens with the cache in the format `kv`, and the ceilings that bound it.
 pub(super) fn of_cell(
     weights: &DeviceWeights,
     cell: &Cell,
     chunk: usize,
+    kv: KvFormat,
     device: &Device,
     ceilings: Option<&Ceilings>,
 ) -> Work {
@@ -21,7 +22,8 @@ pub(super) fn of_cell(
         Device::Cpu => DType::F32.name(),
         Device::Gpu(_) => weights.act.name(),
     };
-    let cost_of = |step: &Step| weights.step_cost(step.tokens, step.seen, step.cached, step.logits);
+    let cost_of =
+        |step: &Step| weights.step_cost(step.tokens, step.seen, step.cached, step.logits, kv);
     Work {
         prefill: wire(prefill(cell, chunk).iter().map(cost_of).sum()),
         decode_step: (cell.generate > 1).then(|| wire(cost_of(&decode(cell)))),

@@ -303,6 +303,16 @@ fn flags_that_make_no_sense() {
         ("bench --pdl off --device cpu", "--pdl is for"),
         ("bench --graphs maybe", "maybe"),
         ("bench --ablate --graphs off", "cannot be used with"),
+        ("bench --kv-cache int4", "'int4'"),
+        ("study --kv-cache auto,auto --out out", "--kv-cache names"),
+        (
+            "bench --engine candle --kv-cache auto,int8 --device cpu",
+            "--kv-cache int8 is for candlepower's engine",
+        ),
+        (
+            "generate --prompt x --engine candle --kv-cache fp8 --device cpu",
+            "--engine candle keeps its cache",
+        ),
         ("bench --batch 4-2", "4-2"),
         ("info --memory 80GiB", "--model"),
         ("info --model tiny --memory 80", "80GiB"),

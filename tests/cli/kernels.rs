@@ -171,6 +171,7 @@ fn every_op_is_verified_at_the_sizes_of_a_model() {
         "argmax",
         "rope",
         "attention",
+        "attention_prefill",
     ] {
         let of_op = || {
             cells(&document)
@@ -233,6 +234,9 @@ fn flags_that_make_no_sense() {
         ("kernels --op norm --shape 8,8", "--op norm"),
         ("kernels --context 5", "--context"),
         ("kernels --op attention --context 0", "--context"),
+        ("kernels --kv-cache int8", "--kv-cache"),
+        ("kernels --op rope --kv-cache fp8,fp8", "--kv-cache"),
+        ("kernels --op rope --kv-cache bf16", "'bf16'"),
         ("kernels --variants bf16,bf16", "bf16"),
         ("kernels --model nowhere", "nowhere"),
         ("kernels --trials 0", "above 0"),

@@ -125,6 +125,55 @@ fn assert_opens_offline(html: &str) {
 }
 
 #[test]
+fn every_format_of_the_cache_is_a_row_of_its_own() {
+    let folder = tempdir().unwrap();
+    let line = "study --device cpu --min-time 0 --trials 1 --warmup 0 --batch 2 --prompt 8 --gen 4 --ppl-segments 2 \
+                --variants bf16 --kv-cache auto,int8,fp8 --no-ceilings --out out";
+    let first = run(folder.path(), &words(line)).expect(0);
+    for label in ["bf16 · kv int8", "bf16 · kv fp8"] {
+        assert!(first.stdout.contains(label), "{}", first.stdout);
+    }
+    let out = folder.path().join("out");
+    let schemas = run(folder.path(), &["schema"]).expect(0).json();
+    let study = json_of(&out.join("study.json"));
+    assert_valid(&schemas["candlepower.study/1"], &study, "study.json");
+    let variants = study["variants"].as_array().unwrap();
+    // 4 layers, 2 heads, 2 slots of 12 positions, keys and values of 64 numbers each.
+    let vectors = 4 * 2 * 2 * 12 * 2;
+    for (variant, (format, bytes)) in variants.iter().zip([
+        (Value::Null, 64 * 4),
+        (Value::from("int8"), 64 + 4),
+        (Value::from("fp8"), 64 + 4),
+    ]) {
+        assert_eq!(variant["kv_cache"], format);
+        for amount in ["predicted_bytes", "measured_bytes"] {
+            let kv = number(&variant["speed"][0], &format!("/memory/kv/{amount}"));
+            assert_eq!(kv, f64::from(vectors * bytes), "{format}: {amount}");
+        }
+        let delta = &variant["perplexity"]["delta_vs_base"];
+        assert_eq!(delta.is_null(), format.is_null(), "{variant}");
+    }
+    let values: Vec<f64> = variants
+        .iter()
+        .map(|v| number(v, "/perplexity/value"))
+        .collect();
+    assert!(
+        values[0] != values[1] && values[1] != values[2],
+        "{values:?}"
+    );
+    let records = fs::read_to_string(out.join("records.jsonl")).unwrap();
+    assert_eq!(records.lines().count(), 3 * 2);
+    for line in records.lines() {
+        let record: Value = serde_json::from_str(line).unwrap();
+        assert_valid(&schemas["candlepower.record/1"], &record, "records.jsonl");
+    }
+    let csv = fs::read_to_string(out.join("study.csv")).unwrap();
+    assert!(csv.lines().next().unwrap().contains("kv_cache"), "{csv}");
+    let again = run(folder.path(), &words(line)).expect(0);
+    assert_eq!(again.stderr.matches("on record").count(), 6);
+}
+
+#[test]
 fn a_study_writes_four_files_that_keep_to_their_schemas_and_resumes() {
     let folder = tempdir().unwrap();
     let first = run(folder.path(), &words(SMALL)).expect(0);

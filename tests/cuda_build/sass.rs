@@ -291,11 +291,20 @@ fn attention_by_matrix_instructions_has_them_and_copies_wide() {
                 .instructions
                 .iter()
                 .filter(|i| i.opcode.starts_with("LDGSTS"));
-            let wide = copies.clone().filter(|i| i.opcode.contains(".128"));
+            let wide = copies.clone().filter(|i| i.opcode.contains(".128")).count();
+            // Scales of codes come one by one, a lane each.
+            let coded = ["_int8_", "_fp8_"].iter().any(|kv| name.contains(kv));
+            let narrow = copies.count() - wide;
             assert!(
-                copies.clone().count() > 0 && wide.count() == copies.count(),
-                "{name}: copies of less than 16 bytes"
+                wide > 0 && (narrow > 0) == coded,
+                "{name}: {wide} copies of 16 bytes and {narrow} of less"
             );
+            if code.architecture.starts_with("sm_9") {
+                assert!(
+                    code.has("PREEXIT") && code.first("ACQBULK") < code.first("LDGSTS"),
+                    "{name}: the cache is read before the wait for the launch before"
+                );
+            }
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Attention over a cache that other sequences share, against the textbook in f64.
 
-use candlepower::kernels::attention::{Attention, LayerCache, Places, Queries};
+use candlepower::kernels::attention::{Attention, CacheScales, LayerCache, Places, Queries};
 use candlepower::kernels::{BufType, Device};
-use candlepower::scheme::DType;
+use candlepower::scheme::{DType, KvFormat};
 
-use super::{Noise, TYPES, assert_close, devices, emulated, get, gpus, put, put_ids, unit};
+use super::{
+    Noise, TYPES, assert_close, devices, emulated, get, gpus, put, put_bytes, put_ids, unit,
+};
 
 /// Slot and position of every token, out of order: alone, a chunk of a prompt, and two sequences at different depths.
 pub(super) const TOKENS: &[&[(u32, u32)]] = &[
@@ -24,7 +26,16 @@ fn attention_equals_the_textbook_in_every_type() {
             for tokens in TOKENS {
                 for act in TYPES {
                     for queries in [Queries::Single, Queries::Runs] {
-                        attend(&device, [heads, kv_heads, head_dim], tokens, act, queries);
+                        for kv in KvFormat::ALL {
+                            attend(
+                                &device,
+                                [heads, kv_heads, head_dim],
+                                tokens,
+                                act,
+                                queries,
+                                kv,
+                            );
+                        }
                     }
                 }
             }
@@ -33,11 +44,12 @@ fn attention_equals_the_textbook_in_every_type() {
 }
 
 /// Tokens of these places over a cache of `capacity` positions.
-fn shape(
+pub(super) fn shape(
     [heads, kv_heads, head_dim]: [usize; 3],
     tokens: usize,
     capacity: usize,
     queries: Queries,
+    kv: KvFormat,
 ) -> Attention {
     Attention {
         tokens,
@@ -45,16 +57,79 @@ fn shape(
         kv_heads,
         head_dim,
         capacity,
+        kv,
         scale: 1.0 / (head_dim as f32).sqrt(),
         queries,
+    }
+}
+
+/// Keys, or values, of a cache: what they stand for, and what is held.
+#[derive(Clone)]
+pub(super) struct Vectors {
+    kv: KvFormat,
+    head_dim: usize,
+    pub(super) numbers: Vec<f32>,
+    codes: Vec<u8>,
+    scales: Vec<f32>,
+}
+
+impl Vectors {
+    /// Noise as a cache of this format holds it beside activations of type `act`.
+    pub(super) fn new(op: &Attention, slots: usize, act: DType, noise: &mut Noise) -> Self {
+        let count = slots * op.kv_heads * op.capacity * op.head_dim;
+        let mut numbers = noise.numbers(count, act);
+        let (mut codes, mut scales) = (Vec::new(), Vec::new());
+        if let Some(format) = op.kv.codes() {
+            codes = vec![0; count];
+            let vectors = numbers.chunks_mut(op.head_dim);
+            for (x, codes) in vectors.zip(codes.chunks_mut(op.head_dim)) {
+                let scale = op.kv.encode(x.iter().copied(), codes);
+                scales.push(scale);
+                for (x, &code) in x.iter_mut().zip(&*codes) {
+                    *x = format.value(code) * scale;
+                }
+            }
+        }
+        Self {
+            kv: op.kv,
+            head_dim: op.head_dim,
+            numbers,
+            codes,
+            scales,
+        }
+    }
+
+    /// Makes a vector one that must not be looked at.
+    pub(super) fn spoil(&mut self, vector: usize) {
+        let numbers = vector * self.head_dim..(vector + 1) * self.head_dim;
+        self.numbers[numbers.clone()].fill(f32::NAN);
+        if self.kv.codes().is_some() {
+            self.codes[numbers].fill(0x7f);
+            self.scales[vector] = f32::NAN;
+        }
+    }
+}
+
+/// Both on a device.
+pub(super) fn cache(device: &Device, act: DType, k: &Vectors, v: &Vectors) -> LayerCache {
+    if k.kv.codes().is_none() {
+        return LayerCache::plain(put(device, &k.numbers, act), put(device, &v.numbers, act));
+    }
+    LayerCache {
+        k: put_bytes(device, &k.codes),
+        v: put_bytes(device, &v.codes),
+        scales: Some(CacheScales {
+            k: put(device, &k.scales, DType::F32),
+            v: put(device, &v.scales, DType::F32),
+        }),
     }
 }
 
 /// Queries, keys and values.
 struct Numbers {
     qkv: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
+    k: Vectors,
+    v: Vectors,
 }
 
 impl Numbers {
@@ -66,16 +141,13 @@ impl Numbers {
             .iter()
             .map(|x| act.round(x * 4.0))
             .collect();
-        let cached = slots * op.kv_heads * op.capacity * op.head_dim;
-        let (k, v) = (noise.numbers(cached, act), noise.numbers(cached, act));
+        let k = Vectors::new(op, slots, act, &mut noise);
+        let v = Vectors::new(op, slots, act, &mut noise);
         Self { qkv, k, v }
     }
 
     fn run(&self, device: &Device, op: &Attention, places: &[(u32, u32)], act: DType) -> Vec<f32> {
-        let cache = LayerCache {
-            k: put(device, &self.k, act),
-            v: put(device, &self.v, act),
-        };
+        let cache = cache(device, act, &self.k, &self.v);
         let slots: Vec<u32> = places.iter().map(|place| place.0).collect();
         let positions: Vec<u32> = places.iter().map(|place| place.1).collect();
         let (slots, positions) = (put_ids(device, &slots), put_ids(device, &positions));
@@ -85,14 +157,8 @@ impl Numbers {
             slots: &slots,
             positions: &positions,
         };
-        op.run(
-            device,
-            &put(device, &self.qkv, act),
-            places,
-            &cache,
-            &mut out,
-        )
-        .unwrap();
+        let qkv = put(device, &self.qkv, act);
+        op.run(device, &qkv, places, &cache, &mut out).unwrap();
         get(device, &out)
     }
 }
@@ -103,28 +169,30 @@ pub(super) fn attend(
     places: &[(u32, u32)],
     act: DType,
     queries: Queries,
+    kv: KvFormat,
 ) {
     let capacity = places.iter().map(|place| place.1 as usize + 1).max();
     let capacity = capacity.unwrap_or(1).max(71);
-    let op = shape(heads, places.len(), capacity, queries);
+    let op = shape(heads, places.len(), capacity, queries, kv);
     let mut numbers = Numbers::new(&op, SLOTS, act);
     // What lies beyond the last position that anyone sees is never looked at.
     let seen = |slot: usize| {
         let of_slot = places.iter().filter(|place| place.0 as usize == slot);
         of_slot.map(|place| place.1 as usize + 1).max().unwrap_or(0)
     };
-    for (row, (k, v)) in numbers
-        .k
-        .chunks_mut(op.head_dim)
-        .zip(numbers.v.chunks_mut(op.head_dim))
-        .enumerate()
-    {
-        if row % capacity >= seen(row / capacity / op.kv_heads) {
-            k.fill(f32::NAN);
-            v.fill(f32::NAN);
+    for vector in 0..SLOTS * op.kv_heads * capacity {
+        if vector % capacity >= seen(vector / capacity / op.kv_heads) {
+            numbers.k.spoil(vector);
+            numbers.v.spoil(vector);
         }
     }
-    let (truth, sizes) = textbook(&op, &numbers.qkv, places, &numbers.k, &numbers.v);
+    let (truth, sizes) = textbook(
+        &op,
+        &numbers.qkv,
+        places,
+        &numbers.k.numbers,
+        &numbers.v.numbers,
+    );
     let out = numbers.run(device, &op, places, act);
     // Values are at most 1; scores, of up to 4 sqrt(head_dim), are off by what f32 sums of head_dim terms are off by. A
     // GPU rounds weights to the type of the values before they meet.
@@ -196,24 +264,35 @@ fn every_group_and_head_size_of_decoding_equals_the_textbook() {
     {
         for (j, length) in LENGTHS.into_iter().enumerate() {
             let act = [DType::BF16, DType::F16][(i + j) % 2];
-            attend(&device, heads, &[(1, length - 1)], act, Queries::Single);
+            let kv = KvFormat::ALL[(i + j / 2) % 3];
+            for kv in [KvFormat::Auto, kv] {
+                attend(&device, heads, &[(1, length - 1)], act, Queries::Single, kv);
+            }
         }
     }
 }
 
 #[test]
 fn long_contexts_equal_the_textbook() {
-    for length in [1024, 4096] {
-        let places = [(0, length - 1)];
+    // A part of 8193 keys has 256 of them.
+    for (length, kv) in [
+        (1024, KvFormat::Auto),
+        (1024, KvFormat::Int8),
+        (4096, KvFormat::Auto),
+        (4096, KvFormat::Fp8),
+        (8193, KvFormat::Auto),
+    ] {
+        let (device, places) = (emulated(0), [(0, length - 1)]);
         attend(
-            &emulated(0),
+            &device,
             [2, 1, 64],
             &places,
             DType::BF16,
             Queries::Single,
+            kv,
         );
         let places: Vec<(u32, u32)> = (length - 5..length).map(|p| (2, p)).collect();
-        attend(&emulated(0), [1, 1, 64], &places, DType::F16, Queries::Runs);
+        attend(&device, [1, 1, 64], &places, DType::F16, Queries::Runs, kv);
     }
 }
 
@@ -227,49 +306,47 @@ fn prompts_equal_the_textbook_whole_in_chunks_and_side_by_side() {
         .chain(run(1, 0..37))
         .collect();
     for device in [emulated(0), emulated(77)] {
-        for (heads, places) in [
-            ([2, 2, 64], &whole),
-            ([3, 1, 96], &chunk),
-            ([4, 1, 128], &ragged),
-            ([7, 1, 64], &ragged),
+        for (heads, places, act, kv) in [
+            ([2, 2, 64], &whole, DType::BF16, KvFormat::Auto),
+            ([3, 1, 96], &chunk, DType::BF16, KvFormat::Auto),
+            ([4, 1, 128], &ragged, DType::BF16, KvFormat::Auto),
+            ([7, 1, 64], &ragged, DType::BF16, KvFormat::Auto),
+            ([2, 2, 64], &whole, DType::F16, KvFormat::Int8),
+            ([3, 1, 96], &chunk, DType::BF16, KvFormat::Fp8),
+            ([4, 1, 128], &ragged, DType::F16, KvFormat::Fp8),
+            ([7, 1, 64], &ragged, DType::BF16, KvFormat::Int8),
         ] {
-            attend(&device, heads, places, DType::BF16, Queries::Runs);
+            attend(&device, heads, places, act, Queries::Runs, kv);
         }
     }
 }
 
+/// Who computes a part of the keys follows from the batch; where parts begin and how they are put together does not.
 #[test]
-fn a_ragged_batch_equals_its_rows_alone_and_two_runs_have_the_same_bits() {
-    let heads = [8, 2, 64];
-    let places: Vec<(u32, u32)> = [0, 1, 63, 64, 127, 200, 299]
-        .into_iter()
-        .enumerate()
-        .map(|(slot, position)| (slot as u32, position))
-        .collect();
+fn a_row_has_the_same_bits_alone_and_in_a_ragged_batch() {
+    let positions = [0, 1, 63, 64, 126, 127, 128, 129, 200, 255, 256, 299];
+    let places: Vec<(u32, u32)> = (0..).zip(positions).collect();
     for device in gpus() {
-        let op = shape(heads, places.len(), 300, Queries::Single);
-        let numbers = Numbers::new(&op, places.len(), DType::BF16);
-        let all = numbers.run(&device, &op, &places, DType::BF16);
-        assert_eq!(
-            all,
-            numbers.run(&device, &op, &places, DType::BF16),
-            "two runs"
-        );
-        for (i, &place) in places.iter().enumerate() {
-            let one = Attention { tokens: 1, ..op };
-            let own = Numbers {
-                qkv: numbers.qkv[i * op.qkv_width()..][..op.qkv_width()].to_vec(),
-                k: numbers.k.clone(),
-                v: numbers.v.clone(),
+        for kv in KvFormat::ALL {
+            let op = shape([8, 2, 64], places.len(), 300, Queries::Single, kv);
+            let numbers = Numbers::new(&op, places.len(), DType::BF16);
+            let all = numbers.run(&device, &op, &places, DType::BF16);
+            let again = numbers.run(&device, &op, &places, DType::BF16);
+            assert_eq!(all, again, "two runs");
+            let alone = Attention { tokens: 1, ..op };
+            let plans = [op, alone].map(|op| op.plan(&device, DType::BF16));
+            assert_ne!(plans[0], plans[1], "as many blocks either way");
+            let mut own = Numbers {
+                qkv: Vec::new(),
+                k: numbers.k,
+                v: numbers.v,
             };
-            let alone = own.run(&device, &one, &[place], DType::BF16);
-            let width = op.heads * op.head_dim;
-            let (mut worst, row) = (0.0_f32, &all[i * width..][..width]);
-            for (a, b) in alone.iter().zip(row) {
-                worst = worst.max((a - b).abs());
+            for (i, &place) in places.iter().enumerate() {
+                own.qkv = numbers.qkv[i * op.qkv_width()..][..op.qkv_width()].to_vec();
+                let alone = own.run(&device, &alone, &[place], DType::BF16);
+                let width = op.heads * op.head_dim;
+                assert_eq!(alone, all[i * width..][..width], "{place:?}, {kv}");
             }
-            // Alone it is cut into more parts, whose sums are rounded apart.
-            assert!(worst <= 2.0_f32.powi(-8), "{place:?}: {worst}");
         }
     }
 }
@@ -283,13 +360,12 @@ fn a_place_outside_the_cache_gives_nan_there_and_nowhere_else() {
             kv_heads: 1,
             head_dim: 8,
             capacity: 4,
+            kv: KvFormat::Auto,
             scale: 1.0,
             queries: Queries::Runs,
         };
-        let cache = LayerCache {
-            k: put(&device, &[0.5; 32], DType::F32),
-            v: put(&device, &[0.5; 32], DType::F32),
-        };
+        let halves = || put(&device, &[0.5; 32], DType::F32);
+        let cache = LayerCache::plain(halves(), halves());
         let qkv = put(&device, &[1.0; 96], DType::F32);
         // One slot, four positions: the second token is in no slot, the third at no position.
         let (slots, positions) = (
@@ -312,7 +388,7 @@ fn a_place_outside_the_cache_gives_nan_there_and_nowhere_else() {
 fn a_place_outside_the_cache_gives_nan_by_matrix_instructions_too() {
     for device in gpus() {
         for queries in [Queries::Single, Queries::Runs] {
-            let op = shape([2, 1, 64], 3, 4, queries);
+            let op = shape([2, 1, 64], 3, 4, queries, KvFormat::Auto);
             let numbers = Numbers::new(&op, 1, DType::BF16);
             let out = numbers.run(&device, &op, &[(0, 3), (1, 0), (0, u32::MAX)], DType::BF16);
             assert!(out[..128].iter().all(|x| x.is_finite()), "{queries:?}");

@@ -4,7 +4,7 @@
 use candlepower::engine::{DeviceWeights, Engine, Limits, Prompt};
 use candlepower::kernels::Device;
 use candlepower::model::{Model, ModelSpec, WeightsChoice};
-use candlepower::scheme::DType;
+use candlepower::scheme::{DType, KvFormat};
 
 use super::emulated;
 
@@ -19,10 +19,18 @@ pub(crate) fn tiny() -> Model {
 }
 
 /// The logits after two prompts of 11 and 5 tokens, in chunks, and one more step of both.
-fn logits(model: &Model, variant: &str, act: DType, device: &Device) -> Vec<f32> {
+fn logits(model: &Model, variant: &str, act: DType, kv: KvFormat, device: &Device) -> Vec<f32> {
     let variant = variant.parse().unwrap();
     let weights = DeviceWeights::load(model, &variant, act, device, &mut |_, _| Ok(())).unwrap();
-    let mut engine = Engine::new(device.clone(), weights, Limits::new(2, 16, 12)).unwrap();
+    let limits = Limits::new(2, 16, 12).with_kv(kv);
+    let mut engine = Engine::new(device.clone(), weights, limits).unwrap();
+    let config = &model.config;
+    let vector = match kv {
+        KvFormat::Auto => config.head_dim * act.size(),
+        KvFormat::Int8 | KvFormat::Fp8 => config.head_dim + 4,
+    };
+    let held = engine.footprint().kv.0 as usize;
+    assert_eq!(held, 2 * config.layers * config.kv_heads * 2 * 16 * vector);
     let tokens: Vec<u32> = (0..13).map(|i| (i * 389 + 17) % 2048).collect();
     let prompt = |slot, start, tokens| Prompt {
         slot,
@@ -60,7 +68,7 @@ fn logits_of_stored(model: &Model, act: DType, device: &Device) -> (Vec<f32>, u6
     let weights = DeviceWeights::load(model, &variant, act, device, &mut |_, _| Ok(())).unwrap();
     let bytes = weights.linear_bytes().0;
     let mut engine = Engine::new(device.clone(), weights, Limits::new(1, 32, 24)).unwrap();
-    let tokens: Vec<u32> = (0..19).map(|i| (i * 37 + 11) % 280).collect();
+    let tokens: Vec<u32> = (0..9).map(|i| (i * 37 + 11) % 280).collect();
     let prompt = Prompt {
         slot: 0,
         start: 0,
@@ -76,16 +84,9 @@ fn a_quantised_checkpoint_on_a_gpu_gives_the_logits_of_the_cpu() {
             ("tiny-qwen3", "ct-w4a16-g32-asym", DType::BF16, 2e-2),
             ("tiny-llama", "gptq-g32-sym-descact", DType::F16, 3e-3),
             ("tiny-qwen2", "awq-g32-gemm", DType::F16, 3e-3),
-            (
-                "tiny-llama-tied",
-                "ct-w8a16-channel-pack",
-                DType::BF16,
-                2e-2,
-            ),
             // Where inputs are rounded, a sum in another order may round one to the next code.
             ("tiny-llama", "ct-w8a8-dyn-int", DType::BF16, 6e-2),
             ("tiny-llama", "ct-fp8-dyn-float", DType::BF16, 6e-2),
-            ("tiny-qwen3", "ct-fp8-dyn-float", DType::F32, 3e-2),
         ] {
             let model = stored(name, kind);
             let (truth, on_cpu) = logits_of_stored(&model, DType::F32, &Device::Cpu);
@@ -97,9 +98,9 @@ fn a_quantised_checkpoint_on_a_gpu_gives_the_logits_of_the_cpu() {
                 "{name} {kind} in {act} on {}: off by {off:e}",
                 device.kind()
             );
-            // Nothing keeps a second copy; of these matrices one has a K, 160, that is no whole number of steps.
+            // Nothing keeps a second copy; rows whose K is no whole number of steps, as some here, are padded.
             let ratio = on_gpu as f64 / on_cpu as f64;
-            assert!((0.98..=1.04).contains(&ratio), "{name} {kind}: {ratio}");
+            assert!((0.98..=1.3).contains(&ratio), "{name} {kind}: {ratio}");
         }
     }
 }
@@ -133,8 +134,8 @@ fn a_model_on_a_gpu_gives_the_logits_of_the_cpu() {
             ("w4a16", DType::BF16, 2e-2),
             ("f16", DType::F16, 3e-3),
         ] {
-            let truth = logits(&model, variant, act, &Device::Cpu);
-            let got = logits(&model, variant, act, &device);
+            let truth = logits(&model, variant, act, KvFormat::Auto, &Device::Cpu);
+            let got = logits(&model, variant, act, KvFormat::Auto, &device);
             let off = distance(&got, &truth);
             // Not less, so that NaN fails.
             assert!(
@@ -144,6 +145,61 @@ fn a_model_on_a_gpu_gives_the_logits_of_the_cpu() {
             );
         }
     }
+}
+
+#[test]
+fn a_cache_in_codes_gives_nearly_the_same_logits_on_both() {
+    let model = tiny();
+    for (kv, from_auto) in [(KvFormat::Int8, 1e-2), (KvFormat::Fp8, 4e-2)] {
+        let plain = logits(&model, "f32", DType::F32, KvFormat::Auto, &Device::Cpu);
+        let truth = logits(&model, "f32", DType::F32, kv, &Device::Cpu);
+        let off = distance(&truth, &plain);
+        assert!(off > 1e-5 && off <= from_auto, "{kv}: {off:e} from auto");
+        for device in [emulated(77)].into_iter().chain(Device::cuda(0)) {
+            // A sum that differs by a rounding error may round a number to the next code.
+            for (variant, act, limit) in [
+                ("f32", DType::F32, 5e-3),
+                ("bf16", DType::BF16, 2e-2),
+                ("f16", DType::F16, 1e-2),
+            ] {
+                let truth = logits(&model, variant, act, kv, &Device::Cpu);
+                let got = logits(&model, variant, act, kv, &device);
+                let off = distance(&got, &truth);
+                assert!(off <= limit, "{kv}, {variant}: off by {off:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn heads_that_no_kernel_is_for_are_refused_before_anything_is_allocated() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = r#"{
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 64,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 320, "vocab_size": 64,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": true, "torch_dtype": "bfloat16"
+    }"#;
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    let model = Model::open(&ModelSpec {
+        source: folder.path().display().to_string(),
+        revision: None,
+        weights: WeightsChoice::Dummy { seed: 0 },
+        tokenizer: None,
+    })
+    .unwrap();
+    let variant = "bf16".parse().unwrap();
+    let load = |device: &Device| {
+        DeviceWeights::load(&model, &variant, DType::BF16, device, &mut |_, _| Ok(()))
+    };
+    assert!(load(&Device::Cpu).is_ok());
+    let device = emulated(0);
+    let free = device.memory();
+    let error = load(&device).err().expect("refused");
+    assert_eq!(error.exit_code(), 64, "{error}");
+    for word in ["320", "64, 96 and 128", "256", "--device cpu"] {
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    assert_eq!(device.memory(), free);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use candlepower::measure::trial::{StopRule, WarmUp};
 use candlepower::model::{ModelSpec, WeightsChoice};
 use candlepower::results::microbench::Record;
 use candlepower::results::microbench::record::{Measured, Outcome, Peer, Store, Subject};
-use candlepower::scheme::DType;
+use candlepower::scheme::{DType, KvFormat};
 use candlepower::study::microbench::{MicrobenchPlan, MicrobenchWatcher, OPS, run};
 use candlepower::study::{Effort, ceilings, environment};
 
@@ -29,7 +29,8 @@ fn plan(ops: &[&str], variants: &[&str], tokens: &[usize]) -> MicrobenchPlan {
         tokens: tokens.to_vec(),
         variants: variants.iter().map(|name| name.parse().unwrap()).collect(),
         act: None,
-        context: None,
+        contexts: Vec::new(),
+        kv: vec![KvFormat::Auto],
         verify_only: false,
         rule: StopRule::exactly(2),
         warm_up: WarmUp {
@@ -137,6 +138,7 @@ fn every_op_is_verified_on_a_gpu() {
         "argmax",
         "rope",
         "attention",
+        "attention_prefill",
     ];
     for device in some_gpus() {
         let plan = MicrobenchPlan {
@@ -146,7 +148,8 @@ fn every_op_is_verified_on_a_gpu() {
                 weights: WeightsChoice::Dummy { seed: 0 },
                 tokenizer: None,
             }],
-            context: Some(40),
+            contexts: vec![40, 150],
+            kv: KvFormat::ALL.to_vec(),
             act: Some(DType::F16),
             ..plan(&ops, &["f16"], &[3])
         };

@@ -1,23 +1,30 @@
 //! Proof that the tests of this crate can fail: kernels with one thing wrong each, and the test that has to notice.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
 use candlepower::kernels::Device;
 use candlepower::kernels::attention::Queries;
-use candlepower::scheme::{CodeFormat, DType};
+use candlepower::scheme::{CodeFormat, DType, KvFormat};
 
 use super::build::{Mutation, mutated};
-use super::{BESIDE, Form, attention, check_product, kernel_device, logits, matrix, streamed};
+use super::{
+    BESIDE, Form, append, attention, check_product, kernel_device, logits, matrix, streamed,
+};
 
 /// Fails unless `test` fails once `from` in the kernel `stem` is replaced by `to`, in every order of blocks and threads.
 fn is_noticed(stem: &str, file: &'static str, [from, to]: [&'static str; 2], test: fn(&Device)) {
     let folder = mutated(&[stem], &[Mutation { file, from, to }]);
+    fails_in_every_order(&folder, file, to, test);
+}
+
+fn fails_in_every_order(folder: &Path, file: &str, to: &str, test: fn(&Device)) {
     for order in [0, 1, 77] {
-        let device = kernel_device(&folder, order);
+        let device = kernel_device(folder, order);
         let outcome = catch_unwind(AssertUnwindSafe(|| test(&device)));
         assert!(
             outcome.is_err(),
-            "{file}: nothing notices `{to}` in the place of `{from}`, order {order}"
+            "{file}: nothing notices `{to}`, order {order}"
         );
     }
 }
@@ -55,7 +62,8 @@ fn a_barrier_left_out_is_noticed() {
         ["__syncthreads();", ""],
         |device| {
             let tokens = attention::TOKENS[2];
-            attention::attend(device, [6, 2, 16], tokens, DType::F32, Queries::Runs);
+            let (act, kv) = (DType::F32, KvFormat::Auto);
+            attention::attend(device, [6, 2, 16], tokens, act, Queries::Runs, kv);
         },
     );
 }
@@ -178,13 +186,16 @@ fn the_last_of_two_equal_logits_is_noticed() {
 
 /// Attention of one token whose keys come in parts, and of prompts side by side.
 fn single(device: &Device) {
-    attention::attend(
-        device,
-        [4, 1, 64],
-        &[(1, 299)],
-        DType::BF16,
-        Queries::Single,
-    );
+    single_of(device, KvFormat::Auto);
+}
+
+fn coded_single(device: &Device) {
+    single_of(device, KvFormat::Int8);
+}
+
+fn single_of(device: &Device, kv: KvFormat) {
+    let (act, queries) = (DType::BF16, Queries::Single);
+    attention::attend(device, [4, 1, 64], &[(1, 299)], act, queries, kv);
 }
 
 fn runs(device: &Device) {
@@ -192,7 +203,29 @@ fn runs(device: &Device) {
         .map(|p| (0, p))
         .chain((0..9).map(|p| (2, p)))
         .collect();
-    attention::attend(device, [4, 1, 64], &places, DType::BF16, Queries::Runs);
+    let (act, queries) = (DType::BF16, Queries::Runs);
+    attention::attend(device, [4, 1, 64], &places, act, queries, KvFormat::Auto);
+}
+
+/// As [`is_noticed`], of attention by matrix instructions: compiled for one type and head size alone, which is quicker.
+fn is_noticed_attending(
+    stem: &str,
+    file: &'static str,
+    change: [&'static str; 2],
+    test: fn(&Device),
+) {
+    let only = |file| Mutation {
+        file,
+        from: "DEFINE(f16, 64)\nDEFINE(f16, 96)\nDEFINE(f16, 128)\nDEFINE(bf16, 64)\nDEFINE(bf16, 96)\nDEFINE(bf16, 128)",
+        to: "DEFINE(bf16, 64)",
+    };
+    let source = match stem {
+        "attention_single" => "attention_single.cu",
+        _ => "attention_runs.cu",
+    };
+    let [from, to] = change;
+    let folder = mutated(&[stem], &[only(source), Mutation { file, from, to }]);
+    fails_in_every_order(&folder, file, to, test);
 }
 
 #[test]
@@ -200,17 +233,59 @@ fn a_part_a_wait_a_mask_of_attention_are_noticed() {
     let stem = "attention_single";
     for change in [
         [
-            "together(i / DIM, i % DIM, parts, part_at)",
-            "together(i / DIM, i % DIM, parts - 1, part_at)",
+            "for (unsigned part = 1; part < parts; part++) take",
+            "for (unsigned part = 1; part + 1 < parts; part++) take",
         ],
         ["copies_wait<DEPTH - 2>();", "copies_wait<DEPTH - 1>();"],
         [
-            "const unsigned keys = args.positions[token] + 1;",
-            "const unsigned keys = args.positions[token];",
+            "const unsigned keys = position + 1;",
+            "const unsigned keys = position;",
         ],
         ["__syncthreads(); // all rows are there", ""],
+        ["rows.clear();", "if (part == first_part) rows.clear();"],
     ] {
-        is_noticed(stem, "attention_single.cu", change, single);
+        is_noticed_attending(stem, "attention_single.cu", change, single);
+    }
+    for (file, change) in [
+        (
+            "common/flash.cuh",
+            ["scale * scales[key] : scale", "scale : scale"],
+        ),
+        (
+            "common/flash.cuh",
+            [
+                "scales[KEYS + block * 8 + 2 * t() + i]",
+                "scales[KEYS + block * 8 + 2 * t()]",
+            ],
+        ),
+        (
+            "common/codes.cuh",
+            ["odd = pair(codes >> 8);", "odd = pair(codes);"],
+        ),
+    ] {
+        is_noticed_attending(stem, file, change, coded_single);
+    }
+    for (file, change) in [
+        (
+            "attention_single.cu",
+            ["put_own(stage, position - key,", "put_own(stage, 0 * key,"],
+        ),
+        (
+            "attention_single.cu",
+            [
+                "__syncthreads(); // the queries are there, and what",
+                "// what",
+            ],
+        ),
+        (
+            "common/heads.cuh",
+            [
+                "to[i + half] = from_f32<T>(__fadd_rn(",
+                "to[i + half] = from_f32<T>(__fsub_rn(",
+            ],
+        ),
+    ] {
+        is_noticed_attending(stem, file, change, append::appended);
     }
     let stem = "attention_runs";
     for change in [
@@ -225,11 +300,11 @@ fn a_part_a_wait_a_mask_of_attention_are_noticed() {
             "",
         ],
     ] {
-        is_noticed(stem, "attention_runs.cu", change, runs);
+        is_noticed_attending(stem, "attention_runs.cu", change, runs);
     }
     let change = [
         "values[block][i] *= shrink[i / 2];",
         "values[block][i] *= 1.0f;",
     ];
-    is_noticed("attention_runs", "common/flash.cuh", change, runs);
+    is_noticed_attending("attention_runs", "common/flash.cuh", change, runs);
 }

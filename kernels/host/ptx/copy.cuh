@@ -9,7 +9,11 @@ enum class Keep { Short, Long };
 
 template <Keep KEEP>
 inline void copy16(void* shared, const void* global, bool valid, emulator::Site site = emulator::here()) {
-    emulator::start_copy(shared, global, valid, site);
+    emulator::start_copy(shared, global, 16, valid, site);
+}
+
+inline void copy4(void* shared, const void* global, bool valid, emulator::Site site = emulator::here()) {
+    emulator::start_copy(shared, global, 4, valid, site);
 }
 
 inline void copies_commit() { emulator::end_copy_group(); }

@@ -1,44 +1,175 @@
-//! Rotary embedding with the cache append, and attention over the cache.
+//! Rotary embedding with the cache append, attention over the cache, and both in one launch.
 
 use super::device::Gpu;
 use super::flash::{self, AttentionKernel};
 use super::launch::{Address, KernelArg, Op, WARP, launch};
 use crate::error::Result;
-use crate::kernels::attention::{Attention, LayerCache, Places};
+use crate::kernels::attention::{Attention, LayerCache, Places, other_format};
 use crate::kernels::rope::{HeadNorms, RopeAppend, RopeTable};
 use crate::kernels::{Buf, BufType};
-use crate::scheme::DType;
+use crate::scheme::{DType, KvFormat};
 
 /// Threads of a block of either kernel.
 const THREADS: u32 = 128;
 
 /// The largest head that `attention.cu` holds.
-const MAX_HEAD_DIM: usize = 256;
+pub(crate) const MAX_HEAD_DIM: usize = 256;
+
+/// `KvCache` of `common/kv.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct KvCache {
+    k: Address,
+    v: Address,
+    k_scales: Address,
+    v_scales: Address,
+}
+
+impl KvCache {
+    /// The arrays of `cache`, once they are known to be of the format and the shape; and how many slots they have room for.
+    fn reads(
+        op: Op<'_>,
+        shape: &Attention,
+        cache: &LayerCache,
+        act: DType,
+    ) -> Result<(Self, usize)> {
+        let (kind, slots, [numbers, scales]) = Self::shapes(op, shape, cache, act)?;
+        let mut args = Self {
+            k: op.reads("k_cache", &cache.k, kind, &numbers)?,
+            v: op.reads("v_cache", &cache.v, kind, &numbers)?,
+            k_scales: Address::NULL,
+            v_scales: Address::NULL,
+        };
+        if let Some(of) = &cache.scales {
+            args.k_scales = op.reads("scales of keys", &of.k, F32S, &scales)?;
+            args.v_scales = op.reads("scales of values", &of.v, F32S, &scales)?;
+        }
+        Ok((args, slots))
+    }
+
+    /// The same, to write.
+    fn writes(
+        op: Op<'_>,
+        shape: &Attention,
+        cache: &mut LayerCache,
+        act: DType,
+    ) -> Result<(Self, usize)> {
+        let (kind, slots, [numbers, scales]) = Self::shapes(op, shape, cache, act)?;
+        let mut args = Self {
+            k: op.writes("k_cache", &mut cache.k, kind, 0, &numbers)?,
+            v: op.writes("v_cache", &mut cache.v, kind, 0, &numbers)?,
+            k_scales: Address::NULL,
+            v_scales: Address::NULL,
+        };
+        if let Some(of) = &mut cache.scales {
+            args.k_scales = op.writes("scales of keys", &mut of.k, F32S, 0, &scales)?;
+            args.v_scales = op.writes("scales of values", &mut of.v, F32S, 0, &scales)?;
+        }
+        Ok((args, slots))
+    }
+
+    /// The type of the numbers, the slots that there is room for, and the shapes of numbers and scales.
+    fn shapes(
+        op: Op<'_>,
+        shape: &Attention,
+        cache: &LayerCache,
+        act: DType,
+    ) -> Result<(BufType, usize, [Vec<usize>; 2])> {
+        let kind = match (shape.kv.codes(), &cache.scales) {
+            (None, None) => BufType::Float(act),
+            (Some(_), Some(_)) => BufType::U8,
+            _ => return Err(other_format(shape.kv)),
+        };
+        let slot = [shape.kv_heads, shape.capacity, shape.head_dim]
+            .iter()
+            .fold(1_usize, |n, &dim| n.saturating_mul(dim));
+        let slots = cache.k.len().checked_div(slot);
+        let slots = slots.ok_or_else(|| op.bug(&format!("a cache without room: {shape:?}")))?;
+        let scales = vec![slots, shape.kv_heads, shape.capacity];
+        let numbers = [&scales[..], &[shape.head_dim]].concat();
+        Ok((kind, slots, [numbers, scales]))
+    }
+}
+
+const F32S: BufType = BufType::Float(DType::F32);
+
+/// `TurnArgs` of `common/heads.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct TurnArgs {
+    q_norm: Address,
+    k_norm: Address,
+    cosines: Address,
+    sines: Address,
+    max_position: u32,
+    eps: f32,
+}
+
+impl TurnArgs {
+    /// Of heads that have been turned already.
+    const NONE: Self = Self {
+        q_norm: Address::NULL,
+        k_norm: Address::NULL,
+        cosines: Address::NULL,
+        sines: Address::NULL,
+        max_position: 0,
+        eps: 0.0,
+    };
+
+    fn new(
+        op: Op<'_>,
+        head_dim: usize,
+        norms: Option<HeadNorms<'_>>,
+        table: &RopeTable,
+        act: DType,
+    ) -> Result<Self> {
+        if !head_dim.is_multiple_of(2) {
+            return Err(op.bug(&format!("heads of {head_dim} have no halves")));
+        }
+        let norm = |what: &str, weight: Option<&Buf>| {
+            weight.map_or(Ok(Address::NULL), |weight| {
+                op.reads(what, weight, BufType::Float(act), &[head_dim])
+            })
+        };
+        let angles = [table.positions, head_dim / 2];
+        Ok(Self {
+            q_norm: norm("q_norm", norms.map(|norms| norms.q))?,
+            k_norm: norm("k_norm", norms.map(|norms| norms.k))?,
+            cosines: op.reads("cosines", &table.cos, F32S, &angles)?,
+            sines: op.reads("sines", &table.sin, F32S, &angles)?,
+            max_position: op.dim("positions", table.positions)?,
+            eps: norms.map_or(0.0, |norms| norms.eps),
+        })
+    }
+}
 
 /// `RopeArgs` of `rope.cu`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct RopeArgs {
     qkv: Address,
-    q_norm: Address,
-    k_norm: Address,
-    cosines: Address,
-    sines: Address,
+    cache: KvCache,
     positions: Address,
     slot_of: Address,
-    k_cache: Address,
-    v_cache: Address,
+    turn: TurnArgs,
     heads: u32,
     kv_heads: u32,
     head_dim: u32,
-    max_position: u32,
     slots: u32,
     capacity: u32,
-    eps: f32,
 }
 
 // SAFETY: the layout of the C++ struct of the same name: the same fields in the same order, none of them a reference.
 unsafe impl KernelArg for RopeArgs {}
+
+/// What kernels for this cache have in their names.
+pub(super) fn suffix(kv: KvFormat) -> &'static str {
+    match kv {
+        KvFormat::Auto => "",
+        KvFormat::Int8 => "_int8",
+        KvFormat::Fp8 => "_fp8",
+    }
+}
 
 /// `rope.cu`. A position or slot outside the cache or the table writes nothing there and leaves NaN in `qkv`.
 pub(crate) fn rope_append(
@@ -65,45 +196,29 @@ pub(crate) fn rope_append(
     if tokens == 0 {
         return Ok(());
     }
-    if !head_dim.is_multiple_of(2) {
-        return Err(op.bug(&format!("heads of {head_dim} have no halves")));
-    }
-    let slots = slots_of(op, shape, cache)?;
-    let dtype = qkv.dtype()?;
-    let kind = BufType::Float(dtype);
-    let f32s = BufType::Float(DType::F32);
-    let cached = [slots, kv_heads, capacity, head_dim];
-    let norm = |what: &str, weight: Option<&Buf>| {
-        weight.map_or(Ok(Address::NULL), |weight| {
-            op.reads(what, weight, kind, &[head_dim])
-        })
-    };
+    let act = qkv.dtype()?;
+    let (cache, slots) = KvCache::writes(op, shape, cache, act)?;
     let args = RopeArgs {
-        qkv: op.writes("qkv", qkv, kind, 0, &[tokens, shape.qkv_width()])?,
-        q_norm: norm("q_norm", norms.map(|norms| norms.q))?,
-        k_norm: norm("k_norm", norms.map(|norms| norms.k))?,
-        cosines: op.reads(
-            "cosines",
-            &table.cos,
-            f32s,
-            &[table.positions, head_dim / 2],
+        qkv: op.writes(
+            "qkv",
+            qkv,
+            BufType::Float(act),
+            0,
+            &[tokens, shape.qkv_width()],
         )?,
-        sines: op.reads("sines", &table.sin, f32s, &[table.positions, head_dim / 2])?,
+        cache,
         positions: op.reads("positions", places.positions, BufType::U32, &[tokens])?,
         slot_of: op.reads("slots", places.slots, BufType::U32, &[tokens])?,
-        k_cache: op.writes("k_cache", &mut cache.k, kind, 0, &cached)?,
-        v_cache: op.writes("v_cache", &mut cache.v, kind, 0, &cached)?,
+        turn: TurnArgs::new(op, head_dim, norms, table, act)?,
         heads: op.dim("heads", heads)?,
         kv_heads: op.dim("kv_heads", kv_heads)?,
         head_dim: op.dim("head_dim", head_dim)?,
-        max_position: op.dim("positions", table.positions)?,
         slots: op.dim("slots", slots)?,
         capacity: op.dim("capacity", capacity)?,
-        eps: norms.map_or(0.0, |norms| norms.eps),
     };
     let all_heads = heads + 2 * kv_heads;
     let grid = op.grid(tokens, all_heads.div_ceil(THREADS as usize / WARP), THREADS)?;
-    let name = format!("rope_append_{dtype}");
+    let name = format!("rope_append_{act}{}", suffix(shape.kv));
     // SAFETY: the argument of rope.cu; every array holds its shape, and the kernel checks positions and slots.
     unsafe { launch!(gpu, &name, grid; args) }
 }
@@ -113,14 +228,14 @@ pub(crate) fn rope_append(
 #[derive(Clone, Copy)]
 pub(super) struct AttentionArgs {
     q: Address,
-    k_cache: Address,
-    v_cache: Address,
+    cache: KvCache,
     positions: Address,
     slot_of: Address,
     out: Address,
-    /// Where blocks that share a token leave their parts, and how many have.
+    /// Where blocks that share a token leave parts of its keys, and how many of them have.
     pub(super) partial: Address,
     pub(super) arrived: Address,
+    turn: TurnArgs,
     q_stride: u32,
     heads: u32,
     kv_heads: u32,
@@ -128,16 +243,72 @@ pub(super) struct AttentionArgs {
     slots: u32,
     capacity: u32,
     tokens: u32,
-    pub(super) splits: u32,
+    pub(super) most_parts: u32,
     scale: f32,
 }
 
 // SAFETY: the layout of the C++ struct of the same name: the same fields in the same order, none of them a reference.
 unsafe impl KernelArg for AttentionArgs {}
 
+impl AttentionArgs {
+    fn new(
+        op: Op<'_>,
+        shape: &Attention,
+        qkv: &Buf,
+        places: Places<'_>,
+        (cache, slots): (KvCache, usize),
+        turn: TurnArgs,
+        out: &mut Buf,
+    ) -> Result<Self> {
+        let Attention {
+            tokens,
+            heads,
+            kv_heads,
+            head_dim,
+            capacity,
+            scale,
+            ..
+        } = *shape;
+        let kind = out.kind();
+        Ok(Self {
+            q: op.reads("qkv", qkv, kind, &[tokens, shape.qkv_width()])?,
+            cache,
+            positions: op.reads("positions", places.positions, BufType::U32, &[tokens])?,
+            slot_of: op.reads("slots", places.slots, BufType::U32, &[tokens])?,
+            out: op.writes("out", out, kind, 0, &[tokens, heads, head_dim])?,
+            partial: Address::NULL,
+            arrived: Address::NULL,
+            turn,
+            q_stride: op.dim("qkv_width", shape.qkv_width())?,
+            heads: op.dim("heads", heads)?,
+            kv_heads: op.dim("kv_heads", kv_heads)?,
+            head_dim: op.dim("head_dim", head_dim)?,
+            slots: op.dim("slots", slots)?,
+            capacity: op.dim("capacity", capacity)?,
+            tokens: op.dim("tokens", tokens)?,
+            most_parts: 1,
+            scale,
+        })
+    }
+}
+
 /// The kernel that attention of this shape gets.
 pub(crate) fn attention_kernel(gpu: &Gpu, shape: &Attention, act: DType) -> AttentionKernel {
     AttentionKernel::plan(shape, act, gpu.facts())
+}
+
+/// Refuses shapes that no kernel is for.
+fn check(op: Op<'_>, shape: &Attention) -> Result<()> {
+    let Attention {
+        heads,
+        kv_heads,
+        head_dim,
+        ..
+    } = *shape;
+    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || head_dim > MAX_HEAD_DIM {
+        return Err(op.bug(&format!("the kernel cannot do {shape:?}")));
+    }
+    Ok(())
 }
 
 /// `attention_single.cu`, `attention_runs.cu` or `attention.cu`. A position or slot outside the cache gives NaN.
@@ -153,62 +324,50 @@ pub(crate) fn attention(
         gpu,
         name: "attention",
     };
-    let Attention {
-        tokens,
-        heads,
-        kv_heads,
-        head_dim,
-        capacity,
-        scale,
-        queries: _,
-    } = *shape;
-    if tokens == 0 || heads == 0 {
+    if shape.tokens == 0 || shape.heads == 0 {
         return Ok(());
     }
-    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || head_dim > MAX_HEAD_DIM {
-        return Err(op.bug(&format!("the kernel cannot do {shape:?}")));
-    }
-    let slots = slots_of(op, shape, cache)?;
-    let dtype = out.dtype()?;
-    let kind = BufType::Float(dtype);
-    let cached = [slots, kv_heads, capacity, head_dim];
-    let args = AttentionArgs {
-        q: op.reads("qkv", qkv, kind, &[tokens, shape.qkv_width()])?,
-        k_cache: op.reads("k_cache", &cache.k, kind, &cached)?,
-        v_cache: op.reads("v_cache", &cache.v, kind, &cached)?,
-        positions: op.reads("positions", places.positions, BufType::U32, &[tokens])?,
-        slot_of: op.reads("slots", places.slots, BufType::U32, &[tokens])?,
-        out: op.writes("out", out, kind, 0, &[tokens, heads, head_dim])?,
-        partial: Address::NULL,
-        arrived: Address::NULL,
-        q_stride: op.dim("qkv_width", shape.qkv_width())?,
-        heads: op.dim("heads", heads)?,
-        kv_heads: op.dim("kv_heads", kv_heads)?,
-        head_dim: op.dim("head_dim", head_dim)?,
-        slots: op.dim("slots", slots)?,
-        capacity: op.dim("capacity", capacity)?,
-        tokens: op.dim("tokens", tokens)?,
-        splits: 1,
-        scale,
-    };
-    let kernel = attention_kernel(gpu, shape, dtype);
+    check(op, shape)?;
+    let act = out.dtype()?;
+    let cache = KvCache::reads(op, shape, cache, act)?;
+    let args = AttentionArgs::new(op, shape, qkv, places, cache, TurnArgs::NONE, out)?;
+    let kernel = attention_kernel(gpu, shape, act);
     if kernel != AttentionKernel::Any {
-        return flash::run(op, shape, dtype, kernel, args);
+        return flash::run(op, shape, act, kernel, args);
     }
-    let grid = op.grid(tokens, heads, THREADS)?;
-    let name = format!("attention_{dtype}");
+    let grid = op.grid(shape.tokens, shape.heads, THREADS)?;
+    let name = format!("attention_{act}{}", suffix(shape.kv));
     // SAFETY: the argument of attention.cu; every array holds its shape, and the kernel checks positions and slots.
     unsafe { launch!(gpu, &name, grid; args) }
 }
 
-/// Slots that the cache has room for.
-fn slots_of(op: Op<'_>, shape: &Attention, cache: &LayerCache) -> Result<usize> {
-    let slot = [shape.kv_heads, shape.capacity, shape.head_dim]
-        .iter()
-        .fold(1_usize, |n, &dim| n.saturating_mul(dim));
-    cache
-        .k
-        .len()
-        .checked_div(slot)
-        .ok_or_else(|| op.bug(&format!("a cache without room: {shape:?}")))
+/// `attention_single.cu` on rows that have not been rotated: it does what `rope.cu` does, too, but leaves `qkv` as it is.
+#[expect(clippy::too_many_arguments, reason = "what two ops take")]
+pub(crate) fn append_attend(
+    gpu: &Gpu,
+    shape: &Attention,
+    qkv: &Buf,
+    norms: Option<HeadNorms<'_>>,
+    table: &RopeTable,
+    places: Places<'_>,
+    cache: &mut LayerCache,
+    out: &mut Buf,
+) -> Result<()> {
+    let op = Op {
+        gpu,
+        name: "append_attend",
+    };
+    if shape.tokens == 0 || shape.heads == 0 {
+        return Ok(());
+    }
+    check(op, shape)?;
+    let act = out.dtype()?;
+    let kernel = attention_kernel(gpu, shape, act);
+    if !kernel.appends() {
+        return Err(op.bug(&format!("the kernel '{kernel}' does not append")));
+    }
+    let cache = KvCache::writes(op, shape, cache, act)?;
+    let turn = TurnArgs::new(op, shape.head_dim, norms, table, act)?;
+    let args = AttentionArgs::new(op, shape, qkv, places, cache, turn, out)?;
+    flash::run(op, shape, act, kernel, args)
 }

@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use super::attention::AttentionArgs;
+use super::attention::{AttentionArgs, suffix};
 use super::driver::{Facts, Grid};
 use super::launch::{Op, launch};
 use super::workspace::Scratch;
 use crate::error::Result;
 use crate::kernels::attention::{Attention, Queries};
-use crate::scheme::DType;
+use crate::scheme::{DType, KvFormat};
 
 /// Threads of a block of either kernel.
 const THREADS: u32 = 128;
@@ -16,24 +16,25 @@ const THREADS: u32 = 128;
 const WARPS: usize = 4;
 /// Rows of queries of a warp.
 const QUERIES: usize = 16;
-/// Keys of a block of `attention_single.cu` at a time.
-const UNIT: usize = 64;
 /// Stages of a ring of `attention_single.cu`, and of `attention_runs.cu`.
 const DEPTHS: (usize, usize) = (3, 2);
 /// Head sizes that both are compiled for.
 const HEAD_DIMS: [usize; 3] = [64, 96, 128];
-/// The most parts that a token's keys are cut into.
-const MOST_SPLITS: usize = 64;
-/// Parts are not made smaller than this many keys: putting them together costs as much as reading some more.
-const LEAST_KEYS: usize = 2 * UNIT;
+/// Keys of a part of a token in `attention_single.cu`, at least, and how many parts there are at most.
+const LEAST_PART: usize = 128;
+const MOST_PARTS: usize = 64;
+/// Shared memory that the system takes for itself, of every block.
+const RESERVED: usize = 1 << 10;
 
 /// How attention is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AttentionKernel {
-    /// `attention_single.cu`: tokens that are alone in their slot, the keys of each in up to this many parts.
+    /// `attention_single.cu`: tokens that are alone in their slot.
     Single {
-        /// Parts of a token that has as many keys as the cache can hold.
-        splits: usize,
+        /// The most parts that the keys of a token come in.
+        parts: usize,
+        /// Blocks that share them.
+        blocks: usize,
     },
     /// `attention_runs.cu`: tiles of neighbouring tokens.
     Runs,
@@ -44,8 +45,10 @@ pub(crate) enum AttentionKernel {
 impl fmt::Display for AttentionKernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Single { splits: 1 } => f.write_str("single, whole"),
-            Self::Single { splits } => write!(f, "single in up to {splits} parts"),
+            Self::Single { parts, blocks } => {
+                let s = if *parts == 1 { "" } else { "s" };
+                write!(f, "single, {parts} part{s} by {blocks}")
+            }
             Self::Runs => f.write_str("runs of tokens, 64 rows"),
             Self::Any => f.write_str("any, a block per token and head"),
         }
@@ -57,37 +60,56 @@ impl AttentionKernel {
     pub(super) fn plan(shape: &Attention, dtype: DType, facts: &Facts) -> Self {
         let group = shape.heads.checked_div(shape.kv_heads).unwrap_or(0);
         let kernel = match shape.queries {
-            Queries::Single if group <= QUERIES => Self::Single {
-                splits: splits(shape, facts),
-            },
+            Queries::Single if group <= QUERIES => {
+                let parts = shape.capacity.div_ceil(LEAST_PART).clamp(1, MOST_PARTS);
+                let blocks = blocks(shape, parts, facts);
+                Self::Single { parts, blocks }
+            }
             Queries::Single | Queries::Runs => Self::Runs,
         };
         let fits = dtype != DType::F32
             && HEAD_DIMS.contains(&shape.head_dim)
             && (1..=WARPS * QUERIES).contains(&group)
-            && kernel.shared_bytes(shape.head_dim) <= facts.shared_bytes;
+            && kernel.shared_bytes(shape) <= facts.shared_bytes;
         if fits { kernel } else { Self::Any }
     }
 
+    /// Whether it can rotate heads and write the cache on the way.
+    pub(crate) const fn appends(self) -> bool {
+        matches!(self, Self::Single { .. })
+    }
+
     /// Dynamic shared memory of a block: `SHARED` of the `.cu` files.
-    fn shared_bytes(self, head_dim: usize) -> usize {
-        let row = 2 * head_dim;
+    fn shared_bytes(self, shape: &Attention) -> usize {
+        let dim = shape.head_dim;
+        let tile = |keys: usize| 2 * keys * shape.kv.vector_bytes(2, dim);
         match self {
-            Self::Single { .. } => {
-                let rings = WARPS * DEPTHS.0 * 2 * (UNIT / WARPS) * row;
-                rings.max(WARPS * QUERIES * (head_dim + 2) * 4)
-            }
-            Self::Runs => DEPTHS.1 * 2 * 64 * row,
+            Self::Single { .. } => single_bytes(shape),
+            Self::Runs => DEPTHS.1 * tile(64),
             Self::Any => 0,
         }
     }
 }
 
-/// Parts of the keys of a token: as many as give every multiprocessor two blocks.
-fn splits(shape: &Attention, facts: &Facts) -> usize {
+/// As above, of `attention_single.cu`.
+fn single_bytes(shape: &Attention) -> usize {
+    let dim = shape.head_dim;
+    // Codes come twice as many at a time.
+    let keys = if shape.kv.codes().is_some() { 32 } else { 16 };
+    let stage = 2 * keys * shape.kv.vector_bytes(2, dim);
+    let (rows, tops) = (QUERIES * dim * 4, (WARPS + 2) * QUERIES * 8);
+    WARPS * DEPTHS.0 * stage + rows + tops + 2 * dim
+}
+
+/// Blocks for the parts of a token: as many as all multiprocessors hold at a time, and no more than have a part each. Which
+/// block computes a part changes none of its bits.
+fn blocks(shape: &Attention, parts: usize, facts: &Facts) -> usize {
     let whole = (shape.tokens * shape.kv_heads).max(1);
-    let wanted = (2 * facts.multiprocessors).div_ceil(whole);
-    wanted.clamp(1, shape.capacity.div_ceil(LEAST_KEYS).clamp(1, MOST_SPLITS))
+    let resident = (facts.shared_bytes + RESERVED) / (single_bytes(shape) + RESERVED);
+    let places = facts.multiprocessors * resident.clamp(1, 2);
+    let each = parts.div_ceil((places / whole).clamp(1, parts));
+    // Fewer have as much to do at most: no block of the longest token is there for nothing.
+    parts.div_ceil(each)
 }
 
 /// Runs `kernel`, which is one of the two; `args` are complete but for the workspace.
@@ -106,15 +128,15 @@ pub(super) fn run(
         ..
     } = *shape;
     let (name, blocks) = match kernel {
-        AttentionKernel::Single { splits } => {
-            if splits > 1 {
+        AttentionKernel::Single { parts, blocks } => {
+            if blocks > 1 {
                 let shared = tokens * kv_heads;
-                let parts = shared * splits * QUERIES * (head_dim + 2);
-                args.splits = op.dim("splits", splits)?;
-                args.partial = op.gpu.scratch(Scratch::Partial, parts * 4)?;
+                let numbers = tokens * parts * heads * (head_dim + 2);
+                args.most_parts = op.dim("parts", parts)?;
+                args.partial = op.gpu.scratch(Scratch::Partial, numbers * 4)?;
                 args.arrived = op.gpu.scratch(Scratch::Counters, shared * 4)?;
             }
-            ("single", [splits, kv_heads, tokens])
+            ("single", [blocks, kv_heads, tokens])
         }
         AttentionKernel::Runs => {
             let tokens_of_tile = WARPS * QUERIES * kv_heads / heads;
@@ -128,23 +150,34 @@ pub(super) fn run(
             op.dim("blocks along y", blocks[1])?,
             op.dim("blocks along z", blocks[2])?,
         ],
-        shared_bytes: op.dim("shared memory", kernel.shared_bytes(head_dim))?,
+        shared_bytes: op.dim("shared memory", kernel.shared_bytes(shape))?,
         ..op.grid(1, 1, THREADS)?
     };
-    let name = format!("attention_{name}_{dtype}_{head_dim}");
+    let kv = suffix(shape.kv);
+    let name = format!("attention_{name}_{dtype}{kv}_{head_dim}");
     // SAFETY: the argument of both .cu files; every array holds its shape, the kernels check positions and slots, and the
-    // workspace holds a part of every block and a counter for every token and head of keys.
+    // workspace holds every part of every row and a counter for every token and head of keys.
     unsafe { launch!(op.gpu, &name, grid; args) }
+}
+
+/// The head sizes that there are fast kernels for, in words.
+pub(crate) fn fast_head_dims() -> String {
+    let sizes = HEAD_DIMS.map(|dim| dim.to_string());
+    let (last, others) = sizes.split_last().expect("there are some");
+    format!("{} and {last}", others.join(", "))
 }
 
 /// The names of both kernels.
 pub(super) fn names() -> Vec<String> {
-    let kinds = ["single", "runs"].into_iter();
-    let types =
-        kinds.flat_map(|kind| ["f16", "bf16"].map(|dtype| format!("attention_{kind}_{dtype}")));
-    types
-        .flat_map(|name| HEAD_DIMS.map(|dim| format!("{name}_{dim}")))
-        .collect()
+    let mut names = Vec::new();
+    for kind in ["single", "runs"] {
+        for dtype in ["f16", "bf16"] {
+            for kv in KvFormat::ALL.map(suffix) {
+                names.extend(HEAD_DIMS.map(|dim| format!("attention_{kind}_{dtype}{kv}_{dim}")));
+            }
+        }
+    }
+    names
 }
 
 #[cfg(test)]
@@ -158,6 +191,7 @@ mod tests {
             kv_heads: 8,
             head_dim: 128,
             capacity,
+            kv: KvFormat::Auto,
             scale: 1.0,
             queries,
         }
@@ -172,11 +206,38 @@ mod tests {
                 &Facts::h100(),
             )
         };
-        assert_eq!(plan(1, 8192), AttentionKernel::Single { splits: 33 });
-        assert_eq!(plan(1, 512), AttentionKernel::Single { splits: 4 });
-        assert_eq!(plan(1, 64), AttentionKernel::Single { splits: 1 });
-        assert_eq!(plan(8, 2048), AttentionKernel::Single { splits: 5 });
-        assert_eq!(plan(64, 2048), AttentionKernel::Single { splits: 1 });
+        let single = |parts, blocks| AttentionKernel::Single { parts, blocks };
+        assert_eq!(plan(1, 8192), single(64, 32));
+        assert_eq!(plan(1, 512), single(4, 4));
+        assert_eq!(plan(1, 64), single(1, 1));
+        assert_eq!(plan(1, 100_000), single(64, 32));
+        // 64 tokens and heads have four places each, 128 two, 256 one.
+        assert_eq!(plan(8, 2048), single(16, 4));
+        assert_eq!(plan(16, 2048), single(16, 2));
+        assert_eq!(plan(32, 2048), single(16, 1));
+        assert_eq!(plan(64, 2048), single(16, 1));
+        assert_eq!(plan(1000, 2048), single(16, 1));
+    }
+
+    #[test]
+    fn no_block_of_the_longest_token_is_without_a_part() {
+        for tokens in 1..300 {
+            for capacity in [1, 128, 129, 1000, 1300, 5000, 70_000] {
+                for kv in KvFormat::ALL {
+                    let shape = Attention {
+                        kv,
+                        ..shape(tokens, 32, capacity, Queries::Single)
+                    };
+                    let plan = AttentionKernel::plan(&shape, DType::BF16, &Facts::h100());
+                    let AttentionKernel::Single { parts, blocks } = plan else {
+                        panic!("{plan}");
+                    };
+                    let each = parts.div_ceil(blocks);
+                    assert!((blocks - 1) * each < parts, "{tokens} {capacity}: {plan}");
+                    assert!(blocks == 1 || tokens * 8 * blocks <= 2 * 132, "{plan}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -31,12 +31,13 @@ mod stream;
 mod workspace;
 
 pub(crate) use advance::advance;
-pub(crate) use attention::{attention, attention_kernel, rope_append};
+pub(crate) use attention::{MAX_HEAD_DIM, append_attend, attention, attention_kernel, rope_append};
 #[cfg(feature = "cuda")]
 pub use cuda::KERNELS_HASH;
 pub use device::{Event, Gpu, GpuBytes, GpuMailbox, Graph};
 pub use driver::Facts;
 pub(crate) use fill::fill;
+pub(crate) use flash::fast_head_dims;
 pub use linear::{LinearKernel, StreamedBufs};
 pub(crate) use linear::{linear, linear_kernels, rows_held, streamed};
 #[doc(hidden)]

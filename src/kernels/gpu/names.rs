@@ -1,6 +1,8 @@
 //! The names that launch functions put together at run time.
 
+use super::attention::suffix;
 use crate::kernels::stream::ReadPlan;
+use crate::scheme::KvFormat;
 
 /// Every name that a launch function can come up with, sorted. Tests hold the compiled kernels against it, so that no
 /// kernel is dead and no launch fails for want of one.
@@ -29,8 +31,6 @@ pub fn names() -> Vec<String> {
             "silu_mul",
             "argmax",
             "log_prob",
-            "rope_append",
-            "attention",
             "fill_uniform",
             "fill_constant",
             "quantize_act",
@@ -40,6 +40,9 @@ pub fn names() -> Vec<String> {
             "round_input_e4m3",
         ] {
             names.push(format!("{op}_{act}"));
+        }
+        for kv in KvFormat::ALL.map(suffix) {
+            names.extend(["rope_append", "attention"].map(|op| format!("{op}_{act}{kv}")));
         }
         names.extend(["f32", "f16", "bf16"].map(|table| format!("gather_{table}_{act}")));
     }

@@ -8,7 +8,7 @@ use super::super::columns::Column;
 use super::super::environment::Environment;
 use super::super::format::{self, or_none};
 use super::super::record::Cell;
-use super::super::study::{Energy, QualityAxis, Scheme, Speed, Study, Variant};
+use super::super::study::{Energy, QualityAxis, Speed, Study, Variant};
 use super::super::table;
 use super::safe;
 use crate::units::{Bytes, Joules, Seconds};
@@ -165,7 +165,7 @@ pub(super) fn variants(study: &Study) -> Value {
         });
         Some(context! {
             label => study.label(variant),
-            scheme => stored_as(&variant.scheme, &variant.activation_dtype),
+            scheme => stored_as(variant),
             linear => bytes(variant.linear_bytes),
             load => Seconds(load.seconds).to_string(),
             rate => or_none(load.gb_per_s, |rate| format!("{} GB/s", format::plain(rate))),
@@ -181,12 +181,16 @@ pub(super) fn variants(study: &Study) -> Value {
     study.variants.iter().filter_map(part).collect()
 }
 
-fn stored_as(scheme: &Scheme, activation_dtype: &str) -> String {
+fn stored_as(variant: &Variant) -> String {
+    let (scheme, activation_dtype) = (&variant.scheme, &variant.activation_dtype);
     let mut text = format!("{} bit", scheme.bits);
     if scheme.method != "none" {
         text += &format!(" {}", scheme.method);
     }
     text += &format!(", {} activations in {activation_dtype}", scheme.activations);
+    if let Some(format) = &variant.kv_cache {
+        text += &format!(", KV cache in {format}");
+    }
     let groups = scheme.groups_used.iter();
     let groups: Vec<String> = groups
         .map(|(group, layers)| match group.as_str() {

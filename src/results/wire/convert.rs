@@ -51,6 +51,7 @@ mirror!(Subject {
     variant = variant,
     scheme = scheme: _,
     activation_dtype = activation_dtype,
+    kv_cache = kv_cache,
     engine = engine,
     device = device,
     tool_version = tool_version,

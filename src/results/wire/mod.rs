@@ -73,6 +73,9 @@ pub(super) struct Subject {
     pub(super) variant: String,
     pub(super) scheme: Scheme,
     pub(super) activation_dtype: String,
+    /// The format of the KV cache; absent where it has the type of the activations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) kv_cache: Option<String>,
     pub(super) engine: String,
     pub(super) device: String,
     pub(super) tool_version: String,

@@ -4,7 +4,7 @@ use super::ops::OpEntry;
 use crate::error::{Error, Result};
 use crate::measure::trial::{StopRule, WarmUp};
 use crate::model::ModelSpec;
-use crate::scheme::{DType, Variant};
+use crate::scheme::{DType, KvFormat, Variant};
 
 /// Everything that a run of the microbenchmark is told.
 #[derive(Debug, Clone)]
@@ -21,8 +21,10 @@ pub struct MicrobenchPlan {
     pub variants: Vec<Variant>,
     /// The type of the activations; the device's default where `None`.
     pub act: Option<DType>,
-    /// Positions that each token's attention sees; the default where `None`.
-    pub context: Option<usize>,
+    /// Positions that a token's attention sees at most, each its own cells; the default where there are none.
+    pub contexts: Vec<usize>,
+    /// Formats of the KV cache, each its own cells.
+    pub kv: Vec<KvFormat>,
     /// Verifies cells and times none.
     pub verify_only: bool,
     /// How often a cell is sampled.
@@ -72,17 +74,33 @@ impl MicrobenchPlan {
                 "--op {name} takes its sizes from a --model, not from --shape"
             ));
         }
-        if self.context.is_some() && !self.ops.iter().any(|op| op.uses_context) {
-            return usage("--context is for --op attention and rope".into());
+        if !self.ops.iter().any(|op| op.uses_context) {
+            if !self.contexts.is_empty() {
+                return usage("--context is for --op attention, attention_prefill and rope".into());
+            }
+            if self.kv != [KvFormat::Auto] {
+                return usage(
+                    "--kv-cache is for --op attention, attention_prefill and rope".into(),
+                );
+            }
         }
-        if self.context == Some(0) {
+        if self.contexts.contains(&0) {
             return usage("--context must be at least 1".into());
+        }
+        for (i, kv) in self.kv.iter().enumerate() {
+            if self.kv[..i].contains(kv) {
+                return usage(format!("--kv-cache names '{kv}' twice"));
+            }
         }
         Ok(())
     }
 
-    /// Positions that each token sees.
-    pub(super) fn context(&self) -> usize {
-        self.context.unwrap_or(CONTEXT)
+    /// Positions that tokens see.
+    pub(super) fn contexts(&self) -> Vec<usize> {
+        if self.contexts.is_empty() {
+            vec![CONTEXT]
+        } else {
+            self.contexts.clone()
+        }
     }
 }
