@@ -11,7 +11,7 @@
 //! | [`kernels`] | the ops, one file each beside its `.cu`: shapes, cost, plan, CPU reference, GPU launch; buffers on a device | a model |
 //! | [`model`] | configurations of every family, presets, tokenizers, and one file per checkpoint format | devices, kernels |
 //! | [`engine`] | loading onto a device, the forward pass of every family, the KV cache, sampling; candle's models as the baseline | that it is timed |
-//! | [`quality`] | texts, and perplexity by named protocols | time, records |
+//! | [`quality`] | texts, perplexity by named protocols, predictions against those of a base, tasks by lm_eval's rules | time, records |
 //! | [`measure`] | clocks, trials, the NVML sampler, memory, the environment | what is measured |
 //! | [`results`] | the record and its wire form, the store, the study made of records, tables, exports, the report; the same for single ops | candle, CUDA, clocks |
 //! | [`study`] | what to run, running one point of it, putting points on record; single ops and the device's ceilings: where both sides meet | how anything is shown |
@@ -52,7 +52,9 @@
 //! `kernels/build.rs` compiles every `.cu` into a fatbin of its own with code for sm_80 and sm_90a, in parallel and cached
 //! by content; all are in the binary. Products stream weights into matrix instructions (`linear_few.cu`, `linear_tile.cu`,
 //! `linear_wgmma.cu`) or go to cuBLASLt, whichever the device's own clock finds faster for a shape when it first comes up;
-//! what it found is kept on the disk for later runs. Attention has a kernel for tokens that are alone in their slot
+//! what it found is kept on the disk for later runs. For a few tokens the norm before a product and the gated activation or
+//! greedy choice after it are part of its launch (`linear_fused.cu`), as [`engine::StepPlan`] says, with the same bits; so
+//! gate and up lie in turn in the rows of one matrix. Attention has a kernel for tokens that are alone in their slot
 //! (`attention_single.cu`), which rotates heads and writes the cache as well, and one for prompts (`attention_runs.cu`);
 //! the cache is plain or in codes. The other ops have one simple kernel each. A decode step
 //! is recorded once for each number of sequences and then replayed as a CUDA graph. `tests/cuda_build` reads the machine

@@ -6,10 +6,14 @@ mod bad_input;
 mod commands;
 #[path = "cli/common.rs"]
 mod common;
+#[path = "cli/eval.rs"]
+mod eval;
 #[cfg(unix)]
 #[path = "cli/interrupt.rs"]
 mod interrupt;
 #[path = "cli/kernels.rs"]
 mod kernels;
+#[path = "cli/quality.rs"]
+mod quality;
 #[path = "cli/study.rs"]
 mod study;

@@ -11,6 +11,9 @@ use candlepower::model::{Model, ModelSpec, WeightsChoice};
 use candlepower::scheme::DType;
 use safetensors::SafeTensors;
 
+#[path = "golden/tasks.rs"]
+mod tasks;
+
 const MODELS: [&str; 4] = ["tiny-llama", "tiny-llama-tied", "tiny-qwen2", "tiny-qwen3"];
 
 fn fixture(model: &str) -> PathBuf {

@@ -7,7 +7,7 @@ use std::path::Path;
 use candlepower::engine::{DeviceWeights, Engine, Limits, Prompt};
 use candlepower::kernels::Device;
 use candlepower::model::{Model, ModelSpec, WeightsChoice, tiny_text};
-use candlepower::quality::{Protocol, Scored, perplexity};
+use candlepower::quality::{Protocol, Rule, Segment, Text, perplexity};
 use candlepower::scheme::DType;
 use candlepower::stats::paired_difference;
 use serde_json::Value;
@@ -46,19 +46,17 @@ fn engine(model: &Model, variant: &str, limits: Limits) -> Engine {
 }
 
 /// The held-out text in segments of 256 tokens.
-fn score(model: &Model, variant: &str) -> Scored {
-    let text = model
-        .tokenizer
-        .as_ref()
-        .unwrap()
-        .encode_text(tiny_text(), true)
-        .unwrap();
+fn score(model: &Model, variant: &str) -> Vec<Segment> {
     let protocol = Protocol {
+        rule: Rule::Gptq,
         context: 256,
+        stride: None,
         segments: None,
     };
+    let text = Text::new("held-out", tiny_text());
+    let layout = protocol.lay_out(&text, model.tokenizer.as_ref().unwrap());
     let mut engine = engine(model, variant, Limits::new(8, 256, 2048));
-    perplexity(&mut engine, &text, &protocol, |_, _| Ok(())).unwrap()
+    perplexity(&mut engine, &layout.unwrap(), None, |_, _| Ok(())).unwrap()
 }
 
 #[test]
@@ -78,17 +76,11 @@ fn its_text_becomes_the_tokens_that_transformers_makes() {
 fn its_loss_is_that_of_transformers() {
     let (expected, model) = (expected(), tiny());
     let scored = score(&model, "f32");
-    let sum: f64 = scored.segments.iter().map(|s| s.nll).sum();
-    let tokens: u64 = scored.segments.iter().map(|s| s.tokens).sum();
-    assert_eq!(
-        scored.segments.len() as u64,
-        expected["segments"].as_u64().unwrap()
-    );
+    let sum: f64 = scored.iter().map(|s| s.nll).sum();
+    let tokens: u64 = scored.iter().map(|s| s.tokens).sum();
+    assert_eq!(scored.len() as u64, expected["segments"].as_u64().unwrap());
     assert_eq!(tokens, expected["scored_tokens"].as_u64().unwrap());
-    for (got, key) in [
-        (sum, "nll_sum"),
-        (scored.segments[0].nll, "first_segment_nll_sum"),
-    ] {
+    for (got, key) in [(sum, "nll_sum"), (scored[0].nll, "first_segment_nll_sum")] {
         let truth = expected[key].as_f64().unwrap();
         assert!(
             (got - truth).abs() <= 1e-5 * truth,
@@ -164,7 +156,6 @@ fn four_bits_cost_quality_beyond_doubt() {
     let model = tiny();
     let losses = |variant: &str| -> Vec<f64> {
         score(&model, variant)
-            .segments
             .iter()
             .map(|s| s.nll / s.tokens as f64)
             .collect()

@@ -10,19 +10,22 @@ use crate::kernels::Device;
 use crate::measure::Interrupt;
 use crate::measure::trial::{StopRule, WarmUp};
 use crate::model::{Model, ModelSpec, WeightsChoice};
-use crate::quality::{Protocol, TextFormat};
+use crate::quality::{Protocol, Rule, TextFormat};
+use crate::results::Study;
 use crate::results::environment::Ceilings;
 use crate::results::record::Cell;
+use crate::results::study::QualityAxis;
 use crate::scheme::{DType, KvFormat, Variant};
 use crate::study::{
-    DeviceChoice, Effort, EngineKind, QualityPlan, Switches, ceilings, notice, open_device,
+    BasePlan, DeviceChoice, Effort, EngineKind, QualityPlan, Switches, ceilings, notice,
+    open_device,
 };
 use crate::units::Seconds;
 
-/// Context of the perplexity protocol, as the papers have it.
-const CONTEXT: usize = 2048;
-/// And with the embedded model, whose text is short.
+/// Context of a perplexity with the embedded model, whose text is short.
 const TINY_CONTEXT: usize = 256;
+/// Tokens of a base that are kept one by one.
+const TOP_K: usize = 256;
 
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
@@ -96,6 +99,10 @@ pub(super) struct EngineFlags {
     /// Tokens of one forward pass; longer prompts go in chunks [default: 512 on the CPU, 8192 on a GPU]
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub(super) chunk: Option<usize>,
+    /// Whether a GPU does several ops in one launch where that should be faster, with the same results, or op by op
+    /// [default: on]
+    #[arg(long, value_enum, value_name = "on|off")]
+    fuse: Option<Switch>,
 }
 
 /// How one variant's KV cache is held.
@@ -128,13 +135,27 @@ impl DeviceFlags {
 impl EngineFlags {
     /// Opens the device and says which it is on standard error.
     pub(super) fn open(&self) -> Result<Device> {
-        self.device.open()
+        let device = self.device.open()?;
+        match (self.fuse(), &device) {
+            (Some(enabled), Device::Gpu(gpu)) => gpu.set_fused(enabled),
+            (Some(_), Device::Cpu) => {
+                return Err(Error::Usage(
+                    "--fuse is for a GPU: on the CPU there are no launches".into(),
+                ));
+            }
+            (None, _) => {}
+        }
+        Ok(device)
+    }
+
+    pub(super) fn fuse(&self) -> Option<bool> {
+        self.fuse.map(|switch| switch == Switch::On)
     }
 }
 
 /// Where what was found out about a device is kept: `CANDLEPOWER_CACHE`, or nowhere if that is empty; else `candlepower`
 /// in the user's cache folder.
-fn cache_folder() -> Option<PathBuf> {
+pub(super) fn cache_folder() -> Option<PathBuf> {
     let of = |name: &str| std::env::var_os(name).map(PathBuf::from);
     if let Some(named) = of("CANDLEPOWER_CACHE") {
         return (!named.as_os_str().is_empty()).then_some(named);
@@ -284,6 +305,7 @@ impl SpeedFlags {
         let state = |switch: Option<Switch>| switch.map(|switch| switch == Switch::On);
         Switches {
             graphs: state(self.graphs),
+            fuse: None,
             overlap: state(self.pdl),
         }
     }
@@ -324,8 +346,12 @@ pub(super) enum FormatFlag {
     Auto,
     /// Rows of a raw WikiText file, joined with blank lines
     Rows,
+    /// Pages of a raw WikiText file, each a document, as lm_eval writes them
+    Pages,
     /// The file as it is
     Plain,
+    /// A JSON object a line
+    Jsonl,
 }
 
 impl FormatFlag {
@@ -333,30 +359,128 @@ impl FormatFlag {
         match self {
             Self::Auto => TextFormat::Auto,
             Self::Rows => TextFormat::Rows,
+            Self::Pages => TextFormat::Pages,
             Self::Plain => TextFormat::Plain,
+            Self::Jsonl => TextFormat::Jsonl,
         }
     }
 }
 
-/// A plan for the text flags of `ppl` and `study`; `model` decides the default context.
-pub(super) fn quality_plan(
-    text: Option<&PathBuf>,
-    format: FormatFlag,
-    context: Option<usize>,
-    segments: Option<usize>,
-    model: &str,
-) -> QualityPlan {
-    let usual = if model.eq_ignore_ascii_case("tiny") {
-        TINY_CONTEXT
-    } else {
-        CONTEXT
-    };
-    QualityPlan {
-        text: text.cloned(),
-        format: format.format(),
-        protocol: Protocol {
-            context: context.unwrap_or(usual),
-            segments,
-        },
+/// What quality means on the Pareto front.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum AxisFlag {
+    /// Perplexity, or bits per byte where tokenizers differ
+    Ppl,
+    /// Divergence from the base
+    Kl,
+}
+
+impl AxisFlag {
+    /// The study on this axis.
+    pub(super) fn apply(self, study: Study) -> Result<Study> {
+        match self {
+            Self::Ppl => Ok(study),
+            Self::Kl => study.on_axis(QualityAxis::KlDivergence),
+        }
+    }
+}
+
+/// The text that `ppl` and `study` score, and how it is cut.
+#[derive(Args)]
+#[command(next_help_heading = "Quality")]
+pub(super) struct TextFlags {
+    /// Text to score: a file, a folder, or wikitext2 (from the hub) [default: the text that comes with tiny]
+    #[arg(long, value_name = "PATH")]
+    text: Option<PathBuf>,
+    /// How a file becomes a text
+    #[arg(long, value_enum, default_value_t = FormatFlag::Auto)]
+    text_format: FormatFlag,
+    /// The field of JSON lines that holds the text [default: text]
+    #[arg(long, value_name = "NAME")]
+    field: Option<String>,
+    /// How the text is cut and scored: gptq, llama.cpp, sliding or lm_eval; their figures do not compare
+    #[arg(long, value_name = "NAME", default_value_t = Rule::Gptq)]
+    protocol: Rule,
+    /// Tokens from one window of --protocol sliding to the next [default: half of the context]
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    stride: Option<usize>,
+    /// Folder that keeps what the base predicts, for variants to be compared with; a file in it serves every later run of
+    /// the same base on the same text [default: base-logits in candlepower's cache folder; of a study, in its own folder]
+    #[arg(long, value_name = "DIR")]
+    base_logits: Option<PathBuf>,
+    /// How many of the base's most likely tokens are kept one by one, the rest as one: a number, or all [default: 256]
+    #[arg(long, value_name = "K", value_parser = parse_top_k)]
+    base_top_k: Option<TopK>,
+}
+
+/// A number of tokens, or all.
+#[derive(Clone, Copy)]
+struct TopK(Option<usize>);
+
+fn parse_top_k(s: &str) -> Result<TopK, String> {
+    match s.parse() {
+        _ if s == "all" => Ok(TopK(None)),
+        Ok(0) | Err(_) => Err("expected a whole number above 0, or all".into()),
+        Ok(k) => Ok(TopK(Some(k))),
+    }
+}
+
+impl TextFlags {
+    /// How the predictions of a base are kept, in `usual` unless the flag names another folder.
+    pub(super) fn base(&self, usual: Option<PathBuf>) -> Result<BasePlan> {
+        let folder = self.base_logits.clone().or(usual).ok_or_else(|| {
+            Error::Usage("there is no cache folder for the base: give --base-logits DIR".into())
+        })?;
+        if folder.exists() && !folder.is_dir() {
+            return Err(Error::Usage(format!(
+                "--base-logits {} is a file, not a folder",
+                folder.display()
+            )));
+        }
+        Ok(BasePlan {
+            folder,
+            top_k: self.base_top_k.map_or(Some(TOP_K), |k| k.0),
+        })
+    }
+
+    /// Refuses the flags of a base where there is none, because of `why`.
+    pub(super) fn without_base(&self, why: &str) -> Result<()> {
+        let given = [
+            (self.base_logits.is_some(), "--base-logits"),
+            (self.base_top_k.is_some(), "--base-top-k"),
+        ];
+        match given.iter().find(|(given, _)| *given) {
+            Some((_, flag)) => Err(Error::Usage(format!("{flag} is for a comparison: {why}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// What is scored, if `model` decides the usual context.
+    pub(super) fn plan(
+        &self,
+        context: Option<usize>,
+        segments: Option<usize>,
+        model: &str,
+    ) -> Result<QualityPlan> {
+        let usual = if model.eq_ignore_ascii_case("tiny") {
+            TINY_CONTEXT
+        } else {
+            self.protocol.usual_context()
+        };
+        let plan = QualityPlan {
+            text: self.text.clone(),
+            format: self.text_format.format(),
+            field: self.field.clone(),
+            protocol: Protocol {
+                rule: self.protocol,
+                context: context.unwrap_or(usual),
+                stride: self.stride,
+                segments,
+            },
+            base: None,
+            under_load: false,
+        };
+        plan.protocol.check()?;
+        Ok(plan)
     }
 }

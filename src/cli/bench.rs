@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::measure::Interrupt;
 use crate::results::{Store, Study, table, waterfall};
 use crate::scheme::Variant;
-use crate::study::{self, Outcome, Plan};
+use crate::study::{self, Outcome, Plan, Switches};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
@@ -34,7 +34,7 @@ pub(super) struct Args {
     force: bool,
     /// Measures every cell by ever more of the engine, from candle's models and launches one by one up to the whole, and shows
     /// what each part is worth
-    #[arg(long, conflicts_with_all = ["engine", "graphs", "pdl"])]
+    #[arg(long, conflicts_with_all = ["engine", "graphs", "pdl", "fuse"])]
     ablate: bool,
     /// Prints JSON instead of the table
     #[arg(long)]
@@ -62,7 +62,10 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         act: args.device.dtype,
         kv: args.speed.kv.clone(),
         engine: args.speed.engine.kind(),
-        switches: args.speed.switches(),
+        switches: Switches {
+            fuse: args.device.fuse(),
+            ..args.speed.switches()
+        },
         chunk: args.device.chunk,
         rule: args.speed.rule(),
         warm_up: args.speed.warm_up(),

@@ -64,6 +64,11 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
             "--temperature must be at least 0, --top-p above 0 and at most 1".into(),
         ));
     }
+    if args.device.fuse().is_some() && args.engine != EngineFlag::Candlepower {
+        return Err(Error::Usage(
+            "--fuse is for candlepower's engine: candle's fuses nothing".into(),
+        ));
+    }
     let device = args.device.open()?;
     let model = args.from.open(&args.model, &args.variant)?;
     let sampling = (args.temperature > 0.0).then_some(Sampling {

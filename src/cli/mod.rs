@@ -2,6 +2,8 @@
 
 mod args;
 mod bench;
+mod eval;
+mod export;
 mod generate;
 mod info;
 mod kernels;
@@ -44,8 +46,10 @@ enum Command {
     Study(study::Args),
     /// Speed alone: TTFT, ITL and tokens/s over batch, prompt, generated tokens and depth
     Bench(bench::Args),
-    /// Perplexity of one variant on a text
+    /// Perplexity of one variant on a text, alone or against a base
     Ppl(ppl::Args),
+    /// Accuracy of one variant on tasks, scored by lm_eval's rules
+    Eval(eval::Args),
     /// Generates text from prompts, greedily or sampled
     Generate(generate::Args),
     /// Single ops by shape, tokens and variant: verified, timed, and held against what the device can do
@@ -54,6 +58,8 @@ enum Command {
     Info(info::Args),
     /// Writes study.json, study.csv and report.html of a run anew from its records
     Report(report::Args),
+    /// Prints a finished study as something else: the table of a model card, Markdown, CSV, JSON
+    Export(export::Args),
     /// Prints the JSON Schema of records, of study.json, and of what kernels writes
     Schema,
     /// Prints the logits after every token of a sequence
@@ -81,10 +87,12 @@ fn dispatch(command: Command, interrupt: &Interrupt) -> Result<ExitCode> {
         Command::Study(args) => study::run(&args, interrupt),
         Command::Bench(args) => bench::run(&args, interrupt),
         Command::Ppl(args) => ppl::run(&args, interrupt),
+        Command::Eval(args) => eval::run(&args, interrupt),
         Command::Generate(args) => generate::run(&args, interrupt),
         Command::Kernels(args) => kernels::run(&args, interrupt),
         Command::Info(args) => info::run(&args, interrupt),
         Command::Report(args) => report::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Schema => schema::run(),
         Command::Logits(args) => logits::run(&args),
     }

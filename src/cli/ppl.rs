@@ -1,22 +1,26 @@
 //! `candlepower ppl`.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::args::{EngineFlags, FormatFlag, KvFlag, ModelFlags, parse_positive, quality_plan};
+use super::args::{EngineFlags, KvFlag, ModelFlags, TextFlags, cache_folder, parse_positive};
 use super::progress::{Progress, say};
 use crate::error::Result;
 use crate::measure::Interrupt;
+use crate::quality::Rule;
+use crate::results::study::Perplexity;
 use crate::scheme::Variant;
 use crate::study::{Scoring, score_text};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
   candlepower ppl
-  candlepower ppl --model DIR --text wiki.test.raw --context 2048 --variant int8 --json")]
+  candlepower ppl --model DIR --text wiki.test.raw --context 2048 --variant int8 --json
+  candlepower ppl --model model.gguf --text wiki.test.raw --protocol llama.cpp
+  candlepower ppl --model DIR --text wiki.test.raw --base bf16 --variant w4a16
+  candlepower ppl --model DIR --text docs.jsonl --field body --protocol lm_eval --context 4096")]
 pub(super) struct Args {
     /// tiny, a folder, a .gguf file, or a hub id such as org/name
     #[arg(long, default_value = "tiny", value_name = "MODEL")]
@@ -24,21 +28,20 @@ pub(super) struct Args {
     /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32)
     #[arg(long, default_value = "bf16", value_name = "VARIANT")]
     variant: Variant,
-    /// Text to score: a file, or wikitext2 (from the hub) [default: the text that comes with tiny]
-    #[arg(long, value_name = "FILE")]
-    text: Option<PathBuf>,
-    /// How the file becomes a text
-    #[arg(long, value_enum, default_value_t = FormatFlag::Auto)]
-    text_format: FormatFlag,
-    /// Tokens of a segment [default: 2048; 256 with tiny]
+    /// Tokens of a segment [default: 2048, of llama.cpp 512; 256 with tiny]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
-    /// Scores this many segments from the start [default: all]
+    /// Scores this many segments (of lm_eval, documents) from the start [default: all]
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     segments: Option<usize>,
+    /// Compares with this variant: divergence of the predictions, and the paired difference of the losses
+    #[arg(long, value_name = "VARIANT")]
+    base: Option<Variant>,
     /// Prints JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    text: TextFlags,
     #[command(flatten)]
     from: ModelFlags,
     #[command(flatten)]
@@ -48,13 +51,14 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
-    let plan = quality_plan(
-        args.text.as_ref(),
-        args.text_format,
-        args.context,
-        args.segments,
-        &args.model,
-    );
+    let mut plan = args.text.plan(args.context, args.segments, &args.model)?;
+    if args.base.is_none() {
+        args.text
+            .without_base("name what to compare with by --base")?;
+    } else {
+        let usual = cache_folder().map(|folder| folder.join("base-logits"));
+        plan.base = Some(args.text.base(usual)?);
+    }
     let device = args.device.open()?;
     let model = args.from.open(&args.model, &args.variant)?;
     let scoring = Scoring {
@@ -65,56 +69,163 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         device: &device,
         chunk: args.device.chunk,
         plan: &plan,
+        base: args.base.as_ref(),
     };
     let mut progress = Progress::new();
     let found = score_text(&scoring, interrupt, &mut progress);
     progress.finish();
-    let found = found?;
+    let score = found?;
+    let found = &score.perplexity;
     if args.json {
         super::print_json(&json!({
             "model": model.name,
             "variant": args.variant.name,
-            "activation_dtype": found.act.name(),
+            "activation_dtype": score.act.name(),
             "kv_cache": args.cache.kv.name(),
             "device": device.kind(),
             "protocol": found.protocol,
             "context": found.context,
-            "text": found.text,
-            "text_digest": found.digest,
+            "stride": found.stride,
+            "text": found.text.name,
+            "text_digest": found.text.digest,
             "value": found.value,
             "stderr": found.stderr,
+            "stderr_over_tokens": found.stderr_over_tokens,
             "nll_sum": found.nll_sum,
             "tokens_scored": found.tokens_scored,
             "segments": found.segments,
             "tokens_total": found.tokens_total,
             "bits_per_byte": found.bits_per_byte,
+            "byte_perplexity": found.byte_perplexity,
+            "word_perplexity": found.word_perplexity,
             "segment_nll": found.segment_nll,
+            "segment_tokens": found.segment_tokens,
+            "base": args.base.as_ref().map(|base| &base.name),
+            "base_value": score.base.as_ref().map(|base| base.value),
+            "base_segment_nll": score.base.as_ref().map(|base| &base.segment_nll),
+            "recovery_percent": found.recovery_percent,
+            "delta_vs_base": found.delta_vs_base,
+            "divergence": found.divergence,
+            "noise_floor": score.base.as_ref().and_then(|base| base.noise_floor),
         }))?;
     } else {
-        let stderr = found
-            .stderr
-            .map_or_else(String::new, |e| format!(" ± {e:.4}"));
         let cache = match args.cache.kv.codes() {
             Some(_) => format!(", KV cache in {}", args.cache.kv),
             None => String::new(),
         };
-        super::print(&format!(
-            "perplexity {:.4}{stderr}  {} {}{cache} on {} ({} protocol, context {}, {} segments, {} tokens scored of {}, {:.4} \
-             bits per byte)\n",
-            found.value,
-            model.name,
-            args.variant,
-            found.text,
-            found.protocol,
-            found.context,
-            found.segments,
-            found.tokens_scored,
-            found.tokens_total,
-            found.bits_per_byte
-        ));
+        let variant = format!("{}{cache}", args.variant);
+        super::print(&described(found, &model.name, &variant));
+        if let (Some(base), Some(variant)) = (&score.base, &args.base) {
+            super::print(&compared(base, found, &variant.name));
+        }
     }
     if found.stderr.is_none() {
         say("one segment has no standard error");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A perplexity in a line or two, with the protocol that it is of.
+fn described(found: &Perplexity, model: &str, variant: &str) -> String {
+    let with_error = |value: f64, stderr: Option<f64>| {
+        let stderr = stderr.map_or_else(String::new, |e| format!(" ± {e:.4}"));
+        format!("{value:.4}{stderr}")
+    };
+    let mut facts = vec![
+        format!("{} protocol", found.protocol),
+        format!("context {}", found.context),
+    ];
+    facts.extend(found.stride.map(|stride| format!("stride {stride}")));
+    facts.push(format!("{} segments", found.segments));
+    facts.push(format!(
+        "{} tokens scored of {}",
+        found.tokens_scored, found.tokens_total
+    ));
+    let bits = |bits: f64| format!("{bits:.4} bits per byte");
+    facts.extend(found.bits_per_byte.map(bits));
+    let of_llama = found
+        .stderr_over_tokens
+        .filter(|_| found.protocol == Rule::LlamaCpp.name());
+    facts.extend(of_llama.map(|e| format!("± {e:.4} over tokens, as llama.cpp has it")));
+    let mut text = format!(
+        "perplexity {}  {model} {variant} on {} ({})\n",
+        with_error(found.value, found.stderr),
+        found.text.name,
+        facts.join(", ")
+    );
+    if let (Some(word), Some(byte)) = (found.word_perplexity, found.byte_perplexity) {
+        text += &format!("word perplexity {word:.4}, byte perplexity {byte:.4}\n");
+    }
+    text
+}
+
+/// What a comparison with a base came to.
+fn compared(base: &Perplexity, found: &Perplexity, name: &str) -> String {
+    let mut text = format!("against {name}, whose perplexity is {:.4}:\n", base.value);
+    let mut line = |what: &str, figures: String| text += &format!("  {what:<20}{figures}\n");
+    let error = |e: Option<f64>| e.map_or_else(String::new, |e| format!(" ± {e:.2e}"));
+    if let Some(delta) = &found.delta_vs_base {
+        let ends = delta.ln_ratio_ci95;
+        let ends = ends.map_or_else(String::new, |e| {
+            format!(" [{:+.2e}, {:+.2e}]", e.low, e.high)
+        });
+        let p = delta.p_value;
+        let p = p.map_or_else(String::new, |p| format!(", p = {p:.4} by flipping signs"));
+        line(
+            "perplexity ratio",
+            format!("{:.6}{}", delta.ratio, error(delta.ratio_stderr)),
+        );
+        line(
+            "Δ ln perplexity",
+            format!(
+                "{:+.3e}{}{ends}{p}",
+                delta.ln_ratio,
+                error(delta.ln_ratio_stderr)
+            ),
+        );
+        line(
+            "  were it unpaired",
+            error(delta.ln_ratio_stderr_unpaired).trim().to_owned(),
+        );
+    }
+    if let Some(d) = &found.divergence {
+        let or_dash = |x: Option<f64>| x.map_or_else(|| "–".to_owned(), |x| format!("{x:.2e}"));
+        line(
+            "KL, nats per token",
+            format!("{:.3e}{}", d.mean_kl, error(d.stderr)),
+        );
+        line(
+            "  over tokens",
+            format!(
+                "median {}, p90 {}, p99 {}, max {}",
+                or_dash(d.median_kl),
+                or_dash(d.p90_kl),
+                or_dash(d.p99_kl),
+                or_dash(d.max_kl)
+            ),
+        );
+        let percent = |x: f64| 100.0 * x;
+        if let Some(floor) = &base.noise_floor {
+            let of = format!(
+                "{:.3e}, the base against itself in another batch size",
+                floor.mean_kl
+            );
+            line("  noise floor", of);
+        }
+        let agreement = d.top1_stderr.map(percent);
+        let agreement = agreement.map_or_else(String::new, |e| format!(" ± {e:.3}"));
+        line(
+            "same top token",
+            format!("{:.3}{agreement} %", percent(d.top1_agreement)),
+        );
+        if let (Some(mean), Some(rms)) = (d.mean_delta_p, d.rms_delta_p) {
+            let shift = format!("mean {:+.4} %, RMS {:.4} %", percent(mean), percent(rms));
+            line("Δp of the text", shift);
+        }
+        if let (Some(k), Some(outside)) = (d.top_k, d.outside_top_k) {
+            let kept = format!("{k} of the base, which leaves {:.3} %", percent(outside));
+            line("tokens kept", kept);
+        }
+    }
+    text
 }

@@ -1,17 +1,19 @@
 //! What a person sees while a run lasts: one live line with the time left on a terminal, plain lines otherwise.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::engine::StepPlan;
 use crate::quality::TextFormat;
 use crate::results::Record;
 use crate::results::microbench;
 use crate::results::record::{Body, Cell};
 use crate::study::microbench::MicrobenchWatcher;
 use crate::study::{Stage, Watcher};
-use crate::units::{Seconds, three_digits};
+use crate::units::{Bytes, Seconds, three_digits};
 
 /// Writes a line to standard error.
 pub(super) fn say(line: &str) {
@@ -92,7 +94,7 @@ impl Progress {
 }
 
 impl Watcher for Progress {
-    fn text(&mut self, model: &str, format: TextFormat, tokens: usize) {
+    fn text(&mut self, model: &str, format: TextFormat, tokens: u64) {
         let text = format!(
             "text: {tokens} tokens for {model}, read as {}",
             format.name()
@@ -111,6 +113,17 @@ impl Watcher for Progress {
             Stage::Speed(cell) => format!("{variant}: {}", cell_name(cell)),
         };
         self.show(&what, overall);
+    }
+
+    fn plan(&mut self, variant: &str, plan: &StepPlan) {
+        self.line(&format!("{variant}: {plan}"));
+    }
+
+    fn base(&mut self, variant: &str, path: &Path, size: Bytes) {
+        let place = path.display();
+        self.line(&format!(
+            "{variant}: predictions kept for comparison, {size}: {place}"
+        ));
     }
 
     fn point(&mut self, record: &Record, resumed: bool) {

@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 
+use super::args::AxisFlag;
 use super::progress::{say, width};
 use crate::error::Result;
+use crate::results::study::QualityAxis;
 use crate::results::{Store, Study, export, table};
 
 #[derive(ClapArgs)]
@@ -15,6 +17,9 @@ use crate::results::{Store, Study, export, table};
 pub(super) struct Args {
     /// The folder of a finished study
     run: PathBuf,
+    /// What quality means on the Pareto front [default: as the study had it]
+    #[arg(long, value_enum)]
+    quality_axis: Option<AxisFlag>,
     /// Prints study.json instead of the table
     #[arg(long)]
     json: bool,
@@ -25,6 +30,11 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let store = Store::open(&args.run)?;
     // Environment and command are those of the run; the figures come from its records.
     let study = Study::from_records(old.environment, old.command, store.records());
+    let kept = (old.quality_axis == QualityAxis::KlDivergence).then_some(AxisFlag::Kl);
+    let study = match args.quality_axis.or(kept) {
+        Some(axis) => axis.apply(study)?,
+        None => study,
+    };
     export::write(&study, store.dir())?;
     if args.json {
         super::print_json(&study)?;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 
 use super::args::{
-    EngineFlags, FormatFlag, ModelFlags, SpeedFlags, WeightsFlag, parse_positive, quality_plan,
+    AxisFlag, EngineFlags, ModelFlags, SpeedFlags, TextFlags, WeightsFlag, parse_positive,
 };
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
@@ -14,7 +14,7 @@ use crate::measure::Interrupt;
 use crate::model::ModelSpec;
 use crate::results::{Store, Study, export, table};
 use crate::scheme::Variant;
-use crate::study::{self, Plan};
+use crate::study::{self, EngineKind, Plan, Switches};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
@@ -50,18 +50,23 @@ pub(super) struct Args {
     device: EngineFlags,
     #[command(flatten)]
     speed: SpeedFlags,
-    /// Text to score: a file, or wikitext2 (from the hub) [default: the text that comes with tiny]
-    #[arg(long, value_name = "FILE", help_heading = "Quality")]
-    text: Option<PathBuf>,
-    /// How the file becomes a text
-    #[arg(long, value_enum, default_value_t = FormatFlag::Auto, help_heading = "Quality")]
-    text_format: FormatFlag,
-    /// Tokens of a scored segment [default: 2048; 256 with tiny]
+    #[command(flatten)]
+    text: TextFlags,
+    /// Tokens of a scored segment [default: 2048, of llama.cpp 512; 256 with tiny]
     #[arg(long, value_name = "N", help_heading = "Quality")]
     ppl_context: Option<usize>,
-    /// Scores this many segments from the start [default: all]
+    /// Scores this many segments (of lm_eval, documents) from the start [default: all]
     #[arg(long, value_name = "N", value_parser = parse_positive, help_heading = "Quality")]
     ppl_segments: Option<usize>,
+    /// What quality means on the Pareto front
+    #[arg(long, value_enum, default_value_t = AxisFlag::Ppl, help_heading = "Quality")]
+    quality_axis: AxisFlag,
+    /// Leaves out how far predictions are from the base's
+    #[arg(long, help_heading = "Quality")]
+    no_kl: bool,
+    /// Leaves out whether losses depend on what runs beside a sequence
+    #[arg(long, help_heading = "Quality")]
+    no_load_check: bool,
     /// Leaves perplexity out
     #[arg(long, help_heading = "Quality")]
     no_ppl: bool,
@@ -71,16 +76,14 @@ impl Args {
     fn plan(&self) -> Result<Plan> {
         // Made-up weights predict nothing.
         let wanted = !self.no_ppl && self.from.weights != WeightsFlag::Dummy;
-        let quality = wanted.then(|| {
-            let (context, segments) = (self.ppl_context, self.ppl_segments);
-            quality_plan(
-                self.text.as_ref(),
-                self.text_format,
-                context,
-                segments,
-                &self.model[0],
-            )
-        });
+        let (context, segments) = (self.ppl_context, self.ppl_segments);
+        let mut quality = self.text.plan(context, segments, &self.model[0])?;
+        if self.no_kl {
+            self.text.without_base("leave --no-kl out")?;
+        } else {
+            quality.base = Some(self.text.base(Some(self.out.join("base-logits")))?);
+        }
+        quality.under_load = !self.no_load_check;
         let models: Vec<ModelSpec> = self
             .model
             .iter()
@@ -91,15 +94,25 @@ impl Args {
         } else {
             self.variants.clone()
         };
+        let compared = wanted && !self.no_kl && self.speed.engine.kind() == EngineKind::Candlepower;
+        let comparable = self.model.len() == 1 && variants.len() > 1;
+        if self.quality_axis == AxisFlag::Kl && !(compared && comparable) {
+            return Err(Error::Usage(
+                "--quality-axis kl needs several variants of one model, scored on a text by candlepower's engine".into(),
+            ));
+        }
         Ok(Plan {
             models,
             variants,
             cells: self.speed.cells(),
-            quality,
+            quality: wanted.then_some(quality),
             act: self.device.dtype,
             kv: self.speed.kv.clone(),
             engine: self.speed.engine.kind(),
-            switches: self.speed.switches(),
+            switches: Switches {
+                fuse: self.device.fuse(),
+                ..self.speed.switches()
+            },
             chunk: self.device.chunk,
             rule: self.speed.rule(),
             warm_up: self.speed.warm_up(),
@@ -138,6 +151,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         say("interrupted: what was finished is on record, the same command goes on from there");
         return Ok(ExitCode::from(Error::Interrupted.exit_code()));
     }
+    let study = args.quality_axis.apply(study)?;
     export::write(&study, store.dir())?;
     if args.json {
         super::print_json(&study)?;

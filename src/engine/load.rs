@@ -13,6 +13,7 @@ use crate::kernels::device::HostElem;
 use crate::kernels::fill::Filling;
 use crate::kernels::linear::{LinearWeight, WeightData};
 use crate::kernels::quantize::QuantizeRows;
+use crate::kernels::silu_mul::GateUp;
 use crate::kernels::{Buf, BufType, Device};
 use crate::model::{DummyFill, HostSliceMut, Model};
 use crate::scheme::{Activations, CodeFormat, DType, PackedWeight, Variant, WeightScheme};
@@ -101,6 +102,8 @@ impl Loader<'_> {
         let name = |part: &str| format!("model.layers.{index}.{part}");
         let attention = |part: &str| name(&format!("self_attn.{part}"));
         let mlp = |part: &str| name(&format!("mlp.{part}"));
+        let (gate_up, gate_up_layout) =
+            self.gate_up(&["gate_proj", "up_proj"].map(mlp), mlp_bias)?;
         Ok(Layer {
             attention_norm: self.vector(&[name("input_layernorm.weight")])?,
             qkv: self.projection(&["q_proj", "k_proj", "v_proj"].map(attention), qkv_bias)?,
@@ -114,13 +117,38 @@ impl Loader<'_> {
             },
             output: self.projection(&[attention("o_proj")], o_bias)?,
             mlp_norm: self.vector(&[name("post_attention_layernorm.weight")])?,
-            gate_up: self.projection(&["gate_proj", "up_proj"].map(mlp), mlp_bias)?,
+            gate_up,
+            gate_up_layout,
             down: self.projection(&[mlp("down_proj")], mlp_bias)?,
         })
     }
 
     /// The named layers as one matrix, one below the other.
     fn projection(&mut self, names: &[String], bias: bool) -> Result<Projection> {
+        let rows = self.rows(names, bias)?;
+        let weight = rows.weight.streamed(self.device, self.act)?;
+        Ok(Projection { weight, ..rows })
+    }
+
+    /// Gate and up as one matrix, in the order that the device wants.
+    fn gate_up(&mut self, names: &[String], bias: bool) -> Result<(Projection, GateUp)> {
+        let Projection {
+            weight,
+            bias,
+            input,
+        } = self.rows(names, bias)?;
+        let (weight, bias, layout) = weight.paired(self.device, bias)?;
+        let weight = weight.streamed(self.device, self.act)?;
+        let projection = Projection {
+            weight,
+            bias,
+            input,
+        };
+        Ok((projection, layout))
+    }
+
+    /// The named layers as one matrix, one below the other, not yet as the device streams it.
+    fn rows(&mut self, names: &[String], bias: bool) -> Result<Projection> {
         let weights: Vec<String> = names.iter().map(|name| format!("{name}.weight")).collect();
         let shapes = weights
             .iter()
@@ -168,7 +196,6 @@ impl Loader<'_> {
         } else {
             None
         };
-        let weight = weight.streamed(self.device, self.act)?;
         Ok(Projection {
             weight,
             bias,

@@ -1,5 +1,7 @@
 //! An engine: weights and scratch on one device, and what is asked of them.
 
+mod scoring;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,6 +9,7 @@ use super::generate::LINES;
 use super::limits::{Footprint, Limits};
 use super::replay::Replays;
 use super::sampler::Sampler;
+use super::step_plan::StepPlan;
 use super::transformer::{Scratch, Source};
 use super::weights::DeviceWeights;
 use crate::error::{Error, Result};
@@ -14,6 +17,8 @@ use crate::kernels::advance::{Advance, Feed};
 use crate::kernels::attention::Queries;
 use crate::kernels::sample::{Argmax, LogProb, NO_TOKEN};
 use crate::kernels::{Device, Mailbox};
+
+pub use scoring::{Continuation, LogitsReader, Predicted, Prediction, Targets};
 
 /// A model that is ready to run.
 pub struct Engine {
@@ -87,6 +92,11 @@ impl Engine {
         self.replays.enabled()
     }
 
+    /// Which launches are fused.
+    pub fn plan(&self) -> StepPlan {
+        self.scratch.plan
+    }
+
     /// How many steps the host may ask for ahead. Few make the mailbox small; for tests.
     ///
     /// # Errors
@@ -137,7 +147,7 @@ impl Engine {
         let mut next = vec![NO_TOKEN; prompts.len()];
         self.run(
             prompts,
-            |last| last,
+            |p| p.is_last(prompts),
             |engine, picked| {
                 let tokens = engine.argmax(picked)?;
                 picked
@@ -205,10 +215,6 @@ impl Engine {
             mailbox,
             ..
         } = self;
-        let pick = Argmax {
-            rows,
-            vocab: weights.config.vocab,
-        };
         replays.step(device, rows, || {
             scratch.forward(
                 device,
@@ -218,8 +224,7 @@ impl Engine {
                 limits.capacity,
                 Queries::Single,
             )?;
-            scratch.head(device, weights, Source::Feed, rows)?;
-            pick.run(device, &scratch.logits, &mut scratch.targets)?;
+            scratch.pick(device, weights, Source::Feed, rows)?;
             advance(device, scratch, mailbox, Advance::whole(rows))
         })?;
         self.told = self.told.wrapping_add(1);
@@ -231,7 +236,7 @@ impl Engine {
         let width = prompts.len();
         self.run(
             prompts,
-            |last| last,
+            |p| p.is_last(prompts),
             |engine, picked| {
                 engine.pick(picked.len())?;
                 let first = picked.first().map_or(0, |p| p.prompt);
@@ -281,7 +286,7 @@ impl Engine {
         let mut next = vec![NO_TOKEN; prompts.len()];
         self.run(
             prompts,
-            |last| last,
+            |p| p.is_last(prompts),
             |engine, picked| {
                 let logits = engine.host_logits(picked.len())?;
                 for (p, row) in picked
@@ -320,41 +325,12 @@ impl Engine {
         Ok(all)
     }
 
-    /// The log-probability (natural) of each prompt's tokens after its first, given those before.
-    ///
-    /// # Errors
-    /// As [`Engine::prefill`]; a NaN or infinity is an error that says where.
-    pub fn log_probs(&mut self, prompts: &[Prompt<'_>]) -> Result<Vec<Vec<f32>>> {
-        let mut all: Vec<Vec<f32>> = prompts
-            .iter()
-            .map(|p| vec![0.0; p.tokens.len().saturating_sub(1)])
-            .collect();
-        self.run(
-            prompts,
-            |last| !last,
-            |engine, picked| {
-                let targets: Vec<u32> = picked
-                    .iter()
-                    .map(|p| prompts[p.prompt].tokens[p.token + 1])
-                    .collect();
-                for (p, log_prob) in picked.iter().zip(engine.score(&targets)?) {
-                    if !log_prob.is_finite() {
-                        return Err(not_finite(&prompts[p.prompt], p.token));
-                    }
-                    all[p.prompt][p.token] = log_prob;
-                }
-                Ok(())
-            },
-        )?;
-        Ok(all)
-    }
-
-    /// Steps through all prompts; for the tokens that `wanted(is it the prompt's last)` names, computes logits and
+    /// Steps through all prompts; for the tokens that `wanted` names, computes logits and
     /// calls `take` on them, at most `head_rows` at a time.
     fn run(
         &mut self,
         prompts: &[Prompt<'_>],
-        wanted: impl Fn(bool) -> bool,
+        wanted: impl Fn(&Picked) -> bool,
         mut take: impl FnMut(&mut Self, &[Picked]) -> Result<()>,
     ) -> Result<()> {
         self.check(prompts)?;
@@ -384,7 +360,7 @@ impl Engine {
                     prompt: place.origin.0,
                     token: place.origin.1,
                 })
-                .filter(|p| wanted(p.token + 1 == prompts[p.prompt].tokens.len()))
+                .filter(|p| wanted(p))
                 .collect();
             for picked in picked.chunks(self.limits.head_rows) {
                 let rows: Vec<u32> = picked.iter().map(|p| p.row).collect();
@@ -538,6 +514,12 @@ struct Picked {
     row: u32,
     prompt: usize,
     token: usize,
+}
+
+impl Picked {
+    fn is_last(&self, prompts: &[Prompt<'_>]) -> bool {
+        self.token + 1 == prompts[self.prompt].tokens.len()
+    }
 }
 
 fn not_finite(prompt: &Prompt<'_>, token: usize) -> Error {

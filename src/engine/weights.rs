@@ -3,6 +3,7 @@
 use super::source::{InputPath, WeightSource};
 use crate::kernels::Buf;
 use crate::kernels::linear::{LinearWeight, WeightData};
+use crate::kernels::silu_mul::GateUp;
 use crate::model::ModelConfig;
 use crate::scheme::{DType, Variant};
 use crate::units::Bytes;
@@ -33,8 +34,10 @@ pub(super) struct Layer {
     pub(super) head_norms: Option<(Buf, Buf)>,
     pub(super) output: Projection,
     pub(super) mlp_norm: Buf,
-    /// Gate and up projections, one below the other.
+    /// Gate and up projections in one matrix.
     pub(super) gate_up: Projection,
+    /// Where they lie in it.
+    pub(super) gate_up_layout: GateUp,
     pub(super) down: Projection,
 }
 

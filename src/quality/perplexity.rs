@@ -1,134 +1,99 @@
-//! Perplexity by the protocol of the GPTQ, AWQ and SmoothQuant papers.
-//!
-//! The text is tokenised once, with whatever the tokenizer adds at its start, and cut into segments of one context
-//! each; a last, shorter one is dropped. Each segment starts at position 0 and predicts its tokens after the first.
-//! Perplexity is `exp` of the mean loss (natural logarithm) over segments, which have equal lengths (IST-DASLab/gptq
-//! `llama.py`, llm-awq `entry.py`).
+//! The losses of a text that a protocol has cut.
 
-use crate::engine::{Engine, Prompt};
-use crate::error::{Error, Result};
-use crate::model::TokenisedText;
-
-/// What is scored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Protocol {
-    /// Tokens of a segment.
-    pub context: usize,
-    /// At most this many segments, from the start; all where `None`.
-    pub segments: Option<usize>,
-}
-
-/// The name of this protocol.
-const NAME: &str = "gptq";
+use super::protocol::Layout;
+use crate::engine::{Engine, Prediction, Prompt, Targets};
+use crate::error::Result;
 
 /// One scored segment.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Segment {
-    /// Sum of the negative log-likelihoods of its tokens after the first, in nats.
+    /// Sum of the negative log-likelihoods of its scored tokens, in nats.
     pub nll: f64,
+    /// Sum of their squares.
+    pub nll_squares: f64,
     /// How many those are.
     pub tokens: u64,
 }
 
-/// The losses of a text.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Scored {
-    /// In the order of the text.
-    pub segments: Vec<Segment>,
-    /// Tokens of the whole text.
-    pub tokens_total: u64,
-    /// UTF-8 bytes that the scored tokens stand for.
-    pub bytes_scored: u64,
+impl Segment {
+    /// Counts one more token.
+    pub fn add(&mut self, log_prob: f32) {
+        let nll = -f64::from(log_prob);
+        self.nll += nll;
+        self.nll_squares += nll * nll;
+        self.tokens += 1;
+    }
 }
 
-impl Protocol {
-    /// Its name in records.
-    pub const fn name(&self) -> &'static str {
-        NAME
-    }
+/// A token that was to be predicted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Target {
+    /// The segment that it belongs to.
+    pub segment: usize,
+    /// Its log-probability.
+    pub log_prob: f32,
+}
 
-    /// The segments of a tokenised text.
+/// Somebody who reads the logits, `[targets, vocab]`, that predict the tokens of a text, in the order of its windows.
+pub trait Witness {
+    /// Reads some more.
     ///
     /// # Errors
-    /// If the text is shorter than one segment or the context cannot hold two tokens.
-    pub fn cut<'a>(&self, ids: &'a [u32]) -> Result<Vec<&'a [u32]>> {
-        if self.context < 2 {
-            return Err(Error::Usage(
-                "a segment needs at least 2 tokens, for it predicts all but its first: raise --context (of a study, --ppl-context)".into(),
-            ));
-        }
-        let whole = ids
-            .chunks_exact(self.context)
-            .take(self.segments.unwrap_or(usize::MAX));
-        let segments: Vec<&[u32]> = whole.collect();
-        if segments.is_empty() {
-            return Err(Error::Config(format!(
-                "the text has {} tokens, fewer than one segment of {}: give a longer text or a smaller --context (of a study, --ppl-context)",
-                ids.len(),
-                self.context
-            )));
-        }
-        Ok(segments)
-    }
+    /// What keeps it from going on.
+    fn read(&mut self, targets: &[Target], logits: &[f32]) -> Result<()>;
 }
 
-/// Scores `text` on `engine`, as many segments at a time as it has slots. `progress` is told segments done and in all,
-/// and may stop the work.
+/// Scores a text on `engine`, as many windows at a time as it has slots, NLL summed in f64; `witness` sees the logits.
+/// `progress` is told windows done and in all, and may stop the work.
 ///
 /// # Errors
-/// If the text is too short, or a loss is not finite.
+/// If a window does not fit the engine, a loss is not finite, or the witness gives up.
 pub fn perplexity(
     engine: &mut Engine,
-    text: &TokenisedText,
-    protocol: &Protocol,
+    layout: &Layout,
+    mut witness: Option<&mut dyn Witness>,
     mut progress: impl FnMut(usize, usize) -> Result<()>,
-) -> Result<Scored> {
-    let cut = protocol.cut(&text.ids)?;
-    let mut segments = Vec::with_capacity(cut.len());
-    let mut bytes = 0;
-    progress(0, cut.len())?;
-    for batch in cut.chunks(engine.limits().slots) {
+) -> Result<Vec<Segment>> {
+    let mut segments = vec![Segment::default(); layout.segments];
+    let all = layout.windows.len();
+    let mut done = 0;
+    progress(done, all)?;
+    for batch in layout.windows.chunks(engine.limits().slots) {
         let prompts: Vec<Prompt<'_>> = batch
             .iter()
             .enumerate()
-            .map(|(slot, tokens)| Prompt {
+            .map(|(slot, window)| Prompt {
                 slot,
                 start: 0,
-                tokens,
+                tokens: window.given(),
             })
             .collect();
-        for log_probs in engine.log_probs(&prompts)? {
-            let nll = -log_probs.iter().map(|&p| f64::from(p)).sum::<f64>();
-            let first = segments.len() * protocol.context;
-            segments.push(Segment {
-                nll,
-                tokens: log_probs.len() as u64,
-            });
-            bytes += text.ends[first + protocol.context - 1] - text.ends[first];
+        let targets: Vec<Targets<'_>> = batch
+            .iter()
+            .map(|window| Targets {
+                first: window.first - 1,
+                tokens: window.scored(),
+            })
+            .collect();
+        let log_probs = match &mut witness {
+            None => engine.log_probs_of(&prompts, &targets, None)?,
+            Some(witness) => {
+                let mut read = |rows: &[Prediction], logits: &[f32]| {
+                    let told = rows.iter().map(|row| Target {
+                        segment: batch[row.prompt].segment,
+                        log_prob: row.log_prob,
+                    });
+                    witness.read(&told.collect::<Vec<_>>(), logits)
+                };
+                engine.log_probs_of(&prompts, &targets, Some(&mut read))?
+            }
+        };
+        for (window, log_probs) in batch.iter().zip(log_probs) {
+            let segment = &mut segments[window.segment];
+            log_probs.into_iter().for_each(|p| segment.add(p));
         }
-        progress(segments.len(), cut.len())?;
+        done += batch.len();
+        progress(done, all)?;
     }
-    Ok(Scored {
-        segments,
-        tokens_total: text.ids.len() as u64,
-        bytes_scored: bytes as u64,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn segments_do_not_overlap_and_the_tail_is_dropped() {
-        let ids: Vec<u32> = (0..11).collect();
-        let protocol = |context, segments| Protocol { context, segments };
-        assert_eq!(
-            protocol(4, None).cut(&ids).unwrap(),
-            [&[0, 1, 2, 3][..], &[4, 5, 6, 7]]
-        );
-        assert_eq!(protocol(4, Some(1)).cut(&ids).unwrap().len(), 1);
-        assert_eq!(protocol(12, None).cut(&ids).unwrap_err().exit_code(), 64);
-        assert_eq!(protocol(1, None).cut(&ids).unwrap_err().exit_code(), 2);
-    }
+    Ok(segments)
 }

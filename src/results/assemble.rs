@@ -9,6 +9,7 @@ use super::study::{
     Check, Load, Model, QualityAxis, Scheme, Study, Variant, Verification, Version,
 };
 use super::{quality, timing};
+use crate::error::{Error, Result};
 
 impl Study {
     /// Puts records together. Variants and models stand in the order in which the records name them, and the first
@@ -49,6 +50,36 @@ impl Study {
         study.compare_with_bases();
         study.mark_fronts();
         study
+    }
+
+    /// The same study with another quality axis, which decides what is on a Pareto front.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if variants have no figure on it, or figures that do not compare.
+    pub fn on_axis(mut self, axis: QualityAxis) -> Result<Self> {
+        if axis == QualityAxis::KlDivergence && self.models.len() > 1 {
+            return Err(Error::Usage(
+                "--quality-axis kl: a divergence is from a model's own base, and there are several models".into(),
+            ));
+        }
+        let without = |v: &&Variant| !v.failed && !v.base && v.quality(axis).is_none();
+        if let Some(variant) = self.variants.iter().find(without) {
+            return Err(Error::Usage(format!(
+                "--quality-axis: {} has no {}",
+                variant.name,
+                axis.name()
+            )));
+        }
+        self.quality_axis = axis;
+        for variant in &mut self.variants {
+            variant.on_pareto_front = false;
+            variant
+                .speed
+                .iter_mut()
+                .for_each(|s| s.on_pareto_front = false);
+        }
+        self.mark_fronts();
+        Ok(self)
     }
 
     /// A variant failed if a check did, or if it has a reason and no figure at all.
@@ -222,7 +253,7 @@ fn compare(base: &Variant, variant: &mut Variant) {
     if let (Some(base), Some(own)) = (&base.perplexity, &mut variant.perplexity) {
         own.recovery_percent = Some(100.0 * base.value / own.value);
         if !variant.base {
-            own.delta_vs_base = quality::delta(base, own);
+            quality::compare(base, own);
         }
     }
     for speed in &mut variant.speed {
@@ -238,6 +269,10 @@ fn compare(base: &Variant, variant: &mut Variant) {
             reference.prefill_tokens_per_second,
         );
         speed.speedup_vs_base = decode.or(prefill);
+        let lost = variant.perplexity.as_ref().and_then(|p| p.delta_vs_base);
+        speed.ppl_percent_per_speed_percent = lost
+            .zip(speed.speedup_vs_base.filter(|&factor| factor > 1.0))
+            .map(|(delta, factor)| (delta.ratio - 1.0) / (factor - 1.0));
     }
 }
 
@@ -277,7 +312,11 @@ mod tests {
         let w4 = &study.variants[3];
         let delta = w4.perplexity.as_ref().unwrap().delta_vs_base.unwrap();
         assert!((delta.ln_ratio - 0.093).abs() < 0.005, "{delta:?}");
-        assert!(w4.speed[0].speedup_vs_base.unwrap() > 1.3);
+        let factor = w4.speed[0].speedup_vs_base.unwrap();
+        assert!(factor > 1.3);
+        let price = w4.speed[0].ppl_percent_per_speed_percent.unwrap();
+        assert!((price * (factor - 1.0) - (delta.ratio - 1.0)).abs() < 1e-12);
+        assert_eq!(base.speed[0].ppl_percent_per_speed_percent, None);
         assert!(w4.on_pareto_front && base.on_pareto_front);
         assert!(
             !study.variants[2].on_pareto_front,
@@ -343,6 +382,56 @@ mod tests {
         assert!(study.variants[2].base);
         let bits = study.variants[2].perplexity.as_ref().unwrap().bits_per_byte;
         assert_eq!(study.quality(&study.variants[2]).map(|q| q.value), bits);
+    }
+
+    #[test]
+    fn the_axis_decides_what_is_on_the_front() {
+        let mut records = fixture::records_of(&fixture::usual(), &[1]);
+        // By divergence, w8a8 comes before int8, and is slower all the same.
+        for record in &mut records {
+            let name = record.subject.variant.clone();
+            if let (
+                "int8",
+                Body::Quality {
+                    outcome: Ok(found), ..
+                },
+            ) = (name.as_str(), &mut record.body)
+            {
+                found.divergence.as_mut().unwrap().mean_kl = 5.0;
+            }
+        }
+        let study = study_of(&records);
+        assert!(study.variants[1].on_pareto_front);
+        assert_eq!(
+            study.variants[0].perplexity.as_ref().unwrap().divergence,
+            None
+        );
+        assert!(
+            study.variants[0]
+                .perplexity
+                .as_ref()
+                .unwrap()
+                .noise_floor
+                .is_some()
+        );
+        let by_kl = study.clone().on_axis(QualityAxis::KlDivergence).unwrap();
+        assert_eq!(
+            by_kl.quality(&by_kl.variants[0]).map(|q| q.value),
+            Some(0.0)
+        );
+        assert!(!by_kl.variants[1].on_pareto_front);
+        assert!(by_kl.variants[3].on_pareto_front);
+        assert_eq!(by_kl.on_axis(QualityAxis::Perplexity).unwrap(), study);
+        for record in &mut records {
+            if let Body::Quality {
+                outcome: Ok(found), ..
+            } = &mut record.body
+            {
+                found.divergence = None;
+            }
+        }
+        let error = study_of(&records).on_axis(QualityAxis::KlDivergence);
+        assert_eq!(error.unwrap_err().exit_code(), 2);
     }
 
     #[test]

@@ -77,20 +77,38 @@ struct VariantColumns<'a> {
     load_s: Option<f64>,
     perplexity: Option<f64>,
     perplexity_stderr: Option<f64>,
+    perplexity_stderr_over_tokens: Option<f64>,
     perplexity_delta: Option<f64>,
     perplexity_delta_ci95_low: Option<f64>,
     perplexity_delta_ci95_high: Option<f64>,
     perplexity_ratio: Option<f64>,
+    perplexity_ratio_stderr: Option<f64>,
+    ln_perplexity_delta: Option<f64>,
+    ln_perplexity_delta_stderr: Option<f64>,
+    paired_p_value: Option<f64>,
     recovery_percent: Option<f64>,
     bits_per_byte: Option<f64>,
+    word_perplexity: Option<f64>,
+    byte_perplexity: Option<f64>,
     protocol: Option<&'a str>,
     context_tokens: Option<usize>,
+    stride_tokens: Option<usize>,
     text: Option<&'a str>,
     segments: Option<usize>,
     tokens_scored: Option<u64>,
     nll_sum: Option<f64>,
     mean_kl_nats: Option<f64>,
+    mean_kl_stderr: Option<f64>,
+    median_kl_nats: Option<f64>,
+    p90_kl_nats: Option<f64>,
+    p99_kl_nats: Option<f64>,
+    max_kl_nats: Option<f64>,
     top1_agreement: Option<f64>,
+    top1_agreement_stderr: Option<f64>,
+    mean_delta_p: Option<f64>,
+    rms_delta_p: Option<f64>,
+    noise_floor_kl_nats: Option<f64>,
+    same_under_load: Option<bool>,
 }
 
 /// What a row says about the cell; all but the first two are empty for a variant without cells.
@@ -110,6 +128,7 @@ struct SpeedColumns<'a> {
     decode_ci95_low: Option<f64>,
     decode_ci95_high: Option<f64>,
     speedup_vs_base: Option<f64>,
+    ppl_percent_per_speed_percent: Option<f64>,
     prefill_gb_per_s: Option<f64>,
     prefill_tflop_per_s: Option<f64>,
     prefill_limit: Option<&'a str>,
@@ -191,20 +210,40 @@ fn variant_columns<'a>(study: &'a Study, variant: &'a Variant) -> VariantColumns
         load_s: variant.load.map(|load| load.seconds),
         perplexity: perplexity.map(|p| p.value),
         perplexity_stderr: perplexity.and_then(|p| p.stderr),
+        perplexity_stderr_over_tokens: perplexity.and_then(|p| p.stderr_over_tokens),
         perplexity_delta: delta.map(|d| d.value),
         perplexity_delta_ci95_low: delta.and_then(|d| d.ci95_low),
         perplexity_delta_ci95_high: delta.and_then(|d| d.ci95_high),
         perplexity_ratio: delta.map(|d| d.ratio),
+        perplexity_ratio_stderr: delta.and_then(|d| d.ratio_stderr),
+        ln_perplexity_delta: delta.map(|d| d.ln_ratio),
+        ln_perplexity_delta_stderr: delta.and_then(|d| d.ln_ratio_stderr),
+        paired_p_value: delta.and_then(|d| d.p_value),
         recovery_percent: perplexity.and_then(|p| p.recovery_percent),
         bits_per_byte: perplexity.and_then(|p| p.bits_per_byte),
+        word_perplexity: perplexity.and_then(|p| p.word_perplexity),
+        byte_perplexity: perplexity.and_then(|p| p.byte_perplexity),
         protocol: perplexity.map(|p| p.protocol.as_str()),
         context_tokens: perplexity.map(|p| p.context),
+        stride_tokens: perplexity.and_then(|p| p.stride),
         text: perplexity.map(|p| p.text.name.as_str()),
         segments: perplexity.map(|p| p.segments),
         tokens_scored: perplexity.map(|p| p.tokens_scored),
         nll_sum: perplexity.map(|p| p.nll_sum),
         mean_kl_nats: divergence.map(|d| d.mean_kl),
+        mean_kl_stderr: divergence.and_then(|d| d.stderr),
+        median_kl_nats: divergence.and_then(|d| d.median_kl),
+        p90_kl_nats: divergence.and_then(|d| d.p90_kl),
+        p99_kl_nats: divergence.and_then(|d| d.p99_kl),
+        max_kl_nats: divergence.and_then(|d| d.max_kl),
         top1_agreement: divergence.map(|d| d.top1_agreement),
+        top1_agreement_stderr: divergence.and_then(|d| d.top1_stderr),
+        mean_delta_p: divergence.and_then(|d| d.mean_delta_p),
+        rms_delta_p: divergence.and_then(|d| d.rms_delta_p),
+        noise_floor_kl_nats: perplexity.and_then(|p| Some(p.noise_floor?.mean_kl)),
+        same_under_load: perplexity
+            .filter(|p| !p.under_load.is_empty())
+            .map(|p| p.under_load.iter().all(|found| found.equal)),
     }
 }
 
@@ -243,6 +282,7 @@ fn speed_columns<'a>(variant: &'a Variant, speed: Option<&'a Speed>) -> SpeedCol
         decode_ci95_low: decode.map(|ends| ends.low),
         decode_ci95_high: decode.map(|ends| ends.high),
         speedup_vs_base: speed.and_then(|s| s.speedup_vs_base),
+        ppl_percent_per_speed_percent: speed.and_then(|s| s.ppl_percent_per_speed_percent),
         prefill_gb_per_s: prefilled.map(|u| u.gb_per_s),
         prefill_tflop_per_s: prefilled.map(|u| u.tflop_per_s),
         prefill_limit: prefilled.and_then(|u| u.limit.as_deref()),
@@ -298,7 +338,7 @@ pub fn markdown(study: &Study) -> String {
     out
 }
 
-fn markdown_table(columns: &[Column]) -> String {
+pub(super) fn markdown_table(columns: &[Column]) -> String {
     let line = |cells: &mut dyn Iterator<Item = String>| {
         let cells: Vec<String> = cells.collect();
         format!("| {} |\n", cells.join(" | "))
@@ -315,7 +355,7 @@ fn markdown_table(columns: &[Column]) -> String {
 }
 
 /// A text that a Markdown table cell shows as it is.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\")
         .replace('|', "\\|")
         .replace('\n', " ")

@@ -13,12 +13,21 @@ pub(super) fn or_none<T>(figure: Option<T>, show: impl Fn(T) -> String) -> Strin
 
 /// A figure on the quality axis, without its spread.
 pub(super) fn quality(axis: QualityAxis, value: f64) -> String {
+    if axis == QualityAxis::KlDivergence {
+        return plain(value);
+    }
     let digits = decimals(axis, value);
     format!("{value:.digits$}")
 }
 
 /// A figure on the quality axis with its standard error.
 pub(super) fn quality_with_error(axis: QualityAxis, value: f64, stderr: Option<f64>) -> String {
+    if let (QualityAxis::KlDivergence, Some(stderr)) = (axis, stderr) {
+        return format!("{} ± {}", plain(value), plain(stderr));
+    }
+    if axis == QualityAxis::KlDivergence {
+        return plain(value);
+    }
     let digits = decimals(axis, value);
     match stderr {
         Some(stderr) => format!("{value:.digits$} ± {stderr:.digits$}"),

@@ -3,13 +3,14 @@
 //!
 //! In reading order: [`record`] is what was measured, `wire` and `line` how it is written down, `key` how it is found
 //! again, [`store`] where it is kept; [`study`] is the document made of records, by `assemble` with the help of
-//! `quality`, `timing` and [`pareto`]; `view` answers what [`table`], [`export`] and [`report`] ask it. [`microbench`] is
-//! the same for single ops.
+//! `quality`, `timing` and [`pareto`]; `view` answers what [`table`], [`export`], [`card`] and [`report`] ask it.
+//! [`microbench`] is the same for single ops.
 //!
 //! Nothing here measures, reads a clock or knows a device; a run directory copied to another machine reports the same.
 
 mod assemble;
 pub mod capacity;
+pub mod card;
 mod charts;
 mod columns;
 pub mod environment;
@@ -36,6 +37,7 @@ mod wire;
 mod fixture;
 
 pub use environment::Environment;
+pub use quality::{compare as compare_quality, perplexity};
 pub use record::Record;
 pub use store::Store;
 pub use study::Study;

@@ -1,31 +1,38 @@
 //! From losses to perplexity, bits per byte and the paired difference to a base.
 
 use super::record;
-use super::study::{Delta, Divergence, Perplexity, Text};
+use super::study::{Delta, Divergence, Interval, Perplexity, Text, UnderLoad};
 use crate::stats::{self, Ratio};
 
 /// The perplexity of one record, without the comparison to a base; `None` if nothing was scored.
-pub(super) fn perplexity(
-    task: &record::QualityTask,
-    result: &record::Perplexity,
-) -> Option<Perplexity> {
+pub fn perplexity(task: &record::QualityTask, result: &record::Perplexity) -> Option<Perplexity> {
     let ratios = ratios(&result.segments);
     let loss = stats::rate(&ratios).filter(|loss| loss.is_finite())?;
     let loss_stderr = stats::rate_standard_error(&ratios);
     let ends = stats::rate_interval(&ratios).map(|ends| ends.map(f64::exp));
-    let nll_sum = result.segments.iter().map(|segment| segment.nll).sum();
+    let nll_sum: f64 = result.segments.iter().map(|segment| segment.nll).sum();
     let tokens_scored: u64 = result.segments.iter().map(|segment| segment.tokens).sum();
     // Nats per token to bits per byte: by the tokens that the scored bytes make.
     let bits = |nats: f64| {
         let bytes = result.bytes_scored.filter(|&bytes| bytes > 0)?;
         Some(nats * tokens_scored as f64 / std::f64::consts::LN_2 / bytes as f64)
     };
+    let per = |count: Option<u64>| Some((nll_sum / count.filter(|&n| n > 0)? as f64).exp());
+    let found = result.divergence.map(|found| divergence(task, found));
+    let (divergence, noise_floor) = match task.base {
+        Some(_) => (found, None),
+        None => (None, found),
+    };
     Some(Perplexity {
         protocol: task.protocol.clone(),
         context: task.context,
+        stride: task.stride,
         value: loss.exp(),
         // d exp(x) = exp(x) dx.
         stderr: loss_stderr.map(|stderr| loss.exp() * stderr),
+        stderr_over_tokens: result.nll_squares.and_then(|squares| {
+            Some(loss.exp() * stderr_over_tokens(loss, squares, tokens_scored)?)
+        }),
         ci95_low: ends.map(|ends| ends.low),
         ci95_high: ends.map(|ends| ends.high),
         nll_sum,
@@ -34,6 +41,8 @@ pub(super) fn perplexity(
         tokens_total: result.tokens_total,
         bits_per_byte: bits(loss),
         bits_per_byte_stderr: loss_stderr.and_then(bits),
+        word_perplexity: per(result.words_scored),
+        byte_perplexity: per(result.bytes_scored),
         text: Text {
             name: task.text.name.clone(),
             digest: task.text.digest.clone(),
@@ -46,18 +55,33 @@ pub(super) fn perplexity(
             .collect(),
         delta_vs_base: None,
         recovery_percent: None,
-        divergence: result.divergence.map(divergence),
+        divergence,
+        noise_floor,
+        under_load: result.under_load.iter().map(under_load).collect(),
     })
+}
+
+/// The standard error of a mean loss as llama.cpp's perplexity has it: `√((E[v²] − E[v]²) / (n − 1))` over tokens.
+fn stderr_over_tokens(loss: f64, squares: f64, tokens: u64) -> Option<f64> {
+    let n = tokens as f64;
+    (tokens >= 2).then(|| ((squares / n - loss * loss).max(0.0) / (n - 1.0)).sqrt())
+}
+
+/// Puts the difference to a base beside a perplexity, unless they did not score the same tokens.
+pub fn compare(base: &Perplexity, own: &mut Perplexity) {
+    own.recovery_percent = Some(100.0 * base.value / own.value);
+    own.delta_vs_base = delta(base, own);
 }
 
 /// The difference to the base over the same segments; `None` if they did not score the same tokens.
 ///
 /// The variants see the same text, so what a segment adds to both losses cancels within the pair: the interval of the
 /// difference is far narrower than two separate intervals would suggest.
-pub(super) fn delta(base: &Perplexity, other: &Perplexity) -> Option<Delta> {
+fn delta(base: &Perplexity, other: &Perplexity) -> Option<Delta> {
     if base.segment_tokens != other.segment_tokens
         || base.text != other.text
-        || base.protocol != other.protocol
+        || (&base.protocol, base.context, base.stride)
+            != (&other.protocol, other.context, other.stride)
     {
         return None;
     }
@@ -77,13 +101,35 @@ pub(super) fn delta(base: &Perplexity, other: &Perplexity) -> Option<Delta> {
             exp(&other.segment_nll) - exp(&base.segment_nll)
         })
     });
+    let differences: Vec<Ratio> = base
+        .segment_nll
+        .iter()
+        .zip(&other.segment_nll)
+        .zip(&tokens)
+        .map(|((base, other), &whole)| Ratio {
+            part: other - base,
+            whole,
+        })
+        .collect();
+    let ln_ratio_stderr = stats::rate_standard_error(&differences);
+    // The error of a logarithm is the relative error.
+    let relative = |p: &Perplexity| Some(p.stderr? / p.value);
+    let ratio = (other_loss - base_loss).exp();
     Some(Delta {
         value: other.value - base.value,
         stderr: difference_stderr(base, other, &tokens),
         ci95_low: ends.map(|ends| ends.low),
         ci95_high: ends.map(|ends| ends.high),
-        ratio: (other_loss - base_loss).exp(),
+        ratio,
+        ratio_stderr: ln_ratio_stderr.map(|stderr| ratio * stderr),
         ln_ratio: other_loss - base_loss,
+        ln_ratio_stderr,
+        ln_ratio_ci95: stats::rate_interval(&differences).map(|ends| Interval {
+            low: ends.low,
+            high: ends.high,
+        }),
+        ln_ratio_stderr_unpaired: relative(base).zip(relative(other)).map(|(a, b)| a.hypot(b)),
+        p_value: stats::sign_flip_test(&differences.iter().map(|d| d.part).collect::<Vec<_>>()),
     })
 }
 
@@ -121,18 +167,42 @@ fn ratios(segments: &[record::Segment]) -> Vec<Ratio> {
         .collect()
 }
 
-fn divergence(value: record::Divergence) -> Divergence {
+fn divergence(task: &record::QualityTask, value: record::Divergence) -> Divergence {
     let record::Divergence {
         mean_kl,
         stderr,
+        spread,
         top1_agreement,
+        top1_stderr,
+        true_token,
+        outside_top_k,
         tokens,
     } = value;
     Divergence {
         mean_kl,
         stderr,
+        median_kl: spread.map(|spread| spread.p50),
+        p90_kl: spread.and_then(|spread| spread.p90),
+        p99_kl: spread.and_then(|spread| spread.p99),
+        max_kl: spread.map(|spread| spread.max),
         top1_agreement,
+        top1_stderr,
+        mean_delta_p: true_token.map(|shift| shift.mean),
+        rms_delta_p: true_token.map(|shift| shift.rms),
+        top_k: task.base.as_ref().and_then(|base| base.top_k),
+        outside_top_k,
         tokens,
+    }
+}
+
+fn under_load(found: &record::UnderLoad) -> UnderLoad {
+    UnderLoad {
+        batch: found.batch,
+        chunk: found.chunk,
+        tokens: found.tokens,
+        equal: found.largest_difference == 0.0,
+        loss_difference: (found.nll - found.nll_alone) / found.tokens.max(1) as f64,
+        largest_difference: found.largest_difference,
     }
 }
 
@@ -152,7 +222,10 @@ mod tests {
                 .collect(),
             tokens_total: tokens * losses.len() as u64,
             bytes_scored: Some(4 * tokens * losses.len() as u64),
+            words_scored: Some(tokens * losses.len() as u64 / 2),
+            nll_squares: Some(losses.iter().map(|loss| loss * loss * tokens as f64).sum()),
             divergence: None,
+            under_load: Vec::new(),
         };
         perplexity(&fixture::quality_task(), &result).unwrap()
     }
@@ -162,8 +235,11 @@ mod tests {
         let p = scored(&[8f64.ln(); 5], 100);
         assert!((p.value - 8.0).abs() < 1e-12);
         assert!(p.stderr.unwrap() < 1e-12);
-        // Three bits per token, four bytes per token.
+        // Three bits per token, four bytes per token, two tokens per word.
         assert!((p.bits_per_byte.unwrap() - 0.75).abs() < 1e-12);
+        assert!((p.byte_perplexity.unwrap() - 2f64.powf(0.75)).abs() < 1e-12);
+        assert!((p.word_perplexity.unwrap() - 64.0).abs() < 1e-9);
+        assert!(p.stderr_over_tokens.unwrap() < 1e-6);
         assert_eq!(p.tokens_scored, 500);
     }
 
@@ -173,6 +249,9 @@ mod tests {
         let p = scored(&losses, 64);
         let expected = 1.4f64.exp() * stats::standard_error(&losses).unwrap();
         assert!((p.stderr.unwrap() - expected).abs() < 1e-9);
+        // Over 320 tokens whose losses have a variance of 0.08.
+        let over_tokens = 1.4f64.exp() * (0.08f64 / 319.0).sqrt();
+        assert!((p.stderr_over_tokens.unwrap() - over_tokens).abs() < 1e-9);
     }
 
     #[test]
@@ -187,6 +266,12 @@ mod tests {
         assert!(delta.ci95_low.unwrap() < delta.value && delta.value < delta.ci95_high.unwrap());
         let unpaired = (base.stderr.unwrap().powi(2) + other.stderr.unwrap().powi(2)).sqrt();
         assert!(delta.stderr.unwrap() < unpaired / 50.0);
+        assert!(delta.ln_ratio_stderr.unwrap() < 1e-9 && delta.ratio_stderr.unwrap() < 1e-9);
+        let ends = delta.ln_ratio_ci95.unwrap();
+        assert!(ends.low <= delta.ln_ratio + 1e-12 && delta.ln_ratio <= ends.high + 1e-12);
+        assert!(delta.ln_ratio_stderr_unpaired.unwrap() > 0.1);
+        // All six differences have one sign: two of 64 ways to flip them are as extreme.
+        assert_eq!(delta.p_value, Some(2.0 / 64.0));
     }
 
     #[test]

@@ -71,8 +71,6 @@ impl Record {
 
 /// What a record asks and what came of it.
 #[derive(Debug, Clone, PartialEq)]
-// A run holds a handful of them, so the room that the smaller kind wastes is nothing.
-#[expect(clippy::large_enum_variant)]
 pub enum Body {
     /// How well the variant predicts a text.
     Quality {
@@ -215,8 +213,21 @@ pub struct QualityTask {
     pub protocol: String,
     /// Tokens of context that a segment offers.
     pub context: usize,
+    /// Tokens from one window to the next, where the protocol leaves that open.
+    pub stride: Option<usize>,
     /// The text.
     pub text: Text,
+    /// What the predictions are compared with; `None` for the base itself, or where that was not asked.
+    pub base: Option<Base>,
+}
+
+/// The variant of the same model that predictions are compared with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    /// Its name.
+    pub variant: String,
+    /// How many of its most likely tokens are compared one by one, the rest as one; `None` for the whole vocabulary.
+    pub top_k: Option<usize>,
 }
 
 /// A text, by content.
@@ -237,8 +248,32 @@ pub struct Perplexity {
     pub tokens_total: u64,
     /// Bytes of text that the scored tokens stand for.
     pub bytes_scored: Option<u64>,
-    /// How far the predictions are from the base variant's, where that was asked.
+    /// Words of text, where the protocol counts them.
+    pub words_scored: Option<u64>,
+    /// The sum over tokens of squared negative log-likelihoods.
+    pub nll_squares: Option<f64>,
+    /// How far the predictions are from the base variant's, where that was asked. For the base itself it is the noise
+    /// floor: against its own in another batch size.
     pub divergence: Option<Divergence>,
+    /// Whether the losses depend on what runs beside a sequence, where that was asked.
+    pub under_load: Vec<UnderLoad>,
+}
+
+/// The same tokens scored alone, in whole prompts, and again under other circumstances.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UnderLoad {
+    /// Sequences side by side.
+    pub batch: usize,
+    /// Tokens of one forward pass.
+    pub chunk: usize,
+    /// Tokens scored.
+    pub tokens: u64,
+    /// Sum of their negative log-likelihoods, in nats.
+    pub nll: f64,
+    /// The same, each sequence alone and in one pass.
+    pub nll_alone: f64,
+    /// The largest difference of a token, in nats.
+    pub largest_difference: f64,
 }
 
 /// One segment of a scored text.
@@ -257,10 +292,40 @@ pub struct Divergence {
     pub mean_kl: f64,
     /// Its standard error over segments.
     pub stderr: Option<f64>,
+    /// How it is spread over tokens.
+    pub spread: Option<KlSpread>,
     /// The share of positions where both name the same most likely token.
     pub top1_agreement: f64,
+    /// Its standard error over segments.
+    pub top1_stderr: Option<f64>,
+    /// What the probability of the tokens of the text becomes.
+    pub true_token: Option<TrueTokenShift>,
+    /// The mean probability that the base gives to tokens that are compared as one; zero where all are compared.
+    pub outside_top_k: Option<f64>,
     /// Over this many tokens.
     pub tokens: u64,
+}
+
+/// Quantiles over tokens of a divergence, in nats. A quantile is `None` where there are too few tokens for it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct KlSpread {
+    /// The median.
+    pub p50: f64,
+    /// The 90th percentile.
+    pub p90: Option<f64>,
+    /// The 99th percentile.
+    pub p99: Option<f64>,
+    /// The largest.
+    pub max: f64,
+}
+
+/// Differences of the probability that two variants give to the tokens of the text, the base's taken from the other's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TrueTokenShift {
+    /// Their mean.
+    pub mean: f64,
+    /// The root of their mean square.
+    pub rms: f64,
 }
 
 /// The shape of the work in one cell of a sweep.

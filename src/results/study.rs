@@ -38,7 +38,7 @@ pub struct Study {
     pub variants: Vec<Variant>,
 }
 
-/// What quality means across the variants. Less is better in both.
+/// What quality means across the variants. Less is better in each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum QualityAxis {
@@ -46,6 +46,8 @@ pub enum QualityAxis {
     Perplexity,
     /// Bits per byte of text: tokenizers differ, so perplexities do not compare.
     BitsPerByte,
+    /// The mean Kullback–Leibler divergence from the base, whose own is zero.
+    KlDivergence,
 }
 
 /// A model, by content.
@@ -127,10 +129,16 @@ pub struct Perplexity {
     pub protocol: String,
     /// Tokens of context that a segment offers.
     pub context: usize,
+    /// Tokens from one window to the next, where the protocol leaves that open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stride: Option<usize>,
     /// exp(mean negative log-likelihood per token).
     pub value: f64,
     /// Its standard error over segments, by the delta method.
     pub stderr: Option<f64>,
+    /// Its standard error as llama.cpp estimates it: as if tokens were independent, which makes it too small.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr_over_tokens: Option<f64>,
     /// The lower end of its 95 % bootstrap interval over segments.
     pub ci95_low: Option<f64>,
     /// The upper end.
@@ -147,6 +155,12 @@ pub struct Perplexity {
     pub bits_per_byte: Option<f64>,
     /// Its standard error over segments.
     pub bits_per_byte_stderr: Option<f64>,
+    /// exp(sum of negative log-likelihoods / words of text), where the protocol counts words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub word_perplexity: Option<f64>,
+    /// exp(sum of negative log-likelihoods / bytes of text).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub byte_perplexity: Option<f64>,
     /// The text.
     pub text: Text,
     /// The sum of negative log-likelihoods of each segment, in nats.
@@ -157,8 +171,31 @@ pub struct Perplexity {
     pub delta_vs_base: Option<Delta>,
     /// 100 × the base's perplexity over this one.
     pub recovery_percent: Option<f64>,
-    /// How far the predictions are from the base's.
+    /// How far the predictions are from the base's; null for the base.
     pub divergence: Option<Divergence>,
+    /// How far the base's predictions are from its own in another batch size: what is not more than this is no difference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise_floor: Option<Divergence>,
+    /// Whether losses depend on what runs beside a sequence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub under_load: Vec<UnderLoad>,
+}
+
+/// The same tokens scored alone, in whole prompts, and again under other circumstances.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct UnderLoad {
+    /// Sequences side by side.
+    pub batch: usize,
+    /// Tokens of one forward pass.
+    pub chunk: usize,
+    /// Tokens scored.
+    pub tokens: u64,
+    /// Whether every loss is the same to the bit.
+    pub equal: bool,
+    /// What the mean loss gains, in nats per token.
+    pub loss_difference: f64,
+    /// The largest difference of a token's loss, in nats.
+    pub largest_difference: f64,
 }
 
 /// A text, by content.
@@ -183,8 +220,23 @@ pub struct Delta {
     pub ci95_high: Option<f64>,
     /// This perplexity over the base's.
     pub ratio: f64,
+    /// The standard error of the ratio.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ratio_stderr: Option<f64>,
     /// The logarithm of the ratio: the mean paired difference of losses, in nats per token.
     pub ln_ratio: f64,
+    /// Its standard error over segments.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ln_ratio_stderr: Option<f64>,
+    /// Its 95 % paired bootstrap interval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ln_ratio_ci95: Option<Interval>,
+    /// What its standard error would be if the two were measured on texts of their own: what pairing is worth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ln_ratio_stderr_unpaired: Option<f64>,
+    /// How likely so large a mean difference is if the signs of the segments' differences are chance (sign-flip test, two-sided).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p_value: Option<f64>,
 }
 
 /// How far predictions are from the base's on the same tokens.
@@ -194,8 +246,36 @@ pub struct Divergence {
     pub mean_kl: f64,
     /// Its standard error over segments.
     pub stderr: Option<f64>,
+    /// The median over tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub median_kl: Option<f64>,
+    /// The 90th percentile over tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p90_kl: Option<f64>,
+    /// The 99th percentile over tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p99_kl: Option<f64>,
+    /// The largest of a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_kl: Option<f64>,
     /// The share of positions where both name the same most likely token.
     pub top1_agreement: f64,
+    /// Its standard error over segments.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top1_stderr: Option<f64>,
+    /// The mean change of the probability of the text's own tokens, the base's taken from this one's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_delta_p: Option<f64>,
+    /// The root of the mean square of these changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rms_delta_p: Option<f64>,
+    /// How many of the base's most likely tokens are compared one by one, the rest as one, which can only lower a
+    /// divergence; null for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<usize>,
+    /// The mean probability that the base gives to the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside_top_k: Option<f64>,
     /// Over this many tokens.
     pub tokens: u64,
 }
@@ -241,6 +321,10 @@ pub struct Speed {
     pub decode_tokens_per_second_ci95: Option<Interval>,
     /// Decode rate over the base's in the same cell (prefill rate where nothing was decoded).
     pub speedup_vs_base: Option<f64>,
+    /// What being one percent faster than the base costs: by how many percent perplexity rises. Null where it is not
+    /// faster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ppl_percent_per_speed_percent: Option<f64>,
     /// How near prefill comes to what the device can do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefill_utilisation: Option<Utilisation>,

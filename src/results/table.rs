@@ -101,7 +101,7 @@ pub(super) fn cell_title(cell: Cell) -> String {
 
 /// What the variants are and how good. Columns without a figure are left out.
 pub(super) fn quality_columns(study: &Study) -> Vec<Column> {
-    let axis = study.quality_axis;
+    let axis = study.quality_axis.of_text();
     let rows: Vec<&Variant> = study.variants.iter().collect();
     let of = |head: &str, weight, figure: &dyn Fn(&Variant) -> Option<String>| {
         column(head, weight, rows.iter().map(|variant| figure(variant)))
@@ -115,7 +115,7 @@ pub(super) fn quality_columns(study: &Study) -> Vec<Column> {
         of("group", 3, &|v| v.scheme.group_size.map(|g| g.to_string())),
         of("weights", 7, &|v| Some(Bytes(v.weight_bytes?).to_string())),
         of(&format!("{} ± se", axis.short()), 10, &|v| {
-            let quality = study.quality(v)?;
+            let quality = v.quality(axis)?;
             Some(format::quality_with_error(
                 axis,
                 quality.value,
@@ -201,6 +201,9 @@ pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
             of_limit(s.decode_utilisation.as_ref()?)
         }),
         of("vs base", 11, &|s| s.speedup_vs_base.map(format::factor)),
+        of("ppl %\n/ % faster", 2, &|s| {
+            s.ppl_percent_per_speed_percent.map(format::plain)
+        }),
         of("ITL p50\nms", 10, &|s| Some(format::plain(s.itl_ms?.p50))),
         of("ITL p99\nms", 3, &|s| s.itl_ms?.p99.map(format::plain)),
         of("host gap\n%", 2, &|s| {
@@ -245,6 +248,7 @@ fn notes(study: &Study) -> Vec<String> {
                 .to_owned(),
         );
     }
+    lines.extend(quality_notes(study));
     let mut speeds = study.variants.iter().flat_map(|variant| &variant.speed);
     if speeds.any(|speed| speed.device.is_some_and(|d| d.host_gap_percent.is_some())) {
         lines.push(
@@ -268,6 +272,52 @@ fn notes(study: &Study) -> Vec<String> {
             }
         }
     }
+    lines
+}
+
+/// What must be known to read the quality figures: how much of a divergence is noise, and whether losses depend on what
+/// runs beside a sequence.
+pub(super) fn quality_notes(study: &Study) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut differing = Vec::new();
+    let mut same: Vec<String> = Vec::new();
+    let mut checked = 0;
+    for variant in &study.variants {
+        let Some(perplexity) = &variant.perplexity else {
+            continue;
+        };
+        let label = study.label(variant);
+        if let Some(floor) = &perplexity.noise_floor {
+            lines.push(format!(
+                "noise floor: {label} against itself in another batch size, KL {} nats/token, same top-1 {:.2} %",
+                format::plain(floor.mean_kl),
+                100.0 * floor.top1_agreement
+            ));
+        }
+        checked += usize::from(!perplexity.under_load.is_empty());
+        for found in &perplexity.under_load {
+            let how = if found.batch > 1 {
+                format!("at batch {}", found.batch)
+            } else {
+                format!("in chunks of {}", found.chunk)
+            };
+            if !found.equal {
+                differing.push(format!(
+                    "{label}: {how}, losses differ from those of a sequence alone by {:+.1e} nats/token, of a token by up to {:.1e}",
+                    found.loss_difference, found.largest_difference
+                ));
+            } else if !same.contains(&how) {
+                same.push(how);
+            }
+        }
+    }
+    if differing.is_empty() && checked > 0 {
+        lines.push(format!(
+            "under load: losses {} are those of a sequence alone, to the bit",
+            same.join(" and ")
+        ));
+    }
+    lines.extend(differing);
     lines
 }
 
@@ -321,6 +371,14 @@ mod tests {
             assert!(shown.contains(head), "{head}:\n{shown}");
         }
         assert!(shown.contains("batch 64 · prompt 512 · generate 128"));
+        assert!(
+            shown.contains("noise floor: bf16 against itself"),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("w4a16: at batch 64, losses differ"),
+            "{shown}"
+        );
     }
 
     #[test]

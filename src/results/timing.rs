@@ -92,6 +92,7 @@ fn empty(cell: record::Cell) -> Speed {
         decode_tokens_per_second: None,
         decode_tokens_per_second_ci95: None,
         speedup_vs_base: None,
+        ppl_percent_per_speed_percent: None,
         prefill_utilisation: None,
         decode_utilisation: None,
         device: None,

@@ -27,6 +27,7 @@ fn alone(study: &Study, variant: &Variant) -> String {
         parts.push(match axis {
             QualityAxis::Perplexity => format!("has a perplexity of {shown}"),
             QualityAxis::BitsPerByte => format!("needs {shown} bits per byte"),
+            QualityAxis::KlDivergence => format!("has a divergence of {shown} nats per token"),
         });
     }
     if let Some((cell, rate)) = first_rate(study, variant) {

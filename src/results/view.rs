@@ -6,7 +6,7 @@ use super::study::{Energy, EnergyUse, QualityAxis, Speed, Study, Variant};
 /// A figure on the quality axis.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Quality {
-    /// Perplexity or bits per byte.
+    /// Perplexity, bits per byte, or nats per token.
     pub value: f64,
     /// Its standard error over segments.
     pub stderr: Option<f64>,
@@ -18,6 +18,7 @@ impl QualityAxis {
         match self {
             Self::Perplexity => "perplexity",
             Self::BitsPerByte => "bits per byte",
+            Self::KlDivergence => "KL divergence from the base",
         }
     }
 
@@ -26,6 +27,15 @@ impl QualityAxis {
         match self {
             Self::Perplexity => "ppl",
             Self::BitsPerByte => "bits/B",
+            Self::KlDivergence => "KL",
+        }
+    }
+
+    /// The axis of how well the text itself is predicted.
+    pub(super) const fn of_text(self) -> Self {
+        match self {
+            Self::KlDivergence => Self::Perplexity,
+            own => own,
         }
     }
 }
@@ -33,17 +43,7 @@ impl QualityAxis {
 impl Study {
     /// Where a variant stands on the study's quality axis.
     pub fn quality(&self, variant: &Variant) -> Option<Quality> {
-        let perplexity = variant.perplexity.as_ref()?;
-        Some(match self.quality_axis {
-            QualityAxis::Perplexity => Quality {
-                value: perplexity.value,
-                stderr: perplexity.stderr,
-            },
-            QualityAxis::BitsPerByte => Quality {
-                value: perplexity.bits_per_byte?,
-                stderr: perplexity.bits_per_byte_stderr,
-            },
-        })
+        variant.quality(self.quality_axis)
     }
 
     /// Every cell that some variant has, in the order of depth, prompt, generated tokens and batch.
@@ -105,6 +105,32 @@ impl Study {
 }
 
 impl Variant {
+    /// Where it stands on an axis.
+    pub fn quality(&self, axis: QualityAxis) -> Option<Quality> {
+        let perplexity = self.perplexity.as_ref()?;
+        Some(match axis {
+            QualityAxis::Perplexity => Quality {
+                value: perplexity.value,
+                stderr: perplexity.stderr,
+            },
+            QualityAxis::BitsPerByte => Quality {
+                value: perplexity.bits_per_byte?,
+                stderr: perplexity.bits_per_byte_stderr,
+            },
+            QualityAxis::KlDivergence if self.base => Quality {
+                value: 0.0,
+                stderr: None,
+            },
+            QualityAxis::KlDivergence => {
+                let divergence = perplexity.divergence?;
+                Quality {
+                    value: divergence.mean_kl,
+                    stderr: divergence.stderr,
+                }
+            }
+        })
+    }
+
     /// The measurement in one cell.
     pub fn at(&self, cell: Cell) -> Option<&Speed> {
         self.speed.iter().find(|speed| speed.cell() == cell)

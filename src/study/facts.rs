@@ -1,6 +1,8 @@
 //! Facts about model, variant and machine in the terms of records.
 
+use super::plan::EngineKind;
 use super::sensors;
+use crate::engine::WeightSource;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Device};
 use crate::measure::{self, GpuSelector};
@@ -171,6 +173,26 @@ pub(super) fn file_scheme(model: &Model, variant: &Variant) -> Result<(String, S
         scale_dtype: (bits < 16).then(|| "f16".to_owned()),
     };
     Ok((blocks.to_lowercase(), scheme))
+}
+
+/// A variant of a model as its records name it, on this program's own engine with a plain cache.
+pub(super) fn subject(
+    of: &Model,
+    variant: &Variant,
+    act: DType,
+    device: &Device,
+) -> Result<record::Subject> {
+    let facts = measure::Environment::gather(selector(device).as_ref());
+    Ok(record::Subject {
+        model: model(of)?,
+        variant: variant.name.clone(),
+        scheme: scheme(of, variant, WeightSource::of(of, variant)?.precision)?,
+        activation_dtype: act.name().to_owned(),
+        kv_cache: None,
+        engine: EngineKind::Candlepower.name().to_owned(),
+        device: device_name(device, &facts),
+        tool_version: facts.tool.version.to_owned(),
+    })
 }
 
 /// The scheme of a variant of `model`, whose weights come in precision `source`.

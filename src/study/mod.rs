@@ -2,10 +2,12 @@
 //! nothing: progress goes to a [`Watcher`].
 
 mod ablate;
+mod base;
 mod bench;
 mod capacity;
 mod ceilings;
 mod facts;
+mod fit;
 pub mod microbench;
 mod plan;
 mod prompts;
@@ -15,6 +17,7 @@ mod runner;
 mod sensors;
 mod single;
 mod stored;
+mod tasks;
 mod verify;
 mod work;
 
@@ -22,9 +25,10 @@ pub use ablate::stages;
 pub use capacity::{Question, capacity};
 pub use ceilings::{Effort, ceilings};
 pub use facts::{environment, gpu_facts};
-pub use plan::{DeviceChoice, EngineKind, Plan, QualityPlan, Switches, open_device};
+pub use plan::{BasePlan, DeviceChoice, EngineKind, Plan, QualityPlan, Switches, open_device};
 pub use prompts::random_tokens;
 pub use run::{Outcome, Stage, Watcher, check_inputs, run};
 pub use runner::activation_dtype;
 pub use single::{Generated, Generation, Scoring, TextScore, generate, logits, score_text};
 pub use stored::{default_variants, notice};
+pub use tasks::{Evaluated, Evaluation, evaluate};

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::trial::{StopRule, WarmUp};
 use crate::model::ModelSpec;
-use crate::quality::{Protocol, TextFormat};
+use crate::quality::{Protocol, Reading, TextFormat};
 use crate::results::record::Cell;
 use crate::scheme::{DType, KvFormat, Variant};
 use crate::units::Seconds;
@@ -50,15 +50,18 @@ pub struct Plan {
 pub struct Switches {
     /// Whether decode steps are recorded once and replayed as a CUDA graph.
     pub graphs: Option<bool>,
+    /// Whether ops share launches as [`StepPlan`](crate::engine::StepPlan) says.
+    pub fuse: Option<bool>,
     /// Whether a kernel may start while the one before it ends (programmatic dependent launch).
     pub overlap: Option<bool>,
 }
 
 impl Switches {
     /// Each switch with its flag, and how records name an engine without it.
-    fn each(&self) -> [(Option<bool>, &'static str, &'static str); 2] {
+    fn each(&self) -> [(Option<bool>, &'static str, &'static str); 3] {
         [
             (self.graphs, "--graphs", "launch by launch"),
+            (self.fuse, "--fuse", "op by op"),
             (self.overlap, "--pdl", "no overlap"),
         ]
     }
@@ -67,22 +70,56 @@ impl Switches {
     /// cheap.
     pub(super) fn ladder() -> Vec<Self> {
         let off = Some(false);
-        let steps = [(off, off), (None, off), (None, None)];
-        steps
-            .map(|(graphs, overlap)| Self { graphs, overlap })
-            .to_vec()
+        let steps = [
+            (off, off, off),
+            (None, off, off),
+            (None, None, off),
+            (None, None, None),
+        ];
+        let with = |(graphs, fuse, overlap)| Self {
+            graphs,
+            fuse,
+            overlap,
+        };
+        steps.map(with).to_vec()
     }
 }
 
 /// The text to score and how.
 #[derive(Debug, Clone)]
 pub struct QualityPlan {
-    /// A file, or `None` for the model's own text (that of `tiny`).
+    /// A file or a folder, or `None` for the model's own text (that of `tiny`).
     pub text: Option<PathBuf>,
-    /// How the file becomes a text.
+    /// How a file becomes a text.
     pub format: TextFormat,
-    /// Context and segments.
+    /// The field of JSON lines that holds the text.
+    pub field: Option<String>,
+    /// How the text is cut.
     pub protocol: Protocol,
+    /// Whether and how predictions are compared with the base's.
+    pub base: Option<BasePlan>,
+    /// Whether it is looked at if losses depend on what runs beside a sequence.
+    pub under_load: bool,
+}
+
+/// How the predictions of a base are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BasePlan {
+    /// Where.
+    pub folder: PathBuf,
+    /// How many of the most likely tokens are kept one by one, the rest as one; all where `None`.
+    pub top_k: Option<usize>,
+}
+
+impl QualityPlan {
+    /// How files are read.
+    pub(super) fn reading(&self) -> Reading {
+        Reading {
+            format: self.format,
+            wikitext: self.protocol.rule.wikitext(),
+            field: self.field.clone(),
+        }
+    }
 }
 
 /// What runs a model.

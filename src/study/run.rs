@@ -2,25 +2,29 @@
 //! before the next begins.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
+use super::base::BaseFile;
 use super::bench::{Bench, limits};
 use super::facts;
-use super::plan::{EngineKind, Plan, positions};
-use super::quality::{self, ScoredText};
+use super::fit::check_fit;
+use super::plan::{EngineKind, Plan};
+use super::quality::{self, Role, Score, ScoredText};
 use super::runner::{Runner, activation_dtype};
 use super::stored::notice;
 use super::verify::verify;
-use crate::engine::{DeviceWeights, Footprint, WeightSource};
+use crate::engine::{DeviceWeights, Footprint, StepPlan, WeightSource};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
-use crate::kernels::attention::Attention;
-use crate::measure::memory::{HostMemory, PeakMeter};
+use crate::measure::memory::PeakMeter;
 use crate::measure::{Interrupt, PowerSource, SystemClock};
 use crate::model::Model;
 use crate::quality::TextFormat;
 use crate::results::environment::Ceilings;
-use crate::results::record::{Body, Cell, Failure, Load, Loaded, QualityTask, Record, Subject};
+use crate::results::record::{
+    Body, Cell, Failure, Load, Loaded, Perplexity, QualityTask, Record, Subject,
+};
 use crate::results::{Environment, Store};
 use crate::scheme::{DType, KvFormat, Variant};
 use crate::units::{Bytes, Clock};
@@ -41,9 +45,13 @@ pub enum Stage {
 /// Somebody who wants to know how far a run is.
 pub trait Watcher {
     /// A text was read as this format, giving so many tokens.
-    fn text(&mut self, model: &str, format: TextFormat, tokens: usize);
+    fn text(&mut self, model: &str, format: TextFormat, tokens: u64);
     /// Work on a variant: the share of this stage that is done, and the share of the whole run.
     fn progress(&mut self, variant: &str, stage: &Stage, share: f64, overall: f64);
+    /// A variant is loaded, and its steps go like this on the GPU.
+    fn plan(&mut self, _variant: &str, _plan: &StepPlan) {}
+    /// The predictions of a base are on the disk, so large, for variants to be compared with.
+    fn base(&mut self, variant: &str, path: &Path, size: Bytes);
     /// A point is on record.
     fn point(&mut self, record: &Record, resumed: bool);
 }
@@ -89,7 +97,7 @@ pub fn run(
     let jobs = jobs(plan, device, environment, &models)?;
     for job in &jobs {
         if let Some(text) = &job.text {
-            watcher.text(&job.model.name, text.format, text.tokens.ids.len());
+            watcher.text(&job.model.name, text.format, text.layout.tokens_total);
         }
     }
     let power = match facts::selector(device) {
@@ -116,7 +124,7 @@ pub fn run(
         outcome: Outcome::default(),
     };
     for job in &jobs {
-        match session.job(job) {
+        match session.job(job, &jobs) {
             Err(Error::Interrupted) => {
                 session.outcome.interrupted = true;
                 break;
@@ -153,6 +161,9 @@ struct Job<'a> {
     kv: KvFormat,
     subject: Subject,
     text: Option<Arc<ScoredText>>,
+    /// Where the predictions of the model's base are kept, if variants are compared with it.
+    base: Option<(String, BaseFile)>,
+    is_base: bool,
 }
 
 /// One point of a job.
@@ -164,13 +175,23 @@ enum Point {
 
 impl Job<'_> {
     fn points(&self, plan: &Plan) -> Vec<Point> {
-        let quality = self
-            .text
-            .iter()
-            .map(|text| Point::Quality(text.task.clone()));
+        let quality = self.task().map(Point::Quality);
         quality
+            .into_iter()
             .chain(plan.cells.iter().map(|&cell| Point::Speed(cell)))
             .collect()
+    }
+
+    /// What is asked of the text, if there is one.
+    fn task(&self) -> Option<QualityTask> {
+        let mut task = self.text.as_ref()?.task.clone();
+        if !self.is_base {
+            task.base = self
+                .base
+                .as_ref()
+                .map(|(variant, file)| file.named(variant));
+        }
+        Some(task)
     }
 
     fn failed(&self, point: &Point, loaded: Option<Loaded>, reason: String) -> Record {
@@ -222,7 +243,9 @@ fn jobs<'a>(
         };
         let variants = plan.variants.iter();
         let variants = variants.flat_map(|variant| plan.kv.iter().map(move |&kv| (variant, kv)));
-        for (variant, kv) in variants {
+        let several = plan.variants.len() * plan.kv.len() > 1;
+        let mut base: Option<(String, BaseFile)> = None;
+        for (number, (variant, kv)) in variants.enumerate() {
             check_fit(plan, device, model, variant, act, kv)?;
             let (name, scheme) = match plan.engine {
                 EngineKind::CandleGguf => facts::file_scheme(model, variant)?,
@@ -242,6 +265,12 @@ fn jobs<'a>(
                 device: device_name.clone(),
                 tool_version: environment.tool_version.clone(),
             };
+            let kept = plan.quality.as_ref().and_then(|q| q.base.as_ref());
+            if let (0, true, Some(kept), Some(text)) = (number, several, kept, &text) {
+                let vocab = model.config.vocab;
+                let file = BaseFile::of(kept, &subject, &text.task, vocab, &text.layout);
+                base = Some((subject.variant.clone(), file));
+            }
             jobs.push(Job {
                 model,
                 variant,
@@ -249,65 +278,12 @@ fn jobs<'a>(
                 kv,
                 subject,
                 text: text.clone(),
+                base: base.clone(),
+                is_base: number == 0,
             });
         }
     }
     Ok(jobs)
-}
-
-/// Refuses what cannot run before any weight is read: heads without a kernel, the model's context, the device's memory.
-fn check_fit(
-    plan: &Plan,
-    device: &Device,
-    model: &Model,
-    variant: &Variant,
-    act: DType,
-    kv: KvFormat,
-) -> Result<()> {
-    let config = &model.config;
-    if plan.engine == EngineKind::Candlepower {
-        Attention::check_head_dim(device, config.head_dim)?;
-    }
-    let free = match device.memory() {
-        Some((free, _)) => Some(Bytes(free)),
-        None => HostMemory::available(),
-    };
-    for cell in &plan.cells {
-        let needed = positions(cell);
-        if needed > config.max_positions {
-            return Err(Error::Config(format!(
-                "depth {} + prompt {} + generate {} = {needed} positions, but the context of {} is {}",
-                cell.depth, cell.prompt, cell.generate, model.name, config.max_positions
-            )));
-        }
-        if plan.engine != EngineKind::Candlepower {
-            continue;
-        }
-        let source = WeightSource::of(model, variant)?;
-        let limits = limits(plan, device, cell, kv);
-        let need = Footprint::predict(config, variant, act, &source, limits)?;
-        if let Some(free) = free.filter(|&free| need.total() > free) {
-            let most = limits.most_slots(free, |l| {
-                Footprint::predict(config, variant, act, &source, l).ok()
-            });
-            let advice = if most == 0 {
-                "no batch fits".to_owned()
-            } else {
-                format!("--batch {most} is the largest that fits")
-            };
-            return Err(Error::Config(format!(
-                "{} in {variant}, batch {}, {needed} positions needs {} ({} weights, {} cache, {} activations), but {free} \
-                 are free: {advice}",
-                model.name,
-                cell.batch,
-                need.total(),
-                need.weights,
-                need.kv,
-                need.activations
-            )));
-        }
-    }
-    Ok(())
 }
 
 /// Groups by size; where a scale covers a whole row, whatever its length, by that.
@@ -338,7 +314,7 @@ struct Session<'a> {
 
 impl Session<'_> {
     /// Measures whatever of a job is not on record.
-    fn job(&mut self, job: &Job<'_>) -> Result<()> {
+    fn job(&mut self, job: &Job<'_>, jobs: &[Job<'_>]) -> Result<()> {
         let points = job.points(self.plan);
         let known: Vec<Option<Record>> = points
             .iter()
@@ -351,6 +327,10 @@ impl Session<'_> {
                 .for_each(|record| self.note(record, true));
             return Ok(());
         }
+        let asked = |(point, known): (&Point, &Option<Record>)| {
+            matches!(point, Point::Quality(_)) && known.is_none()
+        };
+        let compared = points.iter().zip(&known).any(asked) && self.base_is_ready(job, jobs)?;
         let (mut runner, loaded) = match self.load(job) {
             Ok(pair) => pair,
             Err(Error::Interrupted) => return Err(Error::Interrupted),
@@ -378,7 +358,7 @@ impl Session<'_> {
             }
             let record = match &broken {
                 Some(reason) => job.failed(point, Some(loaded.clone()), reason.clone()),
-                None => match self.point(job, point, &mut runner) {
+                None => match self.point(job, point, compared, &mut runner) {
                     Ok(body) => Record::new(job.subject.clone(), Some(loaded.clone()), body),
                     Err(Error::Interrupted) => return Err(Error::Interrupted),
                     Err(error) => job.failed(point, Some(loaded.clone()), error.to_string()),
@@ -412,6 +392,9 @@ impl Session<'_> {
             );
             interrupt.check()
         };
+        if let Device::Gpu(gpu) = self.device {
+            gpu.set_fused(self.plan.switches.fuse.unwrap_or(true));
+        }
         let meter = PeakMeter::start();
         let start = self.clock.now();
         let kind = self.plan.engine;
@@ -432,6 +415,9 @@ impl Session<'_> {
         }
         if let Device::Gpu(gpu) = self.device {
             gpu.set_overlap(switches.overlap.unwrap_or(true));
+            if let Some(steps) = runner.step_plan() {
+                self.watcher.plan(name, &steps);
+            }
         }
         let time = self.clock.now() - start;
         let peak_host = meter.peak().map(|peak| peak.bytes);
@@ -458,57 +444,125 @@ impl Session<'_> {
         Ok((runner, loaded))
     }
 
-    fn point(&mut self, job: &Job<'_>, point: &Point, runner: &mut Runner) -> Result<Body> {
+    /// Whether there is a base to compare a variant with; one whose predictions are not kept is scored for that.
+    fn base_is_ready(&mut self, job: &Job<'_>, jobs: &[Job<'_>]) -> Result<bool> {
+        let Some((_, file)) = job.base.as_ref().filter(|_| !job.is_base) else {
+            return Ok(false);
+        };
+        let base = jobs
+            .iter()
+            .find(|base| base.is_base && std::ptr::eq(base.model, job.model));
+        let Some(base) = base.filter(|_| !file.exists()) else {
+            return Ok(file.exists());
+        };
+        let made = self.load(base).and_then(|(mut runner, loaded)| {
+            if !loaded.verification.passed() {
+                return Ok(());
+            }
+            self.score(base, Role::Base(file), false, &mut runner)
+                .map(|_| ())
+        });
+        match made {
+            Err(Error::Interrupted) => Err(Error::Interrupted),
+            // Then there is nothing to compare with; what is wrong with the base stands on its own record.
+            _ => Ok(file.exists()),
+        }
+    }
+
+    /// Scores the text of a job.
+    fn score(
+        &mut self,
+        job: &Job<'_>,
+        role: Role<'_>,
+        under_load: bool,
+        runner: &mut Runner,
+    ) -> Result<Perplexity> {
+        let (Some(text), Some(plan)) = (&job.text, &self.plan.quality) else {
+            return Err(Error::Internal("a text to score was lost".into()));
+        };
         let name = &job.variant.name;
         let (done, total) = (self.done as f64, self.total as f64);
         let (watcher, interrupt) = (&mut *self.watcher, self.interrupt);
-        match (point, &job.text, &self.plan.quality) {
-            (Point::Quality(task), Some(text), Some(plan)) => {
-                let chunk = self.plan.chunk.unwrap_or(plan.protocol.context);
-                let outcome = quality::run(runner, plan, text, chunk, |scored, all| {
-                    let share = scored as f64 / all.max(1) as f64;
-                    watcher.progress(name, &Stage::Quality, share, (done + share) / total);
-                    interrupt.check()
-                })?;
-                Ok(Body::Quality {
-                    task: task.clone(),
-                    outcome: Ok(outcome),
-                })
-            }
-            (Point::Quality(_), ..) => Err(Error::Internal("a text to score was lost".into())),
-            (Point::Speed(cell), ..) => {
-                let bench = Bench {
-                    plan: self.plan,
-                    device: self.device,
-                    clock: self.clock.clone(),
-                    interrupt,
-                    power: &self.power,
-                    vocab: job.model.config.vocab,
-                    kv: job.kv,
-                    ceilings: self.ceilings,
-                };
-                let predicted = runner.weights().and_then(|weights| {
-                    let limits = limits(self.plan, self.device, cell, job.kv);
-                    Footprint::predict(
-                        &weights.config,
-                        job.variant,
-                        job.act,
-                        &weights.source,
-                        limits,
-                    )
-                    .ok()
-                });
-                let stage = Stage::Speed(*cell);
-                watcher.progress(name, &stage, 0.0, done / total);
-                let speed = bench.cell(runner, cell, predicted, |share| {
-                    watcher.progress(name, &stage, share, (done + share) / total);
-                })?;
-                Ok(Body::Speed {
-                    cell: *cell,
-                    outcome: Ok(speed),
-                })
-            }
+        let batches = self.plan.cells.iter().map(|cell| cell.batch);
+        let new = match role {
+            Role::Base(file) if !file.exists() => Some(file),
+            _ => None,
+        };
+        let score = Score {
+            text,
+            role,
+            chunk: self.plan.chunk.unwrap_or(plan.protocol.context),
+            batch: under_load.then(|| batches.max().unwrap_or(1)),
+        };
+        let found = score.run(runner, &mut |scored, all| {
+            let share = scored as f64 / all.max(1) as f64;
+            watcher.progress(name, &Stage::Quality, share, (done + share) / total);
+            interrupt.check()
+        })?;
+        if let Some(file) = new {
+            watcher.base(name, file.path(), file.size());
         }
+        Ok(found.own)
+    }
+
+    fn point(
+        &mut self,
+        job: &Job<'_>,
+        point: &Point,
+        compared: bool,
+        runner: &mut Runner,
+    ) -> Result<Body> {
+        if let Point::Quality(task) = point {
+            let mut task = task.clone();
+            let role = match &job.base {
+                Some((_, file)) if job.is_base => Role::Base(file),
+                Some((_, file)) if compared => Role::Against(file),
+                // Another point: a later run tries the comparison again.
+                _ => {
+                    task.base = None;
+                    Role::Alone
+                }
+            };
+            let under_load = self.plan.quality.as_ref().is_some_and(|q| q.under_load);
+            let outcome = Ok(self.score(job, role, under_load, runner)?);
+            return Ok(Body::Quality { task, outcome });
+        }
+        let name = &job.variant.name;
+        let (done, total) = (self.done as f64, self.total as f64);
+        let (watcher, interrupt) = (&mut *self.watcher, self.interrupt);
+        let Point::Speed(cell) = point else {
+            return Err(Error::Internal("a point of no kind".into()));
+        };
+        let bench = Bench {
+            plan: self.plan,
+            device: self.device,
+            clock: self.clock.clone(),
+            interrupt,
+            power: &self.power,
+            vocab: job.model.config.vocab,
+            kv: job.kv,
+            ceilings: self.ceilings,
+        };
+        let predicted = runner.weights().and_then(|weights| {
+            let limits = limits(self.plan, self.device, cell, job.kv);
+            Footprint::predict(
+                &weights.config,
+                job.variant,
+                job.act,
+                &weights.source,
+                limits,
+            )
+            .ok()
+        });
+        let stage = Stage::Speed(*cell);
+        watcher.progress(name, &stage, 0.0, done / total);
+        let speed = bench.cell(runner, cell, predicted, |share| {
+            watcher.progress(name, &stage, share, (done + share) / total);
+        })?;
+        Ok(Body::Speed {
+            cell: *cell,
+            outcome: Ok(speed),
+        })
     }
 
     fn overall(&self, share: f64) -> f64 {

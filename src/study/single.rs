@@ -1,7 +1,9 @@
 //! One variant outside a sweep: its perplexity, its text, its logits.
 
+use super::base::BaseFile;
+use super::facts;
 use super::plan::{EngineKind, QualityPlan};
-use super::quality;
+use super::quality::{self, Role, Score, Scored, ScoredText};
 use super::run::{Stage, Watcher};
 use super::runner::{Runner, activation_dtype};
 use crate::engine::{DeviceWeights, Engine, Limits, Prompt, Sampler, Sampling};
@@ -9,8 +11,10 @@ use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::Interrupt;
 use crate::model::{Model, Tokenizer};
+use crate::results;
+use crate::results::record::{self, QualityTask};
+use crate::results::study::Perplexity;
 use crate::scheme::{DType, KvFormat, Variant};
-use crate::stats;
 
 /// What is scored, with what.
 pub struct Scoring<'a> {
@@ -26,42 +30,24 @@ pub struct Scoring<'a> {
     pub device: &'a Device,
     /// Tokens of one forward pass; a whole segment where `None`.
     pub chunk: Option<usize>,
-    /// The text and the protocol.
+    /// The text and the protocol; a comparison needs a base, too.
     pub plan: &'a QualityPlan,
+    /// The variant that this one is compared with, in the way that the plan says.
+    pub base: Option<&'a Variant>,
 }
 
-/// A perplexity with all that it takes to recompute it.
+/// A text scored by one variant.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TextScore {
     /// The type of activations.
     pub act: DType,
-    /// The name of the protocol.
-    pub protocol: String,
-    /// Tokens of a segment.
-    pub context: usize,
-    /// The name of the text.
-    pub text: String,
-    /// A hash of the scored part of the text.
-    pub digest: String,
-    /// The perplexity.
-    pub value: f64,
-    /// Its standard error, from the means of the segments; `None` for a single one.
-    pub stderr: Option<f64>,
-    /// Sum of the negative log-likelihoods, in nats.
-    pub nll_sum: f64,
-    /// Tokens that were predicted.
-    pub tokens_scored: u64,
-    /// Segments.
-    pub segments: usize,
-    /// Tokens of the whole text.
-    pub tokens_total: u64,
-    /// Bits per byte of the scored text.
-    pub bits_per_byte: f64,
-    /// The sum of each segment.
-    pub segment_nll: Vec<f64>,
+    /// The losses, with all that it takes to recompute them, and the difference to the base.
+    pub perplexity: Perplexity,
+    /// The base's, where there was one; with its noise floor, if it was scored now.
+    pub base: Option<Perplexity>,
 }
 
-/// Scores a text.
+/// Scores a text, after the base has left its predictions, if there is one.
 ///
 /// # Errors
 /// If the text is missing or too short, or the model fails.
@@ -71,53 +57,87 @@ pub fn score_text(
     watcher: &mut dyn Watcher,
 ) -> Result<TextScore> {
     let text = quality::prepare(wish.plan, wish.model)?;
-    watcher.text(&wish.model.name, text.format, text.tokens.ids.len());
+    watcher.text(&wish.model.name, text.format, text.layout.tokens_total);
     let act = activation_dtype(wish.act, wish.device, wish.model);
-    let name = &wish.variant.name;
-    let kind = EngineKind::Candlepower;
-    let mut runner = Runner::load(
-        kind,
-        wish.model,
-        wish.variant,
+    let figures = |task: &QualityTask, losses: &record::Perplexity| {
+        results::perplexity(task, losses)
+            .ok_or_else(|| Error::Internal("nothing was scored".into()))
+    };
+    let mut noise_floor = None;
+    let base = match (wish.base, &wish.plan.base) {
+        (Some(variant), Some(kept)) => {
+            let subject = facts::subject(wish.model, variant, act, wish.device)?;
+            let vocab = wish.model.config.vocab;
+            let file = BaseFile::of(kept, &subject, &text.task, vocab, &text.layout);
+            if !file.exists() {
+                let role = Role::Base(&file);
+                // The base has the plain cache, whatever the variant has.
+                let what = (variant, KvFormat::Auto);
+                let found = scored(wish, what, act, &text, role, interrupt, watcher)?;
+                noise_floor = figures(&text.task, &found.own)?.noise_floor;
+                watcher.base(&variant.name, file.path(), file.size());
+            }
+            Some((variant, file))
+        }
+        _ => None,
+    };
+    let role = base
+        .as_ref()
+        .map_or(Role::Alone, |(_, file)| Role::Against(file));
+    let what = (wish.variant, wish.kv);
+    let found = scored(wish, what, act, &text, role, interrupt, watcher)?;
+    let mut task = text.task.clone();
+    task.base = base.map(|(variant, file)| file.named(&variant.name));
+    let mut perplexity = figures(&task, &found.own)?;
+    let mut base = found
+        .base
+        .map(|losses| figures(&text.task, &losses))
+        .transpose()?;
+    if let Some(base) = &mut base {
+        base.noise_floor = noise_floor;
+        results::compare_quality(base, &mut perplexity);
+    }
+    Ok(TextScore {
         act,
-        wish.kv,
+        perplexity,
+        base,
+    })
+}
+
+/// Loads a variant and scores a text with it.
+fn scored(
+    wish: &Scoring<'_>,
+    (variant, kv): (&Variant, KvFormat),
+    act: DType,
+    text: &ScoredText,
+    role: Role<'_>,
+    interrupt: &Interrupt,
+    watcher: &mut dyn Watcher,
+) -> Result<Scored> {
+    let mut runner = Runner::load(
+        EngineKind::Candlepower,
+        wish.model,
+        variant,
+        act,
+        kv,
         wish.device,
         &interrupt.flag(),
         &mut |done, total| {
-            watcher.progress(name, &Stage::Load, done as f64 / total.max(1) as f64, 0.0);
+            let share = done as f64 / total.max(1) as f64;
+            watcher.progress(&variant.name, &Stage::Load, share, 0.0);
             interrupt.check()
         },
     )?;
-    let chunk = wish.chunk.unwrap_or(wish.plan.protocol.context);
-    let found = quality::run(&mut runner, wish.plan, &text, chunk, |done, total| {
+    let score = Score {
+        text,
+        role,
+        chunk: wish.chunk.unwrap_or(wish.plan.protocol.context),
+        batch: None,
+    };
+    score.run(&mut runner, &mut |done, total| {
         let share = done as f64 / total.max(1) as f64;
-        watcher.progress(name, &Stage::Quality, share, share);
+        watcher.progress(&variant.name, &Stage::Quality, share, share);
         interrupt.check()
-    })?;
-    let nll_sum: f64 = found.segments.iter().map(|s| s.nll).sum();
-    let tokens_scored: u64 = found.segments.iter().map(|s| s.tokens).sum();
-    let mean = nll_sum / tokens_scored as f64;
-    let means: Vec<f64> = found
-        .segments
-        .iter()
-        .map(|s| s.nll / s.tokens as f64)
-        .collect();
-    let bytes = found.bytes_scored.unwrap_or_default() as f64;
-    Ok(TextScore {
-        act,
-        protocol: text.task.protocol.clone(),
-        context: wish.plan.protocol.context,
-        text: text.task.text.name.clone(),
-        digest: text.task.text.digest.clone(),
-        value: mean.exp(),
-        // The error of exp(x) is that of x times the value.
-        stderr: stats::standard_error(&means).map(|e| e * mean.exp()),
-        nll_sum,
-        tokens_scored,
-        segments: found.segments.len(),
-        tokens_total: found.tokens_total,
-        bits_per_byte: nll_sum / (std::f64::consts::LN_2 * bytes),
-        segment_nll: found.segments.iter().map(|s| s.nll).collect(),
     })
 }
 

@@ -1,6 +1,6 @@
 //! What the work of a cell costs at least, by the ops' own accounts.
 
-use crate::engine::DeviceWeights;
+use crate::engine::{DeviceWeights, StepPlan};
 use crate::kernels::{self, Device};
 use crate::results::environment::Ceilings;
 use crate::results::record::{Cell, Work};
@@ -9,7 +9,7 @@ use crate::scheme::{DType, KvFormat};
 
 /// The cost of a trial of `cell`, whose prompts go in steps of `chunk` tokens with the cache in the format `kv`, and the ceilings that bound it.
 pub(super) fn of_cell(
-    weights: &DeviceWeights,
+    (weights, plan): (&DeviceWeights, StepPlan),
     cell: &Cell,
     chunk: usize,
     kv: KvFormat,
@@ -23,7 +23,7 @@ pub(super) fn of_cell(
         Device::Gpu(_) => weights.act.name(),
     };
     let cost_of =
-        |step: &Step| weights.step_cost(step.tokens, step.seen, step.cached, step.logits, kv);
+        |step: &Step| weights.step_cost(plan, step.tokens, step.seen, step.cached, step.logits, kv);
     Work {
         prefill: wire(prefill(cell, chunk).iter().map(cost_of).sum()),
         decode_step: (cell.generate > 1).then(|| wire(cost_of(&decode(cell)))),

@@ -174,7 +174,7 @@ fn every_format_of_the_cache_is_a_row_of_its_own() {
 }
 
 #[test]
-fn a_study_writes_four_files_that_keep_to_their_schemas_and_resumes() {
+fn a_study_writes_files_that_keep_to_their_schemas_and_resumes() {
     let folder = tempdir().unwrap();
     let first = run(folder.path(), &words(SMALL)).expect(0);
     assert!(first.stdout.contains("w4a16"), "{}", first.stdout);
@@ -191,7 +191,13 @@ fn a_study_writes_four_files_that_keep_to_their_schemas_and_resumes() {
     names.sort();
     assert_eq!(
         names,
-        ["records.jsonl", "report.html", "study.csv", "study.json"]
+        [
+            "base-logits",
+            "records.jsonl",
+            "report.html",
+            "study.csv",
+            "study.json"
+        ]
     );
 
     let schemas = run(folder.path(), &["schema"]).expect(0).json();

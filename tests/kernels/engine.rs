@@ -1,6 +1,8 @@
 //! A whole model on a GPU against the same model on the CPU: every op in the order and shapes of real steps, with prompts
 //! in chunks, sequences of different lengths, and weights in every form.
 
+use std::path::Path;
+
 use candlepower::engine::{DeviceWeights, Engine, Limits, Prompt};
 use candlepower::kernels::Device;
 use candlepower::model::{Model, ModelSpec, WeightsChoice};
@@ -259,5 +261,117 @@ fn replayed_steps_give_the_tokens_of_launched_ones() {
                 assert_eq!(launched, decoded(&model, variant, act, &Device::Cpu, true));
             }
         }
+    }
+}
+
+fn fixture(name: &str) -> Model {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name);
+    Model::open(&ModelSpec {
+        source: folder.to_str().unwrap().into(),
+        revision: None,
+        weights: WeightsChoice::AsStored,
+        tokenizer: None,
+    })
+    .unwrap()
+}
+
+/// An engine on a GPU that fuses launches, or does not.
+fn engine(model: &Model, variant: &str, act: DType, device: &Device, fuses: bool) -> Engine {
+    let Device::Gpu(gpu) = device else {
+        panic!("the CPU launches nothing");
+    };
+    let variant = variant.parse().unwrap();
+    let weights = DeviceWeights::load(model, &variant, act, device, &mut |_, _| Ok(())).unwrap();
+    gpu.set_fused(fuses);
+    let engine = Engine::new(device.clone(), weights, Limits::new(3, 24, 12)).unwrap();
+    gpu.set_fused(true);
+    engine
+}
+
+#[test]
+fn fused_launches_give_the_logits_and_tokens_of_separate_ones_to_the_bit() {
+    let models = [
+        tiny(),
+        fixture("tiny-qwen2/bf16"),
+        fixture("tiny-llama-tied/bf16"),
+    ];
+    for device in [emulated(77)].into_iter().chain(Device::cuda(0)) {
+        for (i, model) in models.iter().enumerate() {
+            for (variant, act) in [
+                ("bf16", DType::BF16),
+                ("int8", DType::F16),
+                ("w4a16:g32", DType::BF16),
+                ("w8a8", DType::BF16),
+            ] {
+                let run = |fuses| {
+                    let mut engine = engine(model, variant, act, &device, fuses);
+                    let vocab = engine.weights().config.vocab;
+                    let tokens: Vec<u32> = (0..10)
+                        .map(|i| (i * 389 + 17) % u32::try_from(vocab).unwrap())
+                        .collect();
+                    let prompt = |slot, start, tokens| Prompt {
+                        slot,
+                        start,
+                        tokens,
+                    };
+                    // Five tokens of two sequences, then each by itself, then one of each, by the greedy path.
+                    let prompts = [prompt(0, 0, &tokens[..3]), prompt(1, 0, &tokens[3..5])];
+                    let mut logits = engine.logits(&prompts).unwrap().concat();
+                    logits.extend(
+                        engine
+                            .logits(&[prompt(0, 3, &tokens[5..6])])
+                            .unwrap()
+                            .concat(),
+                    );
+                    let greedy = engine.decode(&tokens[6..8], &[4, 2]).unwrap();
+                    (super::bits(&logits), greedy, engine.plan())
+                };
+                let (together, apart) = (run(true), run(false));
+                let what = format!("model {i}, {variant} on {}", device.kind());
+                assert!(together.0 == apart.0 && together.1 == apart.1, "{what}");
+                assert_eq!(apart.2.to_string(), "op by op");
+                let plan = together.2;
+                assert!(
+                    plan.head >= 1 && plan.codes == (variant == "w8a8"),
+                    "{what}: {plan}"
+                );
+                assert!(
+                    plan.codes || plan.qkv >= 2 && plan.gate_up >= 2,
+                    "{what}: {plan}"
+                );
+            }
+        }
+    }
+}
+
+/// Launches of a decode step of one sequence.
+fn launches(variant: &str, fuses: bool) -> usize {
+    let device = emulated(0);
+    let Device::Gpu(gpu) = &device else {
+        unreachable!("it is a GPU")
+    };
+    let mut engine = engine(&tiny(), variant, DType::BF16, &device, fuses);
+    // Once as it comes, which is recorded then, and once as it was recorded.
+    engine.decode(&[17], &[0]).unwrap();
+    let (start, end) = (gpu.event().unwrap(), gpu.event().unwrap());
+    gpu.record(&start).unwrap();
+    engine.decode(&[18], &[1]).unwrap();
+    gpu.record(&end).unwrap();
+    // The emulator says that each takes a microsecond.
+    (gpu.elapsed(&start, &end).unwrap().0 / 1e-6).round() as usize
+}
+
+#[test]
+fn a_decode_step_of_one_sequence_takes_few_launches() {
+    let layers = tiny().config.layers;
+    for (variant, each, unfused) in [("bf16", 6, 9), ("w4a16", 6, 9), ("w8a8", 10, 13)] {
+        let (together, apart) = (launches(variant, true), launches(variant, false));
+        assert!(together <= each * layers + 3, "{variant}: {together}");
+        assert!(
+            apart > together && apart <= unfused * layers + 6,
+            "{variant}: {apart}"
+        );
     }
 }

@@ -15,6 +15,8 @@ pub fn names() -> Vec<String> {
         "permute_columns_1",
         "permute_columns_2",
         "permute_columns_4",
+        "pair_rows_1",
+        "pair_rows_4",
         "repack_int4",
         "repack_zeros",
         "repack_scales_f32_f32",
@@ -29,6 +31,8 @@ pub fn names() -> Vec<String> {
         for op in [
             "rms_norm",
             "silu_mul",
+            "rms_norm_quantize",
+            "silu_mul_quantize",
             "argmax",
             "log_prob",
             "fill_uniform",

@@ -1,6 +1,7 @@
 //! `out = x Wᵀ (+ bias) (+ out)`: nearly all bytes and all arithmetic of a language model.
 
 mod cpu;
+mod fused;
 mod rows;
 mod weight;
 
@@ -11,6 +12,7 @@ pub use super::gpu::LinearKernel;
 use super::{Cost, check_len};
 use crate::error::Result;
 use crate::scheme::DType;
+pub use fused::{FusedLinear, Normed, Then};
 pub use weight::{LevelBufs, LinearWeight, PackedBufs, WeightData};
 
 /// The input of a product.

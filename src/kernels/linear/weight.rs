@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::kernels::device::HostElem;
 use crate::kernels::gpu::{self, StreamedBufs};
+use crate::kernels::silu_mul::GateUp;
 use crate::kernels::{Buf, BufType, Device, check_len};
 use crate::scheme::{CodeFormat, DType, Levels, PackedWeight, Scales};
 
@@ -120,6 +121,18 @@ impl LinearWeight {
         match device {
             Device::Cpu => Ok(self),
             Device::Gpu(gpu) => gpu::streamed(device, gpu, self, act),
+        }
+    }
+
+    /// A weight `[gate; up]` with its bias, its rows in the order in which a GPU's products find both factors in one tile; it
+    /// comes before [`LinearWeight::streamed`]. On the CPU, and where there are not so many eights, rows stay as they are.
+    ///
+    /// # Errors
+    /// If memory is short, or the weight is streamed already.
+    pub fn paired(self, device: &Device, bias: Option<Buf>) -> Result<(Self, Option<Buf>, GateUp)> {
+        match device {
+            Device::Cpu => Ok((self, bias, GateUp::Halves)),
+            Device::Gpu(gpu) => gpu::paired(device, gpu, self, bias),
         }
     }
 

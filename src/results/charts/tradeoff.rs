@@ -136,6 +136,14 @@ fn loss_ends(study: &Study, variant: &Variant) -> Option<Interval> {
                 high: value + half,
             })
         }
+        QualityAxis::KlDivergence => {
+            let divergence = perplexity.divergence?;
+            let half = 1.96 * divergence.stderr?;
+            Some(Interval {
+                low: divergence.mean_kl - half,
+                high: divergence.mean_kl + half,
+            })
+        }
     }
 }
 

@@ -65,6 +65,7 @@ fn page(study: &Study) -> Result<Value> {
         legend => sections::legend(study),
         quality => sections::grid(&table::quality_columns(study)),
         quality_caption => table::quality_title(study),
+        quality_notes => table::quality_notes(study),
         by_batch => sections::by_batch(study, &cells),
         cells => sections::cells(study, &cells),
         variants => sections::variants(study),

@@ -339,6 +339,7 @@ pub(super) fn method(study: &Study, cells: &[Cell]) -> Value {
     context! {
         axis => study.quality_axis.name(),
         paired => study.quality_axis == QualityAxis::Perplexity,
+        tokenizers_differ => study.quality_axis == QualityAxis::BitsPerByte,
         protocol,
         energy => speeds().any(|speed| speed.energy_use().is_some()),
         no_energy,

@@ -3,9 +3,9 @@
 
 use super::super::record as domain;
 use super::{
-    Amount, Body, Cell, Check, DeviceTime, Divergence, Energy, EnergyUse, Load, Loaded, Memory,
-    Model, Outcome, Perplexity, QualityTask, Record, Scheme, Segment, Speed, Subject, Text, Trial,
-    Verification, Version, Work,
+    Amount, Base, Body, Cell, Check, DeviceTime, Divergence, Energy, EnergyUse, KlSpread, Load,
+    Loaded, Memory, Model, Outcome, Perplexity, QualityTask, Record, Scheme, Segment, Speed,
+    Subject, Text, Trial, TrueTokenShift, UnderLoad, Verification, Version, Work,
 };
 use crate::units::{Bytes, Joules, Seconds, Watts};
 
@@ -84,21 +84,45 @@ mirror!(Load {
     peak_host_bytes = peak_host: (Option Bytes),
 });
 mirror!(Check { name = name, passed = passed, detail = detail });
-mirror!(QualityTask { protocol = protocol, context = context, text = text: _ });
+mirror!(QualityTask {
+    protocol = protocol,
+    context = context,
+    stride = stride,
+    text = text: _,
+    base = base: maybe,
+});
+mirror!(Base { variant = variant, top_k = top_k });
 mirror!(Text { name = name, digest = digest });
 mirror!(Perplexity {
     segments = segments: each,
     tokens_total = tokens_total,
     bytes_scored = bytes_scored,
+    words_scored = words_scored,
+    nll_squares = nll_squares,
     divergence = divergence: maybe,
+    under_load = under_load: each,
+});
+mirror!(UnderLoad {
+    batch = batch,
+    chunk = chunk,
+    tokens = tokens,
+    nll = nll,
+    nll_alone = nll_alone,
+    largest_difference = largest_difference,
 });
 mirror!(Segment { nll = nll, tokens = tokens });
 mirror!(Divergence {
     mean_kl = mean_kl,
     stderr = stderr,
+    spread = spread: maybe,
     top1_agreement = top1_agreement,
+    top1_stderr = top1_stderr,
+    true_token = true_token: maybe,
+    outside_top_k = outside_top_k,
     tokens = tokens,
 });
+mirror!(KlSpread { p50 = p50, p90 = p90, p99 = p99, max = max });
+mirror!(TrueTokenShift { mean = mean, rms = rms });
 mirror!(Cell {
     batch = batch,
     prompt_tokens = prompt,

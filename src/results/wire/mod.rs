@@ -39,8 +39,6 @@ pub(super) struct Record {
 /// The kind of the point.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-// Each lives only while its line is read or written.
-#[expect(clippy::large_enum_variant)]
 pub(super) enum Body {
     /// How well the variant predicts a text.
     Quality {
@@ -146,7 +144,21 @@ pub(super) struct Check {
 pub(super) struct QualityTask {
     pub(super) protocol: String,
     pub(super) context: usize,
+    /// Tokens from one window to the next, where the protocol leaves that open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) stride: Option<usize>,
     pub(super) text: Text,
+    /// What the predictions are compared with; absent for the base itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) base: Option<Base>,
+}
+
+/// The variant of the same model that predictions are compared with.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Base {
+    pub(super) variant: String,
+    /// How many of its most likely tokens are compared one by one, the rest as one; null for the whole vocabulary.
+    pub(super) top_k: Option<usize>,
 }
 
 /// A text, by content.
@@ -162,7 +174,30 @@ pub(super) struct Perplexity {
     pub(super) segments: Vec<Segment>,
     pub(super) tokens_total: u64,
     pub(super) bytes_scored: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) words_scored: Option<u64>,
+    /// The sum over tokens of squared negative log-likelihoods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) nll_squares: Option<f64>,
+    /// Against the base; of the base itself, against its own predictions in another batch size.
     pub(super) divergence: Option<Divergence>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) under_load: Vec<UnderLoad>,
+}
+
+/// The same tokens scored alone, in whole prompts, and again under other circumstances.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
+pub(super) struct UnderLoad {
+    pub(super) batch: usize,
+    /// Tokens of one forward pass.
+    pub(super) chunk: usize,
+    pub(super) tokens: u64,
+    /// In nats.
+    pub(super) nll: f64,
+    /// The same, each sequence alone and in one pass.
+    pub(super) nll_alone: f64,
+    /// Of a token, in nats.
+    pub(super) largest_difference: f64,
 }
 
 /// One segment of a scored text.
@@ -179,8 +214,33 @@ pub(super) struct Divergence {
     /// Nats per token.
     pub(super) mean_kl: f64,
     pub(super) stderr: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) spread: Option<KlSpread>,
     pub(super) top1_agreement: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) top1_stderr: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) true_token: Option<TrueTokenShift>,
+    /// The mean probability that the base gives to tokens that are compared as one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) outside_top_k: Option<f64>,
     pub(super) tokens: u64,
+}
+
+/// Quantiles over tokens of a divergence, in nats.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
+pub(super) struct KlSpread {
+    pub(super) p50: f64,
+    pub(super) p90: Option<f64>,
+    pub(super) p99: Option<f64>,
+    pub(super) max: f64,
+}
+
+/// Differences of the probability that two variants give to the tokens of the text.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
+pub(super) struct TrueTokenShift {
+    pub(super) mean: f64,
+    pub(super) rms: f64,
 }
 
 /// The shape of the work in one cell of a sweep.

@@ -3,6 +3,7 @@
 
 mod any;
 mod choose;
+mod fused;
 mod kept;
 mod library;
 mod plan;
@@ -18,9 +19,10 @@ use crate::kernels::linear::{Input, Linear, LinearWeight, WeightData};
 use crate::kernels::{Buf, BufType};
 use crate::scheme::DType;
 pub(super) use choose::Choices;
+pub(crate) use fused::{fused_linear, fused_tokens};
 pub use plan::LinearKernel;
 use plan::Problem;
-pub(crate) use repack::{rows_held, streamed};
+pub(crate) use repack::{paired, rows_held, streamed};
 pub(crate) use storage::Storage;
 pub use storage::StreamedBufs;
 
@@ -287,5 +289,6 @@ pub(super) fn names() -> Vec<String> {
         };
         names.extend(few.iter().map(|size| format!("linear_few_{name}_{size}")));
     }
+    names.extend(fused::names());
     names
 }
