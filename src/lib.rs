@@ -11,7 +11,7 @@
 //! | [`kernels`] | the ops, one file each beside its `.cu`: shapes, cost, plan, CPU reference, GPU launch; buffers on a device | a model |
 //! | [`model`] | configurations of every family, presets, tokenizers, and one file per checkpoint format | devices, kernels |
 //! | [`engine`] | loading onto a device, the forward pass of every family, the KV cache, sampling; candle's models as the baseline | that it is timed |
-//! | [`quality`] | texts, perplexity by named protocols, predictions against those of a base | time, records |
+//! | [`quality`] | texts, perplexity by named protocols, predictions against those of a base, tasks by lm_eval's rules | time, records |
 //! | [`measure`] | clocks, trials, the NVML sampler, memory, the environment | what is measured |
 //! | [`results`] | the record and its wire form, the store, the study made of records, tables, exports, the report; the same for single ops | candle, CUDA, clocks |
 //! | [`study`] | what to run, running one point of it, putting points on record; single ops and the device's ceilings: where both sides meet | how anything is shown |
@@ -32,7 +32,8 @@
 //! - **One packed weight** ([`scheme::PackedWeight`]) is what formats and quantisers end in: codes of four or eight bits,
 //!   scales per row, group, block or tensor, what the codes stand for (symmetric, zero points, offsets, a codebook), and
 //!   the order of the columns. The CPU takes it as it is; a GPU gets it repacked once into what its kernels stream, in the
-//!   place of the original. Round-to-nearest needs no data and works row by row, so it is an op ([`kernels::quantize`]) and
+//!   place of the original. A checkpoint that is quantised already becomes one layer by layer (variant `as-is`); layers that
+//!   share an input but not a form stand apart. Round-to-nearest needs no data and works row by row, so it is an op ([`kernels::quantize`]) and
 //!   runs where the weights are going to live; the original is never whole on the host.
 //! - **The same bits in any batch.** On the CPU every sum runs in one order whatever the number of tokens or the chunk, so
 //!   a row alone, in a batch, or in pieces gives identical logits. Tests hold this exactly. On a GPU it holds of attention:

@@ -24,6 +24,8 @@ mod logits;
 mod microbench;
 #[path = "kernels/mutations.rs"]
 mod mutations;
+#[path = "kernels/stored.rs"]
+mod stored;
 #[path = "kernels/streamed.rs"]
 mod streamed;
 

@@ -9,15 +9,16 @@ use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::Interrupt;
 use crate::measure::trial::{StopRule, WarmUp};
-use crate::model::{ModelSpec, WeightsChoice};
+use crate::model::{Model, ModelSpec, WeightsChoice};
 use crate::quality::{Protocol, Rule, TextFormat};
 use crate::results::Study;
 use crate::results::environment::Ceilings;
 use crate::results::record::Cell;
 use crate::results::study::QualityAxis;
-use crate::scheme::{DType, KvFormat};
+use crate::scheme::{DType, KvFormat, Variant};
 use crate::study::{
-    BasePlan, DeviceChoice, Effort, EngineKind, QualityPlan, Switches, ceilings, open_device,
+    BasePlan, DeviceChoice, Effort, EngineKind, QualityPlan, Switches, ceilings, notice,
+    open_device,
 };
 use crate::units::Seconds;
 
@@ -52,6 +53,15 @@ pub(super) enum WeightsFlag {
 }
 
 impl ModelFlags {
+    /// Opens a model and says on standard error what becomes of it in `variant`, if that is not plain to see.
+    pub(super) fn open(&self, source: &str, variant: &Variant) -> Result<Model> {
+        let model = Model::open(&self.spec(source))?;
+        if let Some(notice) = notice(&model, variant)? {
+            super::progress::say(&notice);
+        }
+        Ok(model)
+    }
+
     pub(super) fn spec(&self, source: &str) -> ModelSpec {
         ModelSpec {
             source: source.to_owned(),

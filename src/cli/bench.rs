@@ -23,13 +23,8 @@ pub(super) struct Args {
     /// tiny, a folder, a .gguf file, a hub id such as org/name, or a preset
     #[arg(long, default_value = "tiny", value_name = "MODEL")]
     model: String,
-    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32)
-    #[arg(
-        long,
-        default_value = "bf16",
-        value_delimiter = ',',
-        value_name = "LIST"
-    )]
+    /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32) [default: bf16; for a quantised checkpoint as-is]
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
     variants: Vec<Variant>,
     /// Keeps the records in this folder; a second run goes on where the first ended
     #[arg(long, value_name = "DIR")]
@@ -53,9 +48,15 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
+    let models = vec![args.from.spec(&args.model)];
+    let variants = if args.variants.is_empty() {
+        study::default_variants(&models, &["bf16"], &["as-is"])?
+    } else {
+        args.variants.clone()
+    };
     let plan = Plan {
-        models: vec![args.from.spec(&args.model)],
-        variants: args.variants.clone(),
+        models,
+        variants,
         cells: args.speed.cells(),
         quality: None,
         act: args.device.dtype,
@@ -77,7 +78,9 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     plan.check_device(&device)?;
     let mut environment = study::environment(&device);
     // What cannot be opened is said before anything is measured.
-    study::check_inputs(&plan)?;
+    study::check_inputs(&plan)?
+        .iter()
+        .for_each(|note| say(note));
     let scratch = tempfile::tempdir()
         .map_err(|e| Error::io(std::env::temp_dir(), "cannot create a folder in", e))?;
     let dir = args

@@ -9,7 +9,6 @@ use super::args::{EngineFlag, EngineFlags, KvFlag, ModelFlags, parse_positive};
 use crate::engine::Sampling;
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
-use crate::model::Model;
 use crate::scheme::Variant;
 use crate::study::{Generation, generate};
 
@@ -21,7 +20,7 @@ pub(super) struct Args {
     /// tiny, a folder, a .gguf file, or a hub id such as org/name
     #[arg(long, default_value = "tiny", value_name = "MODEL")]
     model: String,
-    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32)
+    /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32)
     #[arg(long, default_value = "bf16", value_name = "VARIANT")]
     variant: Variant,
     /// A prompt; several run as one batch
@@ -71,7 +70,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         ));
     }
     let device = args.device.open()?;
-    let model = Model::open(&args.from.spec(&args.model))?;
+    let model = args.from.open(&args.model, &args.variant)?;
     let sampling = (args.temperature > 0.0).then_some(Sampling {
         temperature: args.temperature,
         top_k: args.top_k,

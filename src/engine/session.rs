@@ -18,7 +18,7 @@ use crate::kernels::attention::Queries;
 use crate::kernels::sample::{Argmax, LogProb, NO_TOKEN};
 use crate::kernels::{Device, Mailbox};
 
-pub use scoring::{LogitsReader, Prediction, Targets};
+pub use scoring::{Continuation, LogitsReader, Predicted, Prediction, Targets};
 
 /// A model that is ready to run.
 pub struct Engine {

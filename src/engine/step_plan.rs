@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use super::weights::DeviceWeights;
+use super::source::InputPath;
+use super::weights::{DeviceWeights, Layer, Projection};
 use crate::kernels::Device;
 use crate::kernels::linear::{FusedLinear, LinearWeight};
 use crate::kernels::silu_mul::GateUp;
-use crate::scheme::Activations;
 
 /// Which ops of a step share a launch, each up to so many tokens; 0 for never. More tokens go op by op. The results are the
 /// same to the bit.
@@ -42,26 +42,25 @@ impl StepPlan {
             Device::Cpu | Device::Gpu(_) => return Self::UNFUSED,
         }
         let most = |weight: &LinearWeight| FusedLinear::most_tokens(device, weight, weights.act);
-        let head = most(weights.head());
-        if weights.variant.activations == Activations::Int8PerToken {
-            return Self {
-                head,
-                codes: true,
-                attention: true,
-                ..Self::UNFUSED
-            };
-        }
-        let least = |of: &dyn Fn(&super::weights::Layer) -> usize| {
-            weights.layers.iter().map(of).min().unwrap_or(0)
+        // What is rounded on its way to a product is not fused with it.
+        let of = |projection: &Projection| match projection.input {
+            InputPath::Float => most(&projection.weight),
+            InputPath::Codes | InputPath::Rounded(_) => 0,
         };
+        let least = |of: &dyn Fn(&Layer) -> usize| weights.layers.iter().map(of).min().unwrap_or(0);
+        let becomes_codes = |projection: &Projection| projection.input == InputPath::Codes;
         Self {
-            qkv: least(&|layer| most(&layer.qkv.weight)),
+            qkv: least(&|layer| of(&layer.qkv)),
             gate_up: least(&|layer| match layer.gate_up_layout {
-                GateUp::Eights => most(&layer.gate_up.weight),
+                GateUp::Eights => of(&layer.gate_up),
                 GateUp::Halves => 0,
             }),
-            head,
-            codes: false,
+            head: most(weights.head()),
+            codes: weights.layers.iter().any(|layer| {
+                [&layer.qkv, &layer.gate_up, &layer.down]
+                    .into_iter()
+                    .any(becomes_codes)
+            }),
             attention: true,
         }
     }

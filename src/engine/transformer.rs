@@ -1,20 +1,22 @@
 //! One step of the forward pass: tokens in, hidden states out; and the head over some of them.
 
 use super::limits::Limits;
+use super::source::InputPath;
 use super::step_plan::StepPlan;
 use super::weights::{DeviceWeights, Projection};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::attention::{AppendAttend, Attention, LayerCache, Places, Queries};
 use crate::kernels::embed::Gather;
 use crate::kernels::linear::{FusedLinear, Input, Linear, LinearWeight, Normed, Then};
 use crate::kernels::norm::RmsNorm;
 use crate::kernels::quantize::QuantizeAct;
 use crate::kernels::rope::{HeadNorms, RopeAppend, RopeTable};
+use crate::kernels::round_input::RoundInput;
 use crate::kernels::sample::Argmax;
 use crate::kernels::silu_mul::SiluMul;
 use crate::kernels::{Buf, BufType, Cost, Device};
 use crate::model::ModelConfig;
-use crate::scheme::{Activations, DType, KvFormat};
+use crate::scheme::{DType, KvFormat};
 use crate::units::Bytes;
 
 /// Everything that a forward pass writes, allocated once.
@@ -26,7 +28,7 @@ pub(super) struct Scratch {
     attended: Buf,
     gate_up: Buf,
     gated: Buf,
-    codes: Option<Int8Input>,
+    rounding: InputBufs,
     /// Inputs that the host writes.
     pub(super) prompt: Inputs,
     /// Inputs of decode steps, which the step before leaves here.
@@ -80,7 +82,13 @@ pub(super) enum Source {
     Feed,
 }
 
-/// Where a product's input goes on its way to int8.
+/// Where a product's input goes that is rounded first.
+struct InputBufs {
+    codes: Option<Int8Input>,
+    rounded: Option<Buf>,
+}
+
+/// Codes and scales of a product's input.
 struct Int8Input {
     codes: Buf,
     scales: Buf,
@@ -93,16 +101,19 @@ impl Scratch {
         let ids = |count| device.alloc(BufType::U32, count);
         let singles = |count| device.alloc(BufType::Float(DType::F32), count);
         let (tokens, rows) = (limits.chunk, limits.head_rows);
-        let codes = match weights.variant.activations {
-            Activations::Float => None,
-            Activations::Int8PerToken => {
-                let widest = config.hidden.max(config.intermediate).max(config.q_rows());
-                let codes = device.alloc(BufType::U8, tokens * widest)?;
-                Some(Int8Input {
-                    codes,
-                    scales: singles(tokens)?,
-                })
-            }
+        let widest = config.hidden.max(config.intermediate).max(config.q_rows());
+        let codes = if weights.has_codes() {
+            Some(Int8Input {
+                codes: device.alloc(BufType::U8, tokens * widest)?,
+                scales: singles(tokens)?,
+            })
+        } else {
+            None
+        };
+        let rounded = if weights.has_rounded() {
+            Some(numbers(tokens * widest)?)
+        } else {
+            None
         };
         let vectors = limits.slots * limits.capacity * config.kv_heads;
         let layer = |_| LayerCache::new(device, limits.kv, *act, vectors, config.head_dim);
@@ -116,7 +127,7 @@ impl Scratch {
             attended: numbers(tokens * config.q_rows())?,
             gate_up: numbers(tokens * 2 * config.intermediate)?,
             gated: numbers(tokens * config.intermediate)?,
-            codes,
+            rounding: InputBufs { codes, rounded },
             prompt: Inputs::new(device, tokens, rows)?,
             feed: Inputs::new(device, limits.slots, limits.slots)?,
             steps: ids(1)?,
@@ -152,10 +163,11 @@ impl Scratch {
             &self.targets,
             &self.log_probs,
         ];
-        let codes = self
-            .codes
+        let InputBufs { codes, rounded } = &self.rounding;
+        let codes = codes
             .as_ref()
-            .map_or(0, |c| c.codes.bytes() + c.scales.bytes());
+            .map_or(0, |c| c.codes.bytes() + c.scales.bytes())
+            + rounded.as_ref().map_or(0, Buf::bytes);
         let buffers: usize = buffers.iter().map(|buf| buf.bytes()).sum();
         let inputs = self.prompt.bytes() + self.feed.bytes();
         Bytes((buffers + codes + inputs + self.rope.bytes()) as u64)
@@ -231,7 +243,7 @@ impl Scratch {
         if count <= self.plan.qkv {
             step.fused(input, &layer.qkv, Then::Store, &mut self.qkv)?;
         } else {
-            let between = (&mut self.normed, &mut self.codes);
+            let between = (&mut self.normed, &mut self.rounding);
             step.project_normed(input, between, &layer.qkv, &mut self.qkv)?;
         }
         let cache = &mut self.cache[index];
@@ -245,7 +257,7 @@ impl Scratch {
         }
         step.project(
             &self.attended,
-            &mut self.codes,
+            &mut self.rounding,
             &layer.output,
             true,
             &mut self.hidden,
@@ -255,14 +267,15 @@ impl Scratch {
         if count <= self.plan.gate_up {
             step.fused(input, &layer.gate_up, Then::Gate, &mut self.gated)?;
         } else {
-            let between = (&mut self.normed, &mut self.codes);
+            let between = (&mut self.normed, &mut self.rounding);
             step.project_normed(input, between, &layer.gate_up, &mut self.gate_up)?;
             let silu = SiluMul {
                 rows: count,
                 width: config.intermediate,
                 layout: layer.gate_up_layout,
             };
-            if let (true, Some(Int8Input { codes, scales })) = (step.codes, &mut self.codes) {
+            let codes = step.codes_of(&layer.down, &mut self.rounding);
+            if let Some(Int8Input { codes, scales }) = codes {
                 silu.run_to_codes(device, &self.gate_up, codes, scales)?;
                 let input = Input::Int8 { codes, scales };
                 return step.product(input, &layer.down, true, &mut self.hidden);
@@ -271,7 +284,7 @@ impl Scratch {
         }
         step.project(
             &self.gated,
-            &mut self.codes,
+            &mut self.rounding,
             &layer.down,
             true,
             &mut self.hidden,
@@ -407,11 +420,11 @@ impl Step<'_> {
         op.run(self.device, input, weight, bias, out)
     }
 
-    /// The norm of `input`, then a linear layer, by way of buffers for the norm and for its codes.
+    /// The norm of `input`, then a linear layer, by way of buffers for the norm and for what it is rounded to.
     fn project_normed(
         &self,
         input: Normed<'_>,
-        (normed, int8): (&mut Buf, &mut Option<Int8Input>),
+        (normed, rounding): (&mut Buf, &mut InputBufs),
         projection: &Projection,
         out: &mut Buf,
     ) -> Result<()> {
@@ -420,34 +433,65 @@ impl Step<'_> {
             width: projection.weight.k,
             eps: input.eps,
         };
-        if let (true, Some(Int8Input { codes, scales })) = (self.codes, &mut *int8) {
+        if let Some(Int8Input { codes, scales }) = self.codes_of(projection, rounding) {
             norm.run_to_codes(self.device, input.x, input.weight, codes, scales)?;
             let input = Input::Int8 { codes, scales };
             return self.product(input, projection, false, out);
         }
         norm.run(self.device, input.x, input.weight, normed)?;
-        self.project(normed, int8, projection, false, out)
+        self.project(normed, rounding, projection, false, out)
     }
 
-    /// A linear layer; its input goes through int8 where the variant says so.
+    /// Where the input of a layer becomes codes as it is computed, if it does.
+    fn codes_of<'b>(
+        &self,
+        projection: &Projection,
+        rounding: &'b mut InputBufs,
+    ) -> Option<&'b mut Int8Input> {
+        let fused = self.codes && projection.input == InputPath::Codes;
+        rounding.codes.as_mut().filter(|_| fused)
+    }
+
+    /// A linear layer; its input is rounded first where the layer says so.
     fn project(
         &self,
         x: &Buf,
-        int8: &mut Option<Int8Input>,
+        rounding: &mut InputBufs,
         projection: &Projection,
         accumulate: bool,
         out: &mut Buf,
     ) -> Result<()> {
-        let Some(Int8Input { codes, scales }) = int8 else {
-            return self.product(Input::Float(x), projection, accumulate, out);
-        };
-        let quantize = QuantizeAct {
-            tokens: self.tokens,
-            width: projection.weight.k,
-        };
-        quantize.run(self.device, x, codes, scales)?;
-        let input = Input::Int8 { codes, scales };
-        self.product(input, projection, accumulate, out)
+        let (tokens, width) = (self.tokens, projection.weight.k);
+        match (projection.input, rounding) {
+            (InputPath::Float, _) => self.product(Input::Float(x), projection, accumulate, out),
+            (
+                InputPath::Codes,
+                InputBufs {
+                    codes: Some(Int8Input { codes, scales }),
+                    ..
+                },
+            ) => {
+                QuantizeAct { tokens, width }.run(self.device, x, codes, scales)?;
+                let input = Input::Int8 { codes, scales };
+                self.product(input, projection, accumulate, out)
+            }
+            (
+                InputPath::Rounded(rule),
+                InputBufs {
+                    rounded: Some(rounded),
+                    ..
+                },
+            ) => {
+                let op = RoundInput {
+                    tokens,
+                    width,
+                    rounding: rule,
+                };
+                op.run(self.device, x, rounded)?;
+                self.product(Input::Float(rounded), projection, accumulate, out)
+            }
+            _ => Err(Error::Internal("no room for rounded inputs".into())),
+        }
     }
 
     fn product(

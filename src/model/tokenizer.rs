@@ -167,7 +167,19 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Data`] if the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        let decoded = catch_unwind(AssertUnwindSafe(|| self.inner.decode(ids, false)));
+        self.decoded(ids, false)
+    }
+
+    /// As [`Tokenizer::decode`], but special tokens become nothing.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the tokenizer's decoder fails.
+    pub fn decode_plain(&self, ids: &[u32]) -> Result<String> {
+        self.decoded(ids, true)
+    }
+
+    fn decoded(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        let decoded = catch_unwind(AssertUnwindSafe(|| self.inner.decode(ids, skip_special)));
         match decoded {
             Ok(Ok(text)) => Ok(text),
             Ok(Err(e)) => Err(self.fault(format!("cannot decode: {e}"))),

@@ -19,6 +19,8 @@ pub enum WeightScheme {
         /// The wished group; a layer takes the largest of it, 64 and 32 that divides its K.
         group: usize,
     },
+    /// As the checkpoint has them, layer by layer: quantised or not.
+    AsIs,
 }
 
 /// What a linear layer's input is turned into before the product.
@@ -28,6 +30,8 @@ pub enum Activations {
     Float,
     /// Eight bits, symmetric, one scale per token, found on the fly.
     Int8PerToken,
+    /// As the checkpoint says, layer by layer.
+    AsIs,
 }
 
 /// How codes are chosen.
@@ -37,6 +41,8 @@ pub enum Method {
     None,
     /// Round to nearest, scales from the largest magnitude.
     Rtn,
+    /// Nothing is done here; the checkpoint has its own.
+    AsIs,
 }
 
 impl Method {
@@ -45,6 +51,7 @@ impl Method {
         match self {
             Self::None => "none",
             Self::Rtn => "rtn",
+            Self::AsIs => "as-is",
         }
     }
 }
@@ -78,7 +85,7 @@ pub struct QuantScheme {
 }
 
 /// Every base name a variant may have.
-const BASES: &str = "bf16, f16, f32, int8, w8a8, w4a16";
+const BASES: &str = "as-is, bf16, f16, f32, int8, w8a8, w4a16";
 
 impl Variant {
     /// A variant that keeps plain weights of this type.
@@ -91,20 +98,31 @@ impl Variant {
         }
     }
 
-    /// The scheme in the terms of a record.
-    pub fn scheme(&self) -> QuantScheme {
+    /// The variant that leaves a checkpoint as it is.
+    pub fn as_is() -> Self {
+        Self {
+            name: "as-is".to_owned(),
+            weights: WeightScheme::AsIs,
+            activations: Activations::AsIs,
+            method: Method::AsIs,
+        }
+    }
+
+    /// The scheme in the terms of a record; `None` where only the checkpoint knows it.
+    pub fn scheme(&self) -> Option<QuantScheme> {
         let (bits, group_size, symmetric) = match self.weights {
             WeightScheme::Plain(dtype) => (dtype.size() * 8, None, None),
             WeightScheme::Int8 => (8, None, Some(true)),
             WeightScheme::Int4 { group } => (4, Some(group), Some(true)),
+            WeightScheme::AsIs => return None,
         };
-        QuantScheme {
+        Some(QuantScheme {
             bits,
             group_size,
             symmetric,
             activations: self.activations,
             method: self.method,
-        }
+        })
     }
 
     /// The group that a layer with `k` input features gets, `k` itself for one scale per row.
@@ -113,7 +131,7 @@ impl Variant {
     /// If no group of the scheme divides `k`; `layer` names the culprit.
     pub fn group_for(&self, layer: &str, k: usize) -> Result<usize> {
         match self.weights {
-            WeightScheme::Plain(_) | WeightScheme::Int8 => Ok(k),
+            WeightScheme::Plain(_) | WeightScheme::Int8 | WeightScheme::AsIs => Ok(k),
             WeightScheme::Int4 { group } => [group, 64, BLOCK]
                 .into_iter()
                 .find(|&g| g <= group && k.is_multiple_of(g))
@@ -141,6 +159,7 @@ impl FromStr for Variant {
         let mut parts = s.split(':');
         let base = parts.next().unwrap_or_default();
         let mut variant = match base {
+            "as-is" => Self::as_is(),
             "int8" | "w8a16" => Self::quantised(s, WeightScheme::Int8, Activations::Float),
             "w8a8" => Self::quantised(s, WeightScheme::Int8, Activations::Int8PerToken),
             "w4a16" => Self::quantised(s, WeightScheme::Int4 { group: 128 }, Activations::Float),
@@ -174,6 +193,9 @@ impl Variant {
         match (option, &mut self.weights) {
             (_, WeightScheme::Plain(_)) => Err(format!(
                 "variant '{name}': '{option}' fits no plain weights"
+            )),
+            (_, WeightScheme::AsIs) => Err(format!(
+                "variant '{name}': '{option}': nothing is done to weights that stay as they are"
             )),
             ("rtn", _) => Ok(()),
             ("g128" | "g64" | "g32", WeightScheme::Int4 { group }) => {
@@ -209,7 +231,15 @@ mod tests {
             "bf16".parse::<Variant>().unwrap().weights,
             WeightScheme::Plain(DType::BF16)
         );
-        for bad in ["", "w4", "bf16:g64", "int8:g64", "w4a16:g16", "w4a16:magic"] {
+        for bad in [
+            "",
+            "w4",
+            "bf16:g64",
+            "int8:g64",
+            "w4a16:g16",
+            "w4a16:magic",
+            "as-is:g64",
+        ] {
             assert!(bad.parse::<Variant>().is_err(), "{bad}");
         }
     }

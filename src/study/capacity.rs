@@ -2,7 +2,7 @@
 
 use super::bench::chunk_for;
 use super::runner::activation_dtype;
-use crate::engine::{DeviceWeights, Footprint, Limits};
+use crate::engine::{Footprint, Limits, WeightSource};
 use crate::error::Result;
 use crate::kernels::Device;
 use crate::measure::memory::HostMemory;
@@ -43,7 +43,6 @@ pub fn capacity(question: &Question<'_>) -> Result<Capacity> {
         ..
     } = *question;
     let act = activation_dtype(question.act, device, model);
-    let source = DeviceWeights::source_precision(model)?;
     let free = || match device.memory() {
         Some((free, _)) => Some(Bytes(free)),
         None => HostMemory::available(),
@@ -52,9 +51,10 @@ pub fn capacity(question: &Question<'_>) -> Result<Capacity> {
     let chunk = chunk_for(question.chunk, device);
     let most = model.config.max_positions;
     let of = |variant: &Variant| -> Result<VariantCapacity> {
+        let source = WeightSource::of(model, variant)?;
         let predict = |slots, positions| {
             let limits = Limits::new(slots, positions, chunk);
-            Footprint::predict(&model.config, variant, act, source, limits)
+            Footprint::predict(&model.config, variant, act, &source, limits)
         };
         // An error would be of the variant, not of the numbers; it shows here.
         let one = predict(1, 1)?;

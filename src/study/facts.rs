@@ -2,7 +2,7 @@
 
 use super::plan::EngineKind;
 use super::sensors;
-use crate::engine::DeviceWeights;
+use crate::engine::WeightSource;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Device};
 use crate::measure::{self, GpuSelector};
@@ -186,7 +186,7 @@ pub(super) fn subject(
     Ok(record::Subject {
         model: model(of)?,
         variant: variant.name.clone(),
-        scheme: scheme(variant, Some(DeviceWeights::source_precision(of)?)),
+        scheme: scheme(of, variant, WeightSource::of(of, variant)?.precision)?,
         activation_dtype: act.name().to_owned(),
         kv_cache: None,
         engine: EngineKind::Candlepower.name().to_owned(),
@@ -195,21 +195,35 @@ pub(super) fn subject(
     })
 }
 
-/// The scheme of a variant whose weights come in precision `source`.
-pub(super) fn scheme(variant: &Variant, source: Option<DType>) -> Scheme {
-    let scheme = variant.scheme();
+/// The scheme of a variant of `model`, whose weights come in precision `source`.
+pub(super) fn scheme(model: &Model, variant: &Variant, source: DType) -> Result<Scheme> {
+    let stored = model.weights.stored_scheme(&model.config)?;
+    let Some(scheme) = variant.scheme() else {
+        return Ok(Scheme {
+            bits: stored.bits,
+            group_size: stored.group,
+            symmetric: stored.symmetric,
+            activations: stored.activations,
+            method: stored.method,
+            scale_dtype: stored.scales.map(|dtype| dtype.name().to_owned()),
+        });
+    };
+    let method = scheme.method.name();
     let packed = !matches!(variant.weights, WeightScheme::Plain(_));
-    Scheme {
+    Ok(Scheme {
         bits: scheme.bits,
         group_size: scheme.group_size,
         symmetric: scheme.symmetric,
         activations: match scheme.activations {
-            Activations::Float => "float".to_owned(),
+            Activations::Float | Activations::AsIs => "float".to_owned(),
             Activations::Int8PerToken => "int8-per-token".to_owned(),
         },
-        method: scheme.method.name().to_owned(),
-        scale_dtype: source
-            .filter(|_| packed)
-            .map(|dtype| dtype.name().to_owned()),
-    }
+        // What was quantised once is no longer what the model's makers gave away.
+        method: match (&model.config.quantization, packed) {
+            (None, _) => method.to_owned(),
+            (Some(_), true) => format!("{method} of dequantised {}", stored.method),
+            (Some(_), false) => format!("dequantised {}", stored.method),
+        },
+        scale_dtype: packed.then(|| source.name().to_owned()),
+    })
 }

@@ -16,6 +16,8 @@ mod run;
 mod runner;
 mod sensors;
 mod single;
+mod stored;
+mod tasks;
 mod verify;
 mod work;
 
@@ -28,3 +30,5 @@ pub use prompts::random_tokens;
 pub use run::{Outcome, Stage, Watcher, check_inputs, run};
 pub use runner::activation_dtype;
 pub use single::{Generated, Generation, Scoring, TextScore, generate, logits, score_text};
+pub use stored::{default_variants, notice};
+pub use tasks::{Evaluated, Evaluation, evaluate};

@@ -12,8 +12,9 @@ use super::fit::check_fit;
 use super::plan::{EngineKind, Plan};
 use super::quality::{self, Role, Score, ScoredText};
 use super::runner::{Runner, activation_dtype};
+use super::stored::notice;
 use super::verify::verify;
-use crate::engine::{DeviceWeights, Footprint, StepPlan};
+use crate::engine::{DeviceWeights, Footprint, StepPlan, WeightSource};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::memory::PeakMeter;
@@ -134,18 +135,22 @@ pub fn run(
     Ok(session.outcome)
 }
 
-/// Opens everything that `plan` names, reading headers and texts only.
+/// Opens everything that `plan` names, reading headers and texts only. Gives what is worth saying about them.
 ///
 /// # Errors
 /// What is missing or broken.
-pub fn check_inputs(plan: &Plan) -> Result<()> {
+pub fn check_inputs(plan: &Plan) -> Result<Vec<String>> {
+    let mut notices = Vec::new();
     for spec in &plan.models {
         let model = Model::open(spec)?;
+        for variant in &plan.variants {
+            notices.extend(notice(&model, variant)?);
+        }
         if let (Some(quality), EngineKind::Candlepower) = (&plan.quality, plan.engine) {
             quality::prepare(quality, &model)?;
         }
     }
-    Ok(())
+    Ok(notices)
 }
 
 /// One variant of one model.
@@ -242,10 +247,13 @@ fn jobs<'a>(
         let mut base: Option<(String, BaseFile)> = None;
         for (number, (variant, kv)) in variants.enumerate() {
             check_fit(plan, device, model, variant, act, kv)?;
-            let source = DeviceWeights::source_precision(model)?;
             let (name, scheme) = match plan.engine {
                 EngineKind::CandleGguf => facts::file_scheme(model, variant)?,
-                _ => (variant.name.clone(), facts::scheme(variant, Some(source))),
+                _ => {
+                    let source = WeightSource::of(model, variant)?;
+                    let scheme = facts::scheme(model, variant, source.precision)?;
+                    (variant.name.clone(), scheme)
+                }
             };
             let subject = Subject {
                 model: identity.clone(),
@@ -541,7 +549,7 @@ impl Session<'_> {
                 &weights.config,
                 job.variant,
                 job.act,
-                weights.source,
+                &weights.source,
                 limits,
             )
             .ok()

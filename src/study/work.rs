@@ -5,7 +5,7 @@ use crate::kernels::{self, Device};
 use crate::results::environment::Ceilings;
 use crate::results::record::{Cell, Work};
 use crate::results::roofline::{Cost, Limits};
-use crate::scheme::{Activations, DType, KvFormat};
+use crate::scheme::{DType, KvFormat};
 
 /// The cost of a trial of `cell`, whose prompts go in steps of `chunk` tokens with the cache in the format `kv`, and the ceilings that bound it.
 pub(super) fn of_cell(
@@ -16,11 +16,11 @@ pub(super) fn of_cell(
     device: &Device,
     ceilings: Option<&Ceilings>,
 ) -> Work {
-    let product = match (weights.variant.activations, device) {
-        (Activations::Int8PerToken, _) => "int8",
+    let product = match device {
+        _ if weights.has_codes() => "int8",
         // The CPU's products are of f32 whatever is stored.
-        (Activations::Float, Device::Cpu) => DType::F32.name(),
-        (Activations::Float, Device::Gpu(_)) => weights.act.name(),
+        Device::Cpu => DType::F32.name(),
+        Device::Gpu(_) => weights.act.name(),
     };
     let cost_of =
         |step: &Step| weights.step_cost(plan, step.tokens, step.seen, step.cached, step.logits, kv);

@@ -49,6 +49,64 @@ fn logits(model: &Model, variant: &str, act: DType, kv: KvFormat, device: &Devic
         .collect()
 }
 
+/// A checkpoint that another tool quantised.
+fn stored(model: &str, kind: &str) -> Model {
+    let folder = format!(
+        "{}/tests/fixtures/{model}/{kind}",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    Model::open(&ModelSpec {
+        source: folder,
+        revision: None,
+        weights: WeightsChoice::AsStored,
+        tokenizer: None,
+    })
+    .unwrap()
+}
+
+/// The logits after a prompt, and the bytes of the linear layers.
+fn logits_of_stored(model: &Model, act: DType, device: &Device) -> (Vec<f32>, u64) {
+    let variant = "as-is".parse().unwrap();
+    let weights = DeviceWeights::load(model, &variant, act, device, &mut |_, _| Ok(())).unwrap();
+    let bytes = weights.linear_bytes().0;
+    let mut engine = Engine::new(device.clone(), weights, Limits::new(1, 32, 24)).unwrap();
+    let tokens: Vec<u32> = (0..9).map(|i| (i * 37 + 11) % 280).collect();
+    let prompt = Prompt {
+        slot: 0,
+        start: 0,
+        tokens: &tokens,
+    };
+    (engine.logits(&[prompt]).unwrap().concat(), bytes)
+}
+
+#[test]
+fn a_quantised_checkpoint_on_a_gpu_gives_the_logits_of_the_cpu() {
+    for device in [emulated(1)].into_iter().chain(Device::cuda(0)) {
+        for (name, kind, act, limit) in [
+            ("tiny-qwen3", "ct-w4a16-g32-asym", DType::BF16, 2e-2),
+            ("tiny-llama", "gptq-g32-sym-descact", DType::F16, 3e-3),
+            ("tiny-qwen2", "awq-g32-gemm", DType::F16, 3e-3),
+            // Where inputs are rounded, a sum in another order may round one to the next code.
+            ("tiny-llama", "ct-w8a8-dyn-int", DType::BF16, 6e-2),
+            ("tiny-llama", "ct-fp8-dyn-float", DType::BF16, 6e-2),
+        ] {
+            let model = stored(name, kind);
+            let (truth, on_cpu) = logits_of_stored(&model, DType::F32, &Device::Cpu);
+            let (got, on_gpu) = logits_of_stored(&model, act, &device);
+            let off = distance(&got, &truth);
+            // Not less, so that NaN fails.
+            assert!(
+                off <= limit,
+                "{name} {kind} in {act} on {}: off by {off:e}",
+                device.kind()
+            );
+            // Nothing keeps a second copy; rows whose K is no whole number of steps, as some here, are padded.
+            let ratio = on_gpu as f64 / on_cpu as f64;
+            assert!((0.98..=1.3).contains(&ratio), "{name} {kind}: {ratio}");
+        }
+    }
+}
+
 /// How far `got` is from `truth`, relative to the size of `truth`.
 fn distance(got: &[f32], truth: &[f32]) -> f64 {
     assert_eq!(got.len(), truth.len());

@@ -40,6 +40,8 @@ pub fn names() -> Vec<String> {
             "quantize_act",
             "quantize_int8",
             "quantize_int4",
+            "round_input_int8",
+            "round_input_e4m3",
         ] {
             names.push(format!("{op}_{act}"));
         }

@@ -135,7 +135,10 @@ impl Linear {
                 with_dtype!(dtype, T => {
                     let bias = bias.map(Buf::host::<T>).transpose()?;
                     let out = &mut out.host_mut::<T>()?[..self.tokens * weight.n];
-                    self.reference::<T>(input, weight, bias, out)
+                    match &weight.data {
+                        WeightData::Apart(parts) => self.reference_apart::<T>(input, parts, bias, out),
+                        _ => self.reference::<T>(input, weight, bias, out),
+                    }
                 })
             }
             Device::Gpu(gpu) => super::gpu::linear(gpu, self, input, weight, bias, out),

@@ -25,6 +25,8 @@ pub enum WeightData {
     Packed(PackedBufs),
     /// Quantised, and repacked into what a GPU's kernels stream.
     Streamed(StreamedBufs),
+    /// Matrices that share an input but not a form, one below the other; none of them is of this kind.
+    Apart(Vec<LinearWeight>),
 }
 
 /// The parts of a [`PackedWeight`] on a device; each means what its namesake there does.
@@ -93,6 +95,23 @@ impl LinearWeight {
         Ok(Self { n, k, data })
     }
 
+    /// `parts`, which share an input, one below the other.
+    ///
+    /// # Errors
+    /// If they are none, or have different widths.
+    pub fn apart(parts: Vec<Self>) -> Result<Self> {
+        let n = parts.iter().map(|part| part.n).sum();
+        let Some(k) = parts.first().map(|part| part.k) else {
+            return Err(Error::Internal("a matrix of no parts".into()));
+        };
+        let nested = |part: &Self| matches!(part.data, WeightData::Apart(_));
+        if parts.iter().any(|part| part.k != k || nested(part)) {
+            return Err(Error::Internal("parts that cannot be one matrix".into()));
+        }
+        let data = WeightData::Apart(parts);
+        Ok(Self { n, k, data })
+    }
+
     /// Repacks the weight into the order in which a GPU's kernels stream it for inputs of type `act`, or for codes. On the
     /// CPU, and where only the kernels for any shape take it, it stays as it is.
     ///
@@ -147,6 +166,7 @@ impl LinearWeight {
         match &self.data {
             WeightData::Plain(w) => self.n * self.k * w.kind().size(),
             WeightData::Streamed(bufs) => bufs.bytes(),
+            WeightData::Apart(parts) => parts.iter().map(Self::bytes).sum(),
             WeightData::Packed(packed) => {
                 let levels = packed.levels.buf().map_or(0, Buf::bytes);
                 let order = packed.order.as_ref().map_or(0, Buf::bytes);
@@ -155,10 +175,10 @@ impl LinearWeight {
         }
     }
 
-    /// Columns per scale, where it is quantised.
+    /// Columns per scale, where it is quantised as a whole.
     pub fn group(&self) -> Option<usize> {
         match &self.data {
-            WeightData::Plain(_) => None,
+            WeightData::Plain(_) | WeightData::Apart(_) => None,
             WeightData::Packed(packed) => Some(packed.group),
             WeightData::Streamed(bufs) => Some(bufs.group()),
         }

@@ -53,6 +53,8 @@ pub(crate) struct FusedTokens {
 pub(crate) fn fused_tokens(facts: &Facts, weight: &LinearWeight, act: DType) -> FusedTokens {
     let ordered = match &weight.data {
         WeightData::Plain(_) => false,
+        // Products of their own.
+        WeightData::Apart(_) => return FusedTokens { most: 0, worth: 0 },
         WeightData::Packed(packed) => packed.order.is_some(),
         WeightData::Streamed(bufs) => bufs.order.is_some(),
     };

@@ -94,11 +94,46 @@ pub(crate) fn linear(
         first_column: 0,
         accumulate: u32::from(shape.accumulate),
     };
+    let input = checked(op, input, tokens, k)?;
+    let WeightData::Apart(parts) = &weight.data else {
+        return one(op, weight, tokens, input, outcome, out_type);
+    };
+    let mut first = 0;
+    for part in parts {
+        let skipped = first * out_type.size();
+        let outcome = Outcome {
+            out: outcome.out.plus(skipped),
+            bias: if outcome.bias.is_null() {
+                outcome.bias
+            } else {
+                outcome.bias.plus(skipped)
+            },
+            ..outcome
+        };
+        one(op, part, tokens, input, outcome, out_type)?;
+        first += part.n;
+    }
+    Ok(())
+}
+
+/// A product with one matrix, whose results are some columns of `outcome`.
+fn one(
+    op: Op<'_>,
+    weight: &LinearWeight,
+    tokens: usize,
+    input: CheckedInput,
+    outcome: Outcome,
+    out_type: DType,
+) -> Result<()> {
+    let gpu = op.gpu;
+    if weight.n == 0 {
+        return Ok(());
+    }
     let product = Product {
         op,
         weight,
         tokens,
-        input: ordered(op, weight, tokens, checked(op, input, tokens, k)?)?,
+        input: ordered(op, weight, tokens, input)?,
         outcome,
         out_type,
     };
@@ -203,7 +238,7 @@ fn ordered(
     input: CheckedInput,
 ) -> Result<CheckedInput> {
     let order = match &weight.data {
-        WeightData::Plain(_) => None,
+        WeightData::Plain(_) | WeightData::Apart(_) => None,
         WeightData::Packed(packed) => packed.order.as_ref(),
         WeightData::Streamed(bufs) => bufs.order.as_ref(),
     };

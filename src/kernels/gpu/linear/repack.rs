@@ -48,6 +48,12 @@ pub(crate) fn streamed(
                 }
             }
         }
+        WeightData::Apart(parts) => {
+            let parts = parts
+                .into_iter()
+                .map(|part| streamed(device, gpu, part, act));
+            WeightData::Apart(parts.collect::<Result<_>>()?)
+        }
         data => data,
     };
     Ok(LinearWeight { n, k, data })
@@ -66,12 +72,14 @@ pub(crate) fn paired(
 ) -> Result<(LinearWeight, Option<Buf>, GateUp)> {
     let op = Op { gpu, name: "pair" };
     let LinearWeight { n, k, data } = weight;
-    if !n.is_multiple_of(ROWS) {
+    if !n.is_multiple_of(ROWS) || matches!(data, WeightData::Apart(_)) {
         return Ok((LinearWeight { n, k, data }, bias, GateUp::Halves));
     }
     let rows = |buf: &Buf, length, shared| paired_rows(op, device, buf, [n, length], shared);
     let data = match data {
-        WeightData::Streamed(_) => return Err(op.bug("rows come before tiles")),
+        WeightData::Streamed(_) | WeightData::Apart(_) => {
+            return Err(op.bug("rows come before tiles, and of one matrix"));
+        }
         WeightData::Plain(data) => WeightData::Plain(rows(&data, k, 1)?),
         WeightData::Packed(packed) => {
             let (groups, shared) = (k.div_ceil(packed.group), packed.scale_rows);

@@ -150,7 +150,9 @@ pub(super) fn weight_args(op: Op<'_>, weight: &LinearWeight) -> Result<StreamedW
             scale_type: elem_type(DType::F32),
         }),
         WeightData::Streamed(bufs) => packed_args(op, bufs, [n, k]),
-        WeightData::Packed(_) => Err(op.bug("weights that were not repacked cannot be streamed")),
+        WeightData::Packed(_) | WeightData::Apart(_) => {
+            Err(op.bug("weights that were not repacked cannot be streamed"))
+        }
     }
 }
 
