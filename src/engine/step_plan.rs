@@ -18,6 +18,9 @@ pub struct StepPlan {
     pub gate_up: usize,
     /// The final norm with the head and, where nothing else is wanted, the choice of the most likely token.
     pub head: usize,
+    /// The rotation of heads and the writing of the cache with attention, where its kernel can do that, whatever the number of
+    /// tokens.
+    pub attention: bool,
     /// Norms and gated activations with the rounding of what they give to codes, whatever the number of tokens.
     pub codes: bool,
 }
@@ -28,6 +31,7 @@ impl StepPlan {
         qkv: 0,
         gate_up: 0,
         head: 0,
+        attention: false,
         codes: false,
     };
 
@@ -78,6 +82,9 @@ impl fmt::Display for StepPlan {
                 format!("{what} up to {tokens} token{s}")
             })
             .collect();
+        if self.attention {
+            parts.push("rotation + cache + attention".into());
+        }
         if self.codes {
             parts.push("norm + codes, SiLU + codes".into());
         }
@@ -99,11 +106,13 @@ mod tests {
             qkv: 5,
             gate_up: 4,
             head: 1,
+            attention: true,
             codes: false,
         };
         assert_eq!(
             plan.to_string(),
-            "fused: norm + q/k/v up to 5 tokens; norm + gate/up + SiLU up to 4 tokens; norm + head + pick up to 1 token"
+            "fused: norm + q/k/v up to 5 tokens; norm + gate/up + SiLU up to 4 tokens; norm + head + pick up to 1 token; \
+             rotation + cache + attention"
         );
         let codes = StepPlan {
             codes: true,
