@@ -537,6 +537,11 @@ impl DeviceWeights {
             } else {
                 norm.cost(act) + product(&layer.qkv.weight, false)
             };
+            let attend = if plan.attention {
+                AppendAttend(attention).cost(act, seen, cached)
+            } else {
+                RopeAppend(attention).cost(act) + attention.cost(act, seen, cached)
+            };
             let silu = SiluMul {
                 rows: tokens,
                 width: config.intermediate,
@@ -549,8 +554,7 @@ impl DeviceWeights {
             };
             [
                 qkv,
-                RopeAppend(attention).cost(act),
-                attention.cost(act, seen, cached),
+                attend,
                 product(&layer.output.weight, true),
                 gate_up,
                 product(&layer.down.weight, true),
