@@ -18,7 +18,7 @@
 #include <ptx/sync.cuh>
 
 template <class Table, class Out>
-__device__ void gather(const unsigned* __restrict__ ids, const Table* __restrict__ table, Out* __restrict__ out,
+__device__ void gather(const unsigned* ids, const Table* table, Out* __restrict__ out,
                        unsigned rows, unsigned width) {
     follow_predecessor();
     const size_t row = blockIdx.x;

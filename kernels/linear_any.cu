@@ -18,7 +18,7 @@
 constexpr unsigned FEW_TOKENS = 8; // of one pass
 
 template <class Weight, class X>
-__device__ void linear_any_few(const Weight weight, const X* __restrict__ x, const Outcome outcome, unsigned tokens,
+__device__ void linear_any_few(const Weight weight, const X* x, const Outcome outcome, unsigned tokens,
                                 unsigned features, unsigned k) {
     follow_predecessor();
     constexpr unsigned CHUNK = Weight::CHUNK;
@@ -71,7 +71,7 @@ __device__ void linear_any_few(const Weight weight, const X* __restrict__ x, con
 }
 
 template <class Weight, class X>
-__device__ void linear_any_many(const Weight weight, const X* __restrict__ x, const Outcome outcome, unsigned tokens,
+__device__ void linear_any_many(const Weight weight, const X* x, const Outcome outcome, unsigned tokens,
                                 unsigned features, unsigned k) {
     follow_predecessor();
     __shared__ float xs[DEPTH][PITCH];

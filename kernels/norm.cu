@@ -4,27 +4,46 @@
 //
 // Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019; the first rounding is that of the Hugging
 // Face implementations of Llama and Qwen.
-// Kernels: rms_norm_<type>. One block per token.
+// Kernels: rms_norm_<type>. One block of NORM_THREADS per token. The same followed by rounding to codes is in quantize.cu,
+// and followed by a product in linear_fused.cu.
 #include "common/norm.cuh"
-#include "common/reduce.cuh"
 
 #include <ptx/kernel.cuh>
 #include <ptx/sync.cuh>
 
+// A chunk of a row, as far as the row goes.
 template <class T>
-__device__ void rms_norm(const T* __restrict__ x, const T* __restrict__ weight, T* __restrict__ out, unsigned width,
-                         float eps) {
+__device__ void store_chunk(T* row, unsigned first, unsigned width, const float (&values)[NORM_CHUNK]) {
+    if (first + NORM_CHUNK <= width && is_aligned16(row + first)) {
+        T rounded[NORM_CHUNK];
+#pragma unroll
+        for (unsigned i = 0; i < NORM_CHUNK; i++) rounded[i] = from_f32<T>(values[i]);
+        uint4 raw[sizeof rounded / sizeof(uint4)];
+        memcpy(raw, rounded, sizeof rounded);
+#pragma unroll
+        for (unsigned i = 0; i < sizeof rounded / sizeof(uint4); i++) reinterpret_cast<uint4*>(row + first)[i] = raw[i];
+    } else {
+#pragma unroll
+        for (unsigned i = 0; i < NORM_CHUNK; i++) {
+            if (first + i < width) row[first + i] = from_f32<T>(values[i]);
+        }
+    }
+}
+
+template <class T>
+__device__ void rms_norm(const T* x, const T* __restrict__ weight, T* __restrict__ out, unsigned width, float eps) {
     follow_predecessor();
-    const size_t row = static_cast<size_t>(blockIdx.x) * width;
-    float squares = 0.0f;
-    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
-        const float value = to_f32(x[row + i]);
-        squares += value * value;
-    }
-    const float inverse = inverse_rms(block_reduce(squares, Sum()), width, eps);
-    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
-        out[row + i] = from_f32<T>(normed<T>(to_f32(x[row + i]), inverse, to_f32(weight[i])));
-    }
+    const T* from = x + static_cast<size_t>(blockIdx.x) * width;
+    T* to = out + static_cast<size_t>(blockIdx.x) * width;
+    const float inverse = inverse_rms_of_row(from, width, eps);
+    for_each_norm_chunk(width, [&](unsigned first) {
+        float values[NORM_CHUNK], weights[NORM_CHUNK];
+        load_norm_chunk(from, first, width, values);
+        load_norm_chunk(weight, first, width, weights);
+#pragma unroll
+        for (unsigned i = 0; i < NORM_CHUNK; i++) values[i] = normed<T>(values[i], inverse, weights[i]);
+        store_chunk(to, first, width, values);
+    });
 }
 
 #define DEFINE(T)                                                                                                      \

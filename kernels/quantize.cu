@@ -11,11 +11,15 @@
 //   scale = max |x| / 127.5 (1 for a row of zeros), q = clamp(round_half_even(x / scale), -128, 127)
 //   One block per token.
 //
+// rms_norm_quantize_<type>   x [T, width] normed as in norm.cu, and then the same: one block of NORM_THREADS per token
+// silu_mul_quantize_<type>   gate_up [T, 2 * width] gated as in silu_mul.cu, and then the same
+//   Numbers are rounded to the type before they become codes, so the codes are those of two launches.
+//
 // The half range is 127.5, not 127: the code of the largest magnitude is then off by half a step whichever its sign.
 // Source of the formulas: compressed-tensors, quantization/utils/helpers.py. A group or row with a NaN or an infinity
 // gets a scale that is not finite, so that it stays visible in the product.
-#include "common/elem.cuh"
-#include "common/reduce.cuh"
+#include "common/norm.cuh"
+#include "common/silu.cuh"
 
 #include <ptx/kernel.cuh>
 #include <ptx/sync.cuh>
@@ -76,20 +80,44 @@ __device__ void quantize_int4(const T* w, unsigned char* codes, T* scales, size_
     if (lane_id() == 0) scales[g] = from_f32<T>(scale);
 }
 
-template <class T>
-__device__ void quantize_act(const T* __restrict__ x, signed char* __restrict__ codes, float* __restrict__ scales,
-                             unsigned width) {
-    follow_predecessor();
-    const size_t row = static_cast<size_t>(blockIdx.x) * width;
+// The row of this block to codes and a scale. number(i) is the row's i-th number; it is asked for twice.
+template <class Number>
+__device__ void quantize_row(Number number, signed char* __restrict__ codes, float* __restrict__ scales, unsigned width) {
+    codes += static_cast<size_t>(blockIdx.x) * width;
     float largest = 0.0f;
-    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
-        largest = MaxOrNan()(largest, fabsf(to_f32(x[row + i])));
-    }
+    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) largest = MaxOrNan()(largest, fabsf(number(i)));
     const float scale = scale_for<f32>(block_reduce(largest, MaxOrNan()), 127.5f);
     for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
-        codes[row + i] = static_cast<signed char>(nearest_code(to_f32(x[row + i]) / scale, -128, 127));
+        codes[i] = static_cast<signed char>(nearest_code(number(i) / scale, -128, 127));
     }
     if (threadIdx.x == 0) scales[blockIdx.x] = scale;
+}
+
+template <class T>
+__device__ void quantize_act(const T* x, signed char* codes, float* scales, unsigned width) {
+    follow_predecessor();
+    const T* row = x + static_cast<size_t>(blockIdx.x) * width;
+    quantize_row([row](unsigned i) { return to_f32(row[i]); }, codes, scales, width);
+}
+
+template <class T>
+__device__ void rms_norm_quantize(const T* x, const T* __restrict__ weight, signed char* codes,
+                                  float* scales, unsigned width, float eps) {
+    follow_predecessor();
+    const T* row = x + static_cast<size_t>(blockIdx.x) * width;
+    const float inverse = inverse_rms_of_row(row, width, eps);
+    const auto number = [=](unsigned i) { return round_to<T>(normed<T>(to_f32(row[i]), inverse, to_f32(weight[i]))); };
+    quantize_row(number, codes, scales, width);
+}
+
+template <class T>
+__device__ void silu_mul_quantize(const T* gate_up, signed char* codes, float* scales, const GateUp& at) {
+    follow_predecessor();
+    const T* row = gate_up + static_cast<size_t>(blockIdx.x) * 2 * at.width;
+    const auto number = [&](unsigned i) {
+        return round_to<T>(silu_mul_of(to_f32(row[at.gate(i)]), to_f32(row[at.up(i)])));
+    };
+    quantize_row(number, codes, scales, at.width);
 }
 
 #define DEFINE(T)                                                                                                      \
@@ -101,5 +129,12 @@ __device__ void quantize_act(const T* __restrict__ x, signed char* __restrict__ 
     }                                                                                                                  \
     KERNEL(quantize_act_##T, const T* x, signed char* codes, float* scales, unsigned width) {                          \
         quantize_act(x, codes, scales, width);                                                                         \
+    }                                                                                                                  \
+    KERNEL(rms_norm_quantize_##T, const T* x, const T* weight, signed char* codes, float* scales, unsigned width,      \
+           float eps) {                                                                                                \
+        rms_norm_quantize(x, weight, codes, scales, width, eps);                                                       \
+    }                                                                                                                  \
+    KERNEL(silu_mul_quantize_##T, const T* gate_up, signed char* codes, float* scales, const GateUp at) {              \
+        silu_mul_quantize(gate_up, codes, scales, at);                                                                 \
     }
 FOR_EACH_ELEM(DEFINE)

@@ -6,6 +6,8 @@
 // repack_scales_<from>_<to>   scales [n / rows_per_scale, groups] to [n / 16, groups, 16]; rows past the end get zero. One
 //                   thread per number of the result.
 // repack_zeros      the same of codes of zero, bytes; rows past the end get 8.
+// pair_rows_<bytes> rows of the matrix [gate; up] to eight of each in turn (common/silu.cuh): out [2 * half, units] of units
+//                   of that many bytes, from a matrix where `rows_per_source` rows share one. One thread per unit.
 #include <ptx/kernel.cuh>
 #include <ptx/sync.cuh>
 
@@ -76,3 +78,21 @@ KERNEL(repack_zeros, const unsigned char* zeros, unsigned char* out, unsigned n,
     const bool there = source_of_scale(i, n, groups, rows_per_scale, from);
     out[i] = there ? zeros[from] : 8;
 }
+
+template <class Unit>
+__device__ void pair_rows(const Unit* from, Unit* out, unsigned half, unsigned units, unsigned rows_per_source) {
+    follow_predecessor();
+    const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const unsigned row = i / units;
+    if (row >= 2 * half) return;
+    const unsigned in_pair = row % 16;
+    const unsigned source = row / 16 * 8 + in_pair % 8 + (in_pair < 8 ? 0 : half);
+    out[i] = from[static_cast<size_t>(source / rows_per_source) * units + i % units];
+}
+
+#define PAIR_ROWS(BYTES, UNIT)                                                                                         \
+    KERNEL(pair_rows_##BYTES, const UNIT* from, UNIT* out, unsigned half, unsigned units, unsigned rows_per_source) {  \
+        pair_rows(from, out, half, units, rows_per_source);                                                            \
+    }
+PAIR_ROWS(1, unsigned char)
+PAIR_ROWS(4, unsigned)

@@ -7,41 +7,21 @@
 //                   Exponentials are f32; their sum, its logarithm and the difference are f64, because a sum over a
 //                   vocabulary of 10^5 in f32 would lose up to four digits that a perplexity is meant to resolve. A NaN
 //                   anywhere makes the result NaN, and so does a target outside the row.
+#include "common/best.cuh"
 #include "common/elem.cuh"
 #include "common/reduce.cuh"
 
 #include <ptx/kernel.cuh>
 #include <ptx/sync.cuh>
 
-constexpr unsigned NONE = 0xffffffffu;
-
-struct Best {
-    float value;
-    unsigned index; // NONE before any number was seen
-
-    // Whether this one goes before `other`. NONE is the largest index, and any number goes before it.
-    __device__ bool beats(const Best& other) const {
-        if (other.index == NONE || index == NONE) return index < other.index;
-        return value > other.value || (value == other.value && index < other.index);
-    }
-};
-
-__device__ inline Best better(const Best& a, const Best& b) { return b.beats(a) ? b : a; }
-
 template <class T>
-__device__ void argmax(const T* __restrict__ x, unsigned* __restrict__ out, unsigned width) {
-    follow_predecessor();
+__device__ void argmax(const T* x, unsigned* __restrict__ out, unsigned width) {
     __shared__ Best partial[WARP];
+    follow_predecessor();
     const size_t r = blockIdx.x;
     Best best = {0.0f, NONE};
-    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
-        const float value = to_f32(x[r * width + i]);
-        if (!isnan(value)) best = better(best, {value, i});
-    }
-    for (unsigned distance = WARP / 2; distance > 0; distance /= 2) {
-        best = better(best, {__shfl_xor_sync(ALL_LANES, best.value, distance),
-                             __shfl_xor_sync(ALL_LANES, best.index, distance)});
-    }
+    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) best = better(best, to_f32(x[r * width + i]), i);
+    best = best_of_warp(best);
     if (lane_id() == 0) partial[warp_id()] = best;
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -51,7 +31,7 @@ __device__ void argmax(const T* __restrict__ x, unsigned* __restrict__ out, unsi
 }
 
 template <class T>
-__device__ void log_prob(const T* __restrict__ logits, const unsigned* __restrict__ targets, float* __restrict__ out,
+__device__ void log_prob(const T* logits, const unsigned* targets, float* __restrict__ out,
                          unsigned width) {
     follow_predecessor();
     const T* x = logits + static_cast<size_t>(blockIdx.x) * width;

@@ -11,15 +11,16 @@
 //! | [`kernels`] | the ops, one file each beside its `.cu`: shapes, cost, plan, CPU reference, GPU launch; buffers on a device | a model |
 //! | [`model`] | configurations of every family, presets, tokenizers, and one file per checkpoint format | devices, kernels |
 //! | [`engine`] | loading onto a device, the forward pass of every family, the KV cache, sampling; candle's models as the baseline | that it is timed |
-//! | [`quality`] | texts, perplexity by named protocols, predictions against those of a base | time, records |
+//! | [`quant`] | this program's quantisers: weights and a text in, packed weights and checkpoints out | texts as files, scores, records |
+//! | [`quality`] | texts, perplexity by named protocols, predictions against those of a base, tasks by lm_eval's rules | time, records |
 //! | [`measure`] | clocks, trials, the NVML sampler, memory, the environment | what is measured |
 //! | [`results`] | the record and its wire form, the store, the study made of records, tables, exports, the report; the same for single ops | candle, CUDA, clocks |
 //! | [`study`] | what to run, running one point of it, putting points on record; single ops and the device's ceilings: where both sides meet | how anything is shown |
 //! | [`cli`] | one file per command: parse, call, print | how anything is computed |
 //!
-//! Arrows point from user to used and nothing runs back: `cli → study → quality → engine → {kernels, model} → scheme →
-//! units`; `measure` and `results` stand beside that line on `stats` and `units` alone. `tests/architecture.rs` reads the
-//! `use crate::` lines and holds this.
+//! Arrows point from user to used and nothing runs back: `cli → study → {quality, quant} → engine → {kernels, model} →
+//! scheme → units`; `measure` and `results` stand beside that line on `stats` and `units` alone. `tests/architecture.rs`
+//! reads the `use crate::` lines and holds this.
 //!
 //! # What holds it up
 //!
@@ -32,7 +33,8 @@
 //! - **One packed weight** ([`scheme::PackedWeight`]) is what formats and quantisers end in: codes of four or eight bits,
 //!   scales per row, group, block or tensor, what the codes stand for (symmetric, zero points, offsets, a codebook), and
 //!   the order of the columns. The CPU takes it as it is; a GPU gets it repacked once into what its kernels stream, in the
-//!   place of the original. Round-to-nearest needs no data and works row by row, so it is an op ([`kernels::quantize`]) and
+//!   place of the original. A checkpoint that is quantised already becomes one layer by layer (variant `as-is`); layers that
+//!   share an input but not a form stand apart. Round-to-nearest needs no data and works row by row, so it is an op ([`kernels::quantize`]) and
 //!   runs where the weights are going to live; the original is never whole on the host.
 //! - **The same bits in any batch.** On the CPU every sum runs in one order whatever the number of tokens or the chunk, so
 //!   a row alone, in a batch, or in pieces gives identical logits. Tests hold this exactly. On a GPU it holds of attention:
@@ -51,7 +53,9 @@
 //! `kernels/build.rs` compiles every `.cu` into a fatbin of its own with code for sm_80 and sm_90a, in parallel and cached
 //! by content; all are in the binary. Products stream weights into matrix instructions (`linear_few.cu`, `linear_tile.cu`,
 //! `linear_wgmma.cu`) or go to cuBLASLt, whichever the device's own clock finds faster for a shape when it first comes up;
-//! what it found is kept on the disk for later runs. Attention has a kernel for tokens that are alone in their slot
+//! what it found is kept on the disk for later runs. For a few tokens the norm before a product and the gated activation or
+//! greedy choice after it are part of its launch (`linear_fused.cu`), as [`engine::StepPlan`] says, with the same bits; so
+//! gate and up lie in turn in the rows of one matrix. Attention has a kernel for tokens that are alone in their slot
 //! (`attention_single.cu`), which rotates heads and writes the cache as well, and one for prompts (`attention_runs.cu`);
 //! the cache is plain or in codes. The other ops have one simple kernel each. A decode step
 //! is recorded once for each number of sequences and then replayed as a CUDA graph. `tests/cuda_build` reads the machine
@@ -64,6 +68,7 @@ pub mod kernels;
 pub mod measure;
 pub mod model;
 pub mod quality;
+pub mod quant;
 pub mod results;
 pub mod scheme;
 pub mod stats;

@@ -202,6 +202,20 @@ pub fn rate_standard_error(ratios: &[Ratio]) -> Option<f64> {
     (ratios.len() >= 2).then(|| (squares / (n * (n - 1.0))).sqrt() / mean_whole)
 }
 
+/// The two-sided exact McNemar test: how probable it is that pairs that differ split at least as unevenly as these if
+/// either way is as likely, `2 P(X ≤ min)` with X binomial of one half, at most 1 (McNemar, 1947).
+pub fn mcnemar(won: usize, lost: usize) -> f64 {
+    let n = won + lost;
+    // Terms of the binomial distribution relative to the middle one would overflow; logarithms do not.
+    let mut log_term = -(n as f64) * std::f64::consts::LN_2;
+    let mut below = 0.0;
+    for k in 0..=won.min(lost) {
+        below += log_term.exp();
+        log_term += ((n - k) as f64 / (k + 1) as f64).ln();
+    }
+    (2.0 * below).min(1.0)
+}
+
 /// What a comparison over the same items says.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Paired {
@@ -453,6 +467,20 @@ mod tests {
         mixed[..7].fill(-1.0);
         let p = sign_flip_test(&mixed).unwrap();
         assert!((p - 0.263).abs() < 0.02, "{p}");
+    }
+
+    #[test]
+    fn mcnemar_is_the_exact_binomial_test() {
+        // Of 3 and 12: 2 (1 + 15 + 105 + 455) / 2^15.
+        assert!((mcnemar(3, 12) - 1152.0 / 32768.0).abs() < 1e-12);
+        assert_eq!(mcnemar(12, 3), mcnemar(3, 12));
+        assert_eq!((mcnemar(0, 0), mcnemar(4, 4)), (1.0, 1.0));
+        // Near the normal distribution: 60 below the middle of 5000 is 1.71 standard deviations.
+        assert!(
+            (mcnemar(2440, 2560) - 0.0924).abs() < 1e-3,
+            "{}",
+            mcnemar(2440, 2560)
+        );
     }
 
     #[test]

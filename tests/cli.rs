@@ -6,6 +6,8 @@ mod bad_input;
 mod commands;
 #[path = "cli/common.rs"]
 mod common;
+#[path = "cli/eval.rs"]
+mod eval;
 #[cfg(unix)]
 #[path = "cli/interrupt.rs"]
 mod interrupt;
@@ -13,5 +15,8 @@ mod interrupt;
 mod kernels;
 #[path = "cli/quality.rs"]
 mod quality;
+#[cfg(unix)]
+#[path = "cli/quantize.rs"]
+mod quantize;
 #[path = "cli/study.rs"]
 mod study;

@@ -1,5 +1,8 @@
 //! The forward pass against logits that transformers computed in f32 from the same checkpoints.
 
+#[path = "golden/stored.rs"]
+mod stored;
+
 use std::path::{Path, PathBuf};
 
 use candlepower::engine::{DeviceWeights, Engine, Limits, Prompt};
@@ -7,6 +10,9 @@ use candlepower::kernels::Device;
 use candlepower::model::{Model, ModelSpec, WeightsChoice};
 use candlepower::scheme::DType;
 use safetensors::SafeTensors;
+
+#[path = "golden/tasks.rs"]
+mod tasks;
 
 const MODELS: [&str; 4] = ["tiny-llama", "tiny-llama-tied", "tiny-qwen2", "tiny-qwen3"];
 

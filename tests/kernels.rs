@@ -14,6 +14,8 @@ mod build;
 mod driver;
 #[path = "kernels/engine.rs"]
 mod engine;
+#[path = "kernels/fused.rs"]
+mod fused;
 #[path = "kernels/generate.rs"]
 mod generate;
 #[path = "kernels/logits.rs"]
@@ -22,6 +24,8 @@ mod logits;
 mod microbench;
 #[path = "kernels/mutations.rs"]
 mod mutations;
+#[path = "kernels/stored.rs"]
+mod stored;
 #[path = "kernels/streamed.rs"]
 mod streamed;
 
@@ -33,7 +37,7 @@ use candlepower::kernels::linear::{Input, Linear, LinearWeight, WeightData};
 use candlepower::kernels::norm::RmsNorm;
 use candlepower::kernels::quantize::QuantizeAct;
 use candlepower::kernels::rope::{HeadNorms, RopeAppend, RopeTable};
-use candlepower::kernels::silu_mul::SiluMul;
+use candlepower::kernels::silu_mul::{GateUp, SiluMul};
 use candlepower::kernels::{Buf, BufType, Device};
 use candlepower::scheme::{CodeFormat, DType, KvFormat, Levels, PackedWeight, Scales};
 use half::{bf16, f16};
@@ -670,7 +674,13 @@ fn norms_equal_plain_loops_in_every_type() {
 #[test]
 fn gated_values_equal_the_formula_in_every_type() {
     for device in devices() {
-        for (rows, width) in [(1, 1), (3, 17), (5, 100), (2, 256)] {
+        for (rows, width, layout) in [
+            (1, 1, GateUp::Halves),
+            (3, 17, GateUp::Halves),
+            (5, 104, GateUp::Halves),
+            (5, 104, GateUp::Eights),
+            (2, 256, GateUp::Eights),
+        ] {
             for act in TYPES {
                 let mut noise = Noise(rows as u64);
                 let mut x: Vec<f32> = (0..2 * rows * width)
@@ -679,13 +689,20 @@ fn gated_values_equal_the_formula_in_every_type() {
                 // Where e^-x leaves f32: silu is 0 and x itself there.
                 (x[0], x[1]) = (-120.0, 120.0);
                 let mut out = device.alloc(BufType::Float(act), rows * width).unwrap();
-                SiluMul { rows, width }
-                    .run(&device, &put(&device, &x, act), &mut out)
-                    .unwrap();
+                let op = SiluMul {
+                    rows,
+                    width,
+                    layout,
+                };
+                op.run(&device, &put(&device, &x, act), &mut out).unwrap();
                 let truth: Vec<f64> = (0..rows * width)
                     .map(|i| {
-                        let at = i / width * 2 * width + i % width;
-                        let (gate, up) = (f64::from(x[at]), f64::from(x[at + width]));
+                        let (at, apart) = match layout {
+                            GateUp::Halves => (i % width, width),
+                            GateUp::Eights => (i % width / 8 * 16 + i % 8, 8),
+                        };
+                        let at = i / width * 2 * width + at;
+                        let (gate, up) = (f64::from(x[at]), f64::from(x[at + apart]));
                         gate / (1.0 + (-gate).exp()) * up
                     })
                     .collect();
@@ -694,7 +711,7 @@ fn gated_values_equal_the_formula_in_every_type() {
                     &get(&device, &out),
                     &truth,
                     tolerance,
-                    &format!("{rows} x {width}, {act}, {}", device.kind()),
+                    &format!("{rows} x {width}, {layout:?}, {act}, {}", device.kind()),
                 );
             }
         }

@@ -8,9 +8,17 @@ mod gguf;
 mod gguf_writer;
 #[path = "models/hostile.rs"]
 mod hostile;
+#[path = "models/mutated.rs"]
+mod mutated;
 #[path = "models/safetensors.rs"]
 mod safetensors;
 #[path = "models/sources.rs"]
 mod sources;
+#[path = "models/stored.rs"]
+mod stored;
+#[path = "models/stored_bytes.rs"]
+mod stored_bytes;
+#[path = "models/stored_faults.rs"]
+mod stored_faults;
 #[path = "models/vocab.rs"]
 mod vocab;

@@ -431,7 +431,7 @@ fn a_weight_that_fits_no_product_is_refused_before_it() {
 fn packed_of(data: &mut WeightData) -> &mut candlepower::kernels::linear::PackedBufs {
     match data {
         WeightData::Packed(packed) => packed,
-        WeightData::Plain(_) | WeightData::Streamed(_) => {
+        WeightData::Plain(_) | WeightData::Streamed(_) | WeightData::Apart(_) => {
             unreachable!("made of a packed weight, on the CPU")
         }
     }

@@ -47,6 +47,15 @@ __device__ inline void store_elem(void* data, ElemType type, size_t i, float val
     }
 }
 
+// Rounds to an element type that is known at run time and widens back.
+__device__ inline float round_to_elem(ElemType type, float value) {
+    switch (type) {
+        case ELEM_F16: return round_to<f16>(value);
+        case ELEM_BF16: return round_to<bf16>(value);
+        default: return value;
+    }
+}
+
 // Whether 16-byte loads may start at `p`.
 __device__ inline bool is_aligned16(const void* p) { return reinterpret_cast<size_t>(p) % 16 == 0; }
 

@@ -1,7 +1,9 @@
-// The two steps of an RMS norm, shared by norm.cu and the per-head norm of rope.cu.
+// RMS norm: its two steps for one number, shared with the per-head norm of rope.cu; and the order in which a block of
+// NORM_THREADS threads sums the squares of a row, shared by every kernel that norms rows, so that all give the same bits.
 #pragma once
 
 #include "elem.cuh"
+#include "reduce.cuh"
 
 // 1 / sqrt(mean square + eps), from the sum of `width` squares.
 __device__ inline float inverse_rms(float sum_of_squares, unsigned width, float eps) {
@@ -11,4 +13,41 @@ __device__ inline float inverse_rms(float sum_of_squares, unsigned width, float 
 // x * inverse rounded to T, times weight; the caller rounds the product.
 template <class T> __device__ float normed(float x, float inverse, float weight) {
     return round_to<T>(x * inverse) * weight;
+}
+
+constexpr unsigned NORM_THREADS = 256;
+constexpr unsigned NORM_CHUNK = 8; // neighbours that a thread takes at a time
+
+// Thread `me` of NORM_THREADS takes every NORM_THREADS-th chunk of a row: body(first column of the chunk).
+template <class Body> __device__ inline void for_each_norm_chunk(unsigned width, Body body) {
+    for (unsigned first = threadIdx.x * NORM_CHUNK; first < width; first += NORM_THREADS * NORM_CHUNK) body(first);
+}
+
+// A chunk of a row; zeros past its end.
+template <class T>
+__device__ inline void load_norm_chunk(const T* row, unsigned first, unsigned width, float (&values)[NORM_CHUNK]) {
+    if (first + NORM_CHUNK <= width && is_aligned16(row + first)) {
+        load_wide(row + first, values);
+    } else {
+#pragma unroll
+        for (unsigned i = 0; i < NORM_CHUNK; i++) values[i] = first + i < width ? to_f32(row[first + i]) : 0.0f;
+    }
+}
+
+// `sum` and the squares of a chunk, in order.
+__device__ inline float add_squares(float sum, const float (&values)[NORM_CHUNK]) {
+#pragma unroll
+    for (unsigned i = 0; i < NORM_CHUNK; i++) sum = fmaf(values[i], values[i], sum);
+    return sum;
+}
+
+// The inverse root mean square of a row, by the whole block.
+template <class T> __device__ float inverse_rms_of_row(const T* row, unsigned width, float eps) {
+    float squares = 0.0f;
+    for_each_norm_chunk(width, [&](unsigned first) {
+        float values[NORM_CHUNK];
+        load_norm_chunk(row, first, width, values);
+        squares = add_squares(squares, values);
+    });
+    return inverse_rms(block_reduce(squares, Sum()), width, eps);
 }

@@ -19,27 +19,37 @@ struct ProductArgs {
     unsigned splits;          // blocks that share the columns of a tile
     unsigned steps_per_split; // of each but perhaps the last
 
-    // A finished sum becomes a result: scales that were left to the end, then the outcome.
-    template <class Format> __device__ void finish(unsigned token, unsigned row, typename Format::Sum sum) const {
+    // A finished sum with the scales that were left to the end.
+    template <class Format> __device__ float scaled(unsigned token, unsigned row, typename Format::Sum sum) const {
         float value = static_cast<float>(sum);
         if constexpr (std::is_same_v<typename Format::Sum, int>) {
             value *= x_scales[token] * load_elem(weight.scales, weight.scale_type, row);
         } else if constexpr (Format::ROW_SCALES) {
             value *= load_elem(weight.scales, weight.scale_type, row);
         }
-        outcome.store(token, row, value);
+        return value;
+    }
+
+    // It becomes a result.
+    template <class Format> __device__ void finish(unsigned token, unsigned row, typename Format::Sum sum) const {
+        outcome.store(token, row, scaled<Format>(token, row, sum));
     }
 };
 
-// Whether this block is the last of those that share `tile` to get here; whatever the others wrote before is then visible
-// to all its threads. Makes the counter ready for the next launch.
-__device__ inline bool is_last_of_tile(const ProductArgs& args, unsigned tile) {
+// Whether this block is the last of `blocks` to count itself here; whatever the others wrote before is then visible to all
+// its threads. Makes the counter ready for the next launch.
+__device__ inline bool is_last_of(unsigned* counter, unsigned blocks) {
     __shared__ unsigned last;
     __syncthreads(); // all of this block has written
     if (threadIdx.x == 0) {
-        last = count_up(args.arrived + tile) == args.splits - 1;
-        if (last) args.arrived[tile] = 0;
+        last = count_up(counter) == blocks - 1;
+        if (last) *counter = 0;
     }
     __syncthreads();
     return last != 0;
+}
+
+// The same of those that share `tile`.
+__device__ inline bool is_last_of_tile(const ProductArgs& args, unsigned tile) {
+    return is_last_of(args.arrived + tile, args.splits);
 }

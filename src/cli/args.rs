@@ -9,15 +9,16 @@ use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::Interrupt;
 use crate::measure::trial::{StopRule, WarmUp};
-use crate::model::{ModelSpec, WeightsChoice};
+use crate::model::{Model, ModelSpec, WeightsChoice};
 use crate::quality::{Protocol, Rule, TextFormat};
 use crate::results::Study;
 use crate::results::environment::Ceilings;
 use crate::results::record::Cell;
 use crate::results::study::QualityAxis;
-use crate::scheme::{DType, KvFormat};
+use crate::scheme::{DType, KvFormat, Variant};
 use crate::study::{
-    BasePlan, DeviceChoice, Effort, EngineKind, QualityPlan, Switches, ceilings, open_device,
+    BasePlan, Calibration, DeviceChoice, Effort, EngineKind, QualityPlan, Quantising, Switches,
+    ceilings, notice, open_device,
 };
 use crate::units::Seconds;
 
@@ -52,6 +53,15 @@ pub(super) enum WeightsFlag {
 }
 
 impl ModelFlags {
+    /// Opens a model and says on standard error what becomes of it in `variant`, if that is not plain to see.
+    pub(super) fn open(&self, source: &str, variant: &Variant) -> Result<Model> {
+        let model = Model::open(&self.spec(source))?;
+        if let Some(notice) = notice(&model, variant)? {
+            super::progress::say(&notice);
+        }
+        Ok(model)
+    }
+
     pub(super) fn spec(&self, source: &str) -> ModelSpec {
         ModelSpec {
             source: source.to_owned(),
@@ -63,6 +73,44 @@ impl ModelFlags {
                 },
             },
             tokenizer: self.tokenizer.clone(),
+        }
+    }
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Calibration")]
+pub(super) struct CalibrationFlags {
+    /// Text that gptq, awq and smoothquant look at, never the one that is scored: a file, or wikitext2 (the training split,
+    /// from the hub)
+    #[arg(long, value_name = "FILE")]
+    pub(super) calibrate: Option<PathBuf>,
+    /// Runs of tokens that are taken from it
+    #[arg(long, default_value_t = 128, value_name = "N", value_parser = parse_positive)]
+    pub(super) calibration_samples: usize,
+    /// Tokens of each
+    #[arg(long, default_value_t = 512, value_name = "N", value_parser = parse_positive)]
+    pub(super) calibration_length: usize,
+    /// Chooses the runs
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(super) calibration_seed: u64,
+}
+
+impl CalibrationFlags {
+    pub(super) fn calibration(&self) -> Option<Calibration> {
+        self.calibrate.as_ref().map(|text| Calibration {
+            text: text.clone(),
+            format: TextFormat::Auto,
+            samples: self.calibration_samples,
+            length: self.calibration_length,
+            seed: self.calibration_seed,
+        })
+    }
+
+    /// How variants are made that are not made on loading.
+    pub(super) fn quantising(&self) -> Quantising {
+        Quantising {
+            calibration: self.calibration(),
+            cache: cache_folder(),
         }
     }
 }
@@ -89,6 +137,10 @@ pub(super) struct EngineFlags {
     /// Tokens of one forward pass; longer prompts go in chunks [default: 512 on the CPU, 8192 on a GPU]
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub(super) chunk: Option<usize>,
+    /// Whether a GPU does several ops in one launch where that should be faster, with the same results, or op by op
+    /// [default: on]
+    #[arg(long, value_enum, value_name = "on|off")]
+    fuse: Option<Switch>,
 }
 
 /// How one variant's KV cache is held.
@@ -121,7 +173,21 @@ impl DeviceFlags {
 impl EngineFlags {
     /// Opens the device and says which it is on standard error.
     pub(super) fn open(&self) -> Result<Device> {
-        self.device.open()
+        let device = self.device.open()?;
+        match (self.fuse(), &device) {
+            (Some(enabled), Device::Gpu(gpu)) => gpu.set_fused(enabled),
+            (Some(_), Device::Cpu) => {
+                return Err(Error::Usage(
+                    "--fuse is for a GPU: on the CPU there are no launches".into(),
+                ));
+            }
+            (None, _) => {}
+        }
+        Ok(device)
+    }
+
+    pub(super) fn fuse(&self) -> Option<bool> {
+        self.fuse.map(|switch| switch == Switch::On)
     }
 }
 
@@ -277,6 +343,7 @@ impl SpeedFlags {
         let state = |switch: Option<Switch>| switch.map(|switch| switch == Switch::On);
         Switches {
             graphs: state(self.graphs),
+            fuse: None,
             overlap: state(self.pdl),
         }
     }

@@ -5,13 +5,13 @@ use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 
-use super::args::{EngineFlags, ModelFlags, SpeedFlags};
+use super::args::{CalibrationFlags, EngineFlags, ModelFlags, SpeedFlags};
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
 use crate::results::{Store, Study, table, waterfall};
 use crate::scheme::Variant;
-use crate::study::{self, Outcome, Plan};
+use crate::study::{self, Outcome, Plan, Switches};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
@@ -23,13 +23,9 @@ pub(super) struct Args {
     /// tiny, a folder, a .gguf file, a hub id such as org/name, or a preset
     #[arg(long, default_value = "tiny", value_name = "MODEL")]
     model: String,
-    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32)
-    #[arg(
-        long,
-        default_value = "bf16",
-        value_delimiter = ',',
-        value_name = "LIST"
-    )]
+    /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, :smoothquant, :asym, :mse)
+    /// [default: bf16; for a quantised checkpoint as-is]
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
     variants: Vec<Variant>,
     /// Keeps the records in this folder; a second run goes on where the first ended
     #[arg(long, value_name = "DIR")]
@@ -39,7 +35,7 @@ pub(super) struct Args {
     force: bool,
     /// Measures every cell by ever more of the engine, from candle's models and launches one by one up to the whole, and shows
     /// what each part is worth
-    #[arg(long, conflicts_with_all = ["engine", "graphs", "pdl"])]
+    #[arg(long, conflicts_with_all = ["engine", "graphs", "pdl", "fuse"])]
     ablate: bool,
     /// Prints JSON instead of the table
     #[arg(long)]
@@ -47,21 +43,33 @@ pub(super) struct Args {
     #[command(flatten)]
     from: ModelFlags,
     #[command(flatten)]
+    calibration: CalibrationFlags,
+    #[command(flatten)]
     device: EngineFlags,
     #[command(flatten)]
     speed: SpeedFlags,
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
+    let models = vec![args.from.spec(&args.model)];
+    let variants = if args.variants.is_empty() {
+        study::default_variants(&models, &["bf16"], &["as-is"])?
+    } else {
+        args.variants.clone()
+    };
     let plan = Plan {
-        models: vec![args.from.spec(&args.model)],
-        variants: args.variants.clone(),
+        models,
+        variants,
         cells: args.speed.cells(),
         quality: None,
+        quantising: args.calibration.quantising(),
         act: args.device.dtype,
         kv: args.speed.kv.clone(),
         engine: args.speed.engine.kind(),
-        switches: args.speed.switches(),
+        switches: Switches {
+            fuse: args.device.fuse(),
+            ..args.speed.switches()
+        },
         chunk: args.device.chunk,
         rule: args.speed.rule(),
         warm_up: args.speed.warm_up(),
@@ -74,7 +82,9 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     plan.check_device(&device)?;
     let mut environment = study::environment(&device);
     // What cannot be opened is said before anything is measured.
-    study::check_inputs(&plan)?;
+    study::check_inputs(&plan)?
+        .iter()
+        .for_each(|note| say(note));
     let scratch = tempfile::tempdir()
         .map_err(|e| Error::io(std::env::temp_dir(), "cannot create a folder in", e))?;
     let dir = args

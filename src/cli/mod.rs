@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod eval;
 mod export;
 mod generate;
 mod info;
@@ -10,6 +11,7 @@ mod list;
 mod logits;
 mod ppl;
 mod progress;
+mod quantize;
 mod report;
 mod schema;
 mod study;
@@ -47,8 +49,12 @@ enum Command {
     Bench(bench::Args),
     /// Perplexity of one variant on a text, alone or against a base
     Ppl(ppl::Args),
+    /// Accuracy of one variant on tasks, scored by lm_eval's rules
+    Eval(eval::Args),
     /// Generates text from prompts, greedily or sampled
     Generate(generate::Args),
+    /// Writes a quantised checkpoint that vLLM, transformers and this program load
+    Quantize(quantize::Args),
     /// Single ops by shape, tokens and variant: verified, timed, and held against what the device can do
     Kernels(kernels::Args),
     /// The device, its measured ceilings, and the environment
@@ -84,7 +90,9 @@ fn dispatch(command: Command, interrupt: &Interrupt) -> Result<ExitCode> {
         Command::Study(args) => study::run(&args, interrupt),
         Command::Bench(args) => bench::run(&args, interrupt),
         Command::Ppl(args) => ppl::run(&args, interrupt),
+        Command::Eval(args) => eval::run(&args, interrupt),
         Command::Generate(args) => generate::run(&args, interrupt),
+        Command::Quantize(args) => quantize::run(&args, interrupt),
         Command::Kernels(args) => kernels::run(&args, interrupt),
         Command::Info(args) => info::run(&args, interrupt),
         Command::Report(args) => report::run(&args),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::engine::StepPlan;
 use crate::quality::TextFormat;
 use crate::results::Record;
 use crate::results::microbench;
@@ -106,6 +107,7 @@ impl Watcher for Progress {
 
     fn progress(&mut self, variant: &str, stage: &Stage, share: f64, overall: f64) {
         let what = match stage {
+            Stage::Quantise => format!("{variant}: quantising {:.0}%", share * 100.0),
             Stage::Load => format!("{variant}: loading {:.0}%", share * 100.0),
             Stage::Verify => format!("{variant}: verifying"),
             Stage::Quality => format!("{variant}: perplexity {:.0}%", share * 100.0),
@@ -114,11 +116,19 @@ impl Watcher for Progress {
         self.show(&what, overall);
     }
 
+    fn plan(&mut self, variant: &str, plan: &StepPlan) {
+        self.line(&format!("{variant}: {plan}"));
+    }
+
     fn base(&mut self, variant: &str, path: &Path, size: Bytes) {
         let place = path.display();
         self.line(&format!(
             "{variant}: predictions kept for comparison, {size}: {place}"
         ));
+    }
+
+    fn quantised(&mut self, variant: &str, what: &str) {
+        self.line(&format!("{variant}: {what}"));
     }
 
     fn point(&mut self, record: &Record, resumed: bool) {

@@ -6,14 +6,16 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 
 use super::args::{
-    AxisFlag, EngineFlags, ModelFlags, SpeedFlags, TextFlags, WeightsFlag, parse_positive,
+    AxisFlag, CalibrationFlags, EngineFlags, ModelFlags, SpeedFlags, TextFlags, WeightsFlag,
+    parse_positive,
 };
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
+use crate::model::ModelSpec;
 use crate::results::{Store, Study, export, table};
 use crate::scheme::Variant;
-use crate::study::{self, EngineKind, Plan};
+use crate::study::{self, EngineKind, Plan, Switches};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
@@ -30,13 +32,9 @@ pub(super) struct Args {
         value_name = "MODEL"
     )]
     model: Vec<String>,
-    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32); each model's first is its base
-    #[arg(
-        long,
-        default_value = "bf16,int8,w4a16",
-        value_delimiter = ',',
-        value_name = "LIST"
-    )]
+    /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, :smoothquant, :asym, :mse); each model's
+    /// first is its base [default: bf16,int8,w4a16; for a quantised checkpoint bf16,as-is]
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
     variants: Vec<Variant>,
     /// Folder of the results; a second run with the same folder goes on where the first ended
     #[arg(long, default_value = "candlepower-study", value_name = "DIR")]
@@ -49,6 +47,8 @@ pub(super) struct Args {
     json: bool,
     #[command(flatten)]
     from: ModelFlags,
+    #[command(flatten)]
+    calibration: CalibrationFlags,
     #[command(flatten)]
     device: EngineFlags,
     #[command(flatten)]
@@ -87,26 +87,36 @@ impl Args {
             quality.base = Some(self.text.base(Some(self.out.join("base-logits")))?);
         }
         quality.under_load = !self.no_load_check;
+        let models: Vec<ModelSpec> = self
+            .model
+            .iter()
+            .map(|source| self.from.spec(source))
+            .collect();
+        let variants = if self.variants.is_empty() {
+            study::default_variants(&models, &["bf16", "int8", "w4a16"], &["bf16", "as-is"])?
+        } else {
+            self.variants.clone()
+        };
         let compared = wanted && !self.no_kl && self.speed.engine.kind() == EngineKind::Candlepower;
-        let comparable = self.model.len() == 1 && self.variants.len() > 1;
+        let comparable = self.model.len() == 1 && variants.len() > 1;
         if self.quality_axis == AxisFlag::Kl && !(compared && comparable) {
             return Err(Error::Usage(
                 "--quality-axis kl needs several variants of one model, scored on a text by candlepower's engine".into(),
             ));
         }
         Ok(Plan {
-            models: self
-                .model
-                .iter()
-                .map(|source| self.from.spec(source))
-                .collect(),
-            variants: self.variants.clone(),
+            models,
+            variants,
             cells: self.speed.cells(),
             quality: wanted.then_some(quality),
+            quantising: self.calibration.quantising(),
             act: self.device.dtype,
             kv: self.speed.kv.clone(),
             engine: self.speed.engine.kind(),
-            switches: self.speed.switches(),
+            switches: Switches {
+                fuse: self.device.fuse(),
+                ..self.speed.switches()
+            },
             chunk: self.device.chunk,
             rule: self.speed.rule(),
             warm_up: self.speed.warm_up(),
@@ -124,7 +134,9 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     plan.check_device(&device)?;
     let mut environment = study::environment(&device);
     // What cannot be opened leaves no folder behind.
-    study::check_inputs(&plan)?;
+    study::check_inputs(&plan)?
+        .iter()
+        .for_each(|note| say(note));
     let mut store = Store::open(&args.out)?;
     environment.ceilings = args.speed.ceilings(&device, interrupt)?;
     let mut progress = Progress::new();

@@ -1,6 +1,7 @@
 //! How much a run needs, computed before anything is allocated.
 
-use crate::error::Result;
+use super::source::WeightSource;
+use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::scheme::{Activations, CodeFormat, DType, KvFormat, Variant, WeightScheme};
 use crate::units::Bytes;
@@ -67,8 +68,7 @@ impl Footprint {
         )
     }
 
-    /// What `config` in this variant will take under these limits; `source` is the precision that weights are
-    /// quantised from, hence that of their scales.
+    /// What `config` in this variant will take under these limits; `source` is what its weights are made from.
     ///
     /// # Errors
     /// If no group of the variant fits a layer.
@@ -76,7 +76,7 @@ impl Footprint {
         config: &ModelConfig,
         variant: &Variant,
         act: DType,
-        source: DType,
+        source: &WeightSource,
         limits: Limits,
     ) -> Result<Self> {
         let (mut weights, mut linear) = (0, 0);
@@ -93,7 +93,11 @@ impl Footprint {
                 linear += bytes;
                 bytes
             } else if tensor.shape.len() == 2 {
-                elements * table_dtype(config, variant).size()
+                let plain = elements * table_dtype(config, variant).size();
+                let shape = [tensor.shape[0], tensor.shape[1]];
+                source
+                    .kept(&tensor.name)
+                    .map_or(plain, |kept| kept.bytes(shape))
             } else {
                 elements * act.size()
             };
@@ -103,7 +107,8 @@ impl Footprint {
         let positions = limits.slots as u128 * limits.capacity as u128;
         let position = config.kv_heads * limits.kv.vector_bytes(act.size(), config.head_dim);
         let kv = (2 * config.layers * position) as u128 * positions;
-        let scratch: u128 = scratch_sizes(config, variant, act, limits).iter().sum();
+        let scratch = scratch_sizes(config, variant, source, act, limits);
+        let scratch: u128 = scratch.iter().sum();
         let rope = 2 * limits.capacity as u128 * (config.head_dim / 2 * 4) as u128;
         let bytes = |n: u128| Bytes(u64::try_from(n).unwrap_or(u64::MAX));
         Ok(Self {
@@ -115,8 +120,8 @@ impl Footprint {
     }
 }
 
-/// The type of the embedding table and the output head: the variant's own where it is plain, else the checkpoint's
-/// 16-bit type.
+/// The type of the embedding table and the output head unless they stay as they are: the variant's own where it is plain,
+/// else the checkpoint's 16-bit type.
 pub(super) fn table_dtype(config: &ModelConfig, variant: &Variant) -> DType {
     match (variant.weights, config.dtype) {
         (WeightScheme::Plain(dtype), _) => dtype,
@@ -125,18 +130,34 @@ pub(super) fn table_dtype(config: &ModelConfig, variant: &Variant) -> DType {
     }
 }
 
-fn matrix_bytes(variant: &Variant, source: DType, name: &str, n: usize, k: usize) -> Result<usize> {
+fn matrix_bytes(
+    variant: &Variant,
+    source: &WeightSource,
+    name: &str,
+    n: usize,
+    k: usize,
+) -> Result<usize> {
+    if let Some(kept) = source.kept(name) {
+        return Ok(kept.bytes([n, k]));
+    }
     let format = match variant.weights {
+        WeightScheme::AsIs => return Err(Error::Internal(format!("nothing is known of '{name}'"))),
         WeightScheme::Plain(dtype) => return Ok(n * k * dtype.size()),
         WeightScheme::Int8 => CodeFormat::I8,
         WeightScheme::Int4 { .. } => CodeFormat::U4,
     };
     let group = variant.group_for(name, k)?;
-    Ok(n * (format.row_bytes(k) + k / group * source.size()))
+    Ok(n * (format.row_bytes(k) + k / group * source.precision.size()))
 }
 
 /// Bytes of each scratch buffer, in the order of [`super::transformer::Scratch`].
-fn scratch_sizes(config: &ModelConfig, variant: &Variant, act: DType, limits: Limits) -> Vec<u128> {
+fn scratch_sizes(
+    config: &ModelConfig,
+    variant: &Variant,
+    source: &WeightSource,
+    act: DType,
+    limits: Limits,
+) -> Vec<u128> {
     let widest = config.hidden.max(config.intermediate).max(config.q_rows()) as u128;
     let tokens = limits.chunk as u128;
     let mut sizes: Vec<u128> = [
@@ -149,8 +170,11 @@ fn scratch_sizes(config: &ModelConfig, variant: &Variant, act: DType, limits: Li
     ]
     .map(|width| tokens * (width * act.size()) as u128)
     .to_vec();
-    if variant.activations == Activations::Int8PerToken {
+    if variant.activations == Activations::Int8PerToken || source.has_codes() {
         sizes.extend([tokens * widest, tokens * 4]); // codes, scales
+    }
+    if source.has_rounded() {
+        sizes.push(tokens * widest * act.size() as u128);
     }
     sizes.extend([tokens * 4; 3]); // tokens, slots, positions
     sizes.push(limits.slots as u128 * 16 + 4); // the same and row numbers for decode steps, and their count

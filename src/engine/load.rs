@@ -1,20 +1,22 @@
 //! From a model's source to the device, a piece at a time: read, widen or quantise, upload. The host never holds more
-//! than one piece.
+//! than one piece, or one layer's packed weights where they stay as they are.
 
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::limits::table_dtype;
+use super::source::{InputPath, Kept, WeightSource};
 use super::weights::{DeviceWeights, Layer, Projection};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::attention::Attention;
 use crate::kernels::device::HostElem;
 use crate::kernels::fill::Filling;
 use crate::kernels::linear::{LinearWeight, WeightData};
 use crate::kernels::quantize::QuantizeRows;
+use crate::kernels::silu_mul::GateUp;
 use crate::kernels::{Buf, BufType, Device};
 use crate::model::{DummyFill, HostSliceMut, Model};
-use crate::scheme::{CodeFormat, DType, Variant, WeightScheme};
+use crate::scheme::{Activations, CodeFormat, DType, PackedWeight, Variant, WeightScheme};
 
 /// Elements of one piece: 64 MiB as f32.
 const PIECE: usize = 16 << 20;
@@ -37,12 +39,12 @@ impl DeviceWeights {
         let config = &model.config;
         Attention::check_head_dim(device, config.head_dim)?;
         let total = config.parameters();
-        let source = Self::source_precision(model)?;
+        let source = WeightSource::of(model, variant)?;
         let mut loader = Loader {
             model,
             variant,
             act,
-            source,
+            source: &source,
             device,
             progress,
             done: 0,
@@ -72,30 +74,21 @@ impl DeviceWeights {
             layers,
         })
     }
+}
 
-    /// The precision that linear weights are quantised from: the file's own; f32 where its tensors differ.
-    ///
-    /// # Errors
-    /// If a tensor is missing.
-    pub fn source_precision(model: &Model) -> Result<DType> {
-        let mut found = None;
-        for tensor in model.config.tensors().iter().filter(|t| t.is_linear()) {
-            let precision = model.weights.precision(&tensor.name)?;
-            match found {
-                None => found = Some(precision),
-                Some(other) if other != precision => return Ok(DType::F32),
-                Some(_) => {}
-            }
-        }
-        Ok(found.unwrap_or(DType::F32))
-    }
+/// Neighbours of one form.
+enum Run {
+    /// Numbers of one type, by their places in the list of names.
+    Plain(DType, Vec<usize>),
+    /// Codes.
+    Packed(Vec<PackedWeight>),
 }
 
 struct Loader<'a> {
     model: &'a Model,
     variant: &'a Variant,
     act: DType,
-    source: DType,
+    source: &'a WeightSource,
     device: &'a Device,
     progress: LoadProgress<'a>,
     done: u64,
@@ -109,6 +102,8 @@ impl Loader<'_> {
         let name = |part: &str| format!("model.layers.{index}.{part}");
         let attention = |part: &str| name(&format!("self_attn.{part}"));
         let mlp = |part: &str| name(&format!("mlp.{part}"));
+        let (gate_up, gate_up_layout) =
+            self.gate_up(&["gate_proj", "up_proj"].map(mlp), mlp_bias)?;
         Ok(Layer {
             attention_norm: self.vector(&[name("input_layernorm.weight")])?,
             qkv: self.projection(&["q_proj", "k_proj", "v_proj"].map(attention), qkv_bias)?,
@@ -122,35 +117,73 @@ impl Loader<'_> {
             },
             output: self.projection(&[attention("o_proj")], o_bias)?,
             mlp_norm: self.vector(&[name("post_attention_layernorm.weight")])?,
-            gate_up: self.projection(&["gate_proj", "up_proj"].map(mlp), mlp_bias)?,
+            gate_up,
+            gate_up_layout,
             down: self.projection(&[mlp("down_proj")], mlp_bias)?,
         })
     }
 
     /// The named layers as one matrix, one below the other.
     fn projection(&mut self, names: &[String], bias: bool) -> Result<Projection> {
+        let rows = self.rows(names, bias)?;
+        let weight = rows.weight.streamed(self.device, self.act)?;
+        Ok(Projection { weight, ..rows })
+    }
+
+    /// Gate and up as one matrix, in the order that the device wants.
+    fn gate_up(&mut self, names: &[String], bias: bool) -> Result<(Projection, GateUp)> {
+        let Projection {
+            weight,
+            bias,
+            input,
+        } = self.rows(names, bias)?;
+        let (weight, bias, layout) = weight.paired(self.device, bias)?;
+        let weight = weight.streamed(self.device, self.act)?;
+        let projection = Projection {
+            weight,
+            bias,
+            input,
+        };
+        Ok((projection, layout))
+    }
+
+    /// The named layers as one matrix, one below the other, not yet as the device streams it.
+    fn rows(&mut self, names: &[String], bias: bool) -> Result<Projection> {
         let weights: Vec<String> = names.iter().map(|name| format!("{name}.weight")).collect();
         let shapes = weights
             .iter()
             .map(|w| self.model.weights.shape(w))
             .collect::<Result<Vec<_>>>()?;
         let k = shapes[0][1];
-        let n = shapes.iter().map(|shape| shape[0]).sum();
-        let mut weight = match self.variant.weights {
-            WeightScheme::Plain(dtype) => LinearWeight::plain(self.device, [n, k], dtype)?,
-            WeightScheme::Int8 => {
-                LinearWeight::packed(self.device, [n, k], CodeFormat::I8, k, self.source)?
-            }
+        let rows: Vec<usize> = shapes.iter().map(|shape| shape[0]).collect();
+        let n = rows.iter().sum();
+        let precision = self.source.precision;
+        let packed =
+            |format, group| LinearWeight::packed(self.device, [n, k], format, group, precision);
+        let empty = match self.variant.weights {
+            WeightScheme::Plain(dtype) => Some(LinearWeight::plain(self.device, [n, k], dtype)?),
+            WeightScheme::Int8 => Some(packed(CodeFormat::I8, k)?),
             WeightScheme::Int4 { .. } => {
                 let group = self.variant.group_for(&names[0], k)?;
-                LinearWeight::packed(self.device, [n, k], CodeFormat::U4, group, self.source)?
+                Some(packed(CodeFormat::U4, group)?)
             }
+            WeightScheme::AsIs => None,
         };
-        let mut first = 0;
-        for (name, shape) in weights.iter().zip(&shapes) {
-            self.matrix(name, [shape[0], k], &mut weight, first)?;
-            first += shape[0];
-        }
+        let (weight, input) = match empty {
+            Some(mut weight) => {
+                let mut first = 0;
+                for (name, rows) in weights.iter().zip(&rows) {
+                    self.matrix(name, [*rows, k], &mut weight, first)?;
+                    first += rows;
+                }
+                let input = match self.variant.activations {
+                    Activations::Int8PerToken => InputPath::Codes,
+                    Activations::Float | Activations::AsIs => InputPath::Float,
+                };
+                (weight, input)
+            }
+            None => self.kept(&weights, &rows, k)?,
+        };
         let bias = if bias {
             Some(
                 self.vector(
@@ -163,13 +196,99 @@ impl Loader<'_> {
         } else {
             None
         };
-        let weight = weight.streamed(self.device, self.act)?;
-        Ok(Projection { weight, bias })
+        Ok(Projection {
+            weight,
+            bias,
+            input,
+        })
     }
 
-    /// An embedding or head in a plain type.
+    /// The named matrices as the checkpoint has them: those of one form as one, the others apart; and what happens to their
+    /// input.
+    fn kept(
+        &mut self,
+        names: &[String],
+        rows: &[usize],
+        k: usize,
+    ) -> Result<(LinearWeight, InputPath)> {
+        let mut runs: Vec<Run> = Vec::new();
+        let mut input: Option<InputPath> = None;
+        for (i, name) in names.iter().enumerate() {
+            let kept = self
+                .source
+                .kept(name)
+                .ok_or_else(|| Error::Internal(format!("nothing is known of '{name}'")))?;
+            let path = match input {
+                None => Some(kept.input()),
+                Some(before) => before.and(kept.input()),
+            };
+            input = path;
+            if path.is_none() {
+                return Err(Error::Config(format!(
+                    "'{name}' and '{}' share an input, but the checkpoint rounds it for each in another way, which is not \
+                     supported",
+                    names[0]
+                )));
+            }
+            match (kept, runs.last_mut()) {
+                (Kept::Plain(dtype), Some(Run::Plain(before, members))) if *before == dtype => {
+                    members.push(i);
+                }
+                (Kept::Plain(dtype), _) => runs.push(Run::Plain(dtype, vec![i])),
+                (Kept::Packed(_), last) => {
+                    let weight = self.model.weights.read_packed(name)?;
+                    self.advance(rows[i] * k)?;
+                    match last {
+                        Some(Run::Packed(stack)) if stack[0].stacks_with(&weight) => {
+                            stack.push(weight);
+                        }
+                        _ => runs.push(Run::Packed(vec![weight])),
+                    }
+                }
+            }
+        }
+        let mut parts = Vec::new();
+        for run in runs {
+            parts.push(match run {
+                Run::Plain(dtype, members) => {
+                    let n = members.iter().map(|&i| rows[i]).sum();
+                    let mut weight = LinearWeight::plain(self.device, [n, k], dtype)?;
+                    let mut first = 0;
+                    for i in members {
+                        self.matrix(&names[i], [rows[i], k], &mut weight, first)?;
+                        first += rows[i];
+                    }
+                    weight
+                }
+                Run::Packed(stack) => {
+                    let whole = PackedWeight::stack(stack).map_err(Error::Internal)?;
+                    LinearWeight::from_packed(self.device, whole)?
+                }
+            });
+        }
+        let weight = match parts.len() {
+            1 => parts.swap_remove(0),
+            _ => LinearWeight::apart(parts)?,
+        };
+        Ok((weight, input.unwrap_or(InputPath::Float)))
+    }
+
+    /// An embedding or head, in a plain type unless it stays as it is.
     fn table(&mut self, name: &str, dtype: DType) -> Result<LinearWeight> {
         let shape = self.model.weights.shape(name)?;
+        let dtype = match self.source.kept(name) {
+            None => dtype,
+            Some(Kept::Plain(own)) => own,
+            Some(Kept::Packed(_)) => {
+                let names = [name.to_owned()];
+                return match self.kept(&names, &shape[..1], shape[1])? {
+                    (weight, InputPath::Float) => weight.streamed(self.device, self.act),
+                    _ => Err(Error::Config(format!(
+                        "'{name}': an output head whose input is rounded is not supported"
+                    ))),
+                };
+            }
+        };
         let mut weight = LinearWeight::plain(self.device, [shape[0], shape[1]], dtype)?;
         self.matrix(name, [shape[0], shape[1]], &mut weight, 0)?;
         Ok(weight)
@@ -202,10 +321,10 @@ impl Loader<'_> {
     ) -> Result<()> {
         let rows_at_once = (PIECE / k.max(1)).clamp(1, n.max(1));
         let mut staging = match &weight.data {
-            WeightData::Plain(_) | WeightData::Streamed(_) => None,
+            WeightData::Plain(_) | WeightData::Streamed(_) | WeightData::Apart(_) => None,
             WeightData::Packed(_) => Some(
                 self.device
-                    .alloc(BufType::Float(self.source), rows_at_once * k)?,
+                    .alloc(BufType::Float(self.source.precision), rows_at_once * k)?,
             ),
         };
         for start in (0..n).step_by(rows_at_once) {
@@ -225,7 +344,9 @@ impl Loader<'_> {
                     op.run(self.device, staging, weight, first + start)?;
                 }
                 (WeightData::Packed(_), None) => unreachable!("packed weights are staged"),
-                (WeightData::Streamed(_), _) => unreachable!("rows come before tiles"),
+                (WeightData::Streamed(_) | WeightData::Apart(_), _) => {
+                    unreachable!("rows come before tiles and whole before parts")
+                }
             }
             self.advance(rows * k)?;
         }

@@ -1,9 +1,12 @@
 //! The forward pass of every family on one device: weights, cache, steps, and what is read off their logits. Does not
 //! know that it is timed, nor which text it reads.
 //!
-//! Reading order: [`Limits`] and [`Footprint`] (`limits`: what will be allocated, before it is) · [`DeviceWeights`]
-//! (`weights`, filled by `load`) · `transformer` (one step) · `replay` (a step recorded once) · [`Engine`] (`session`: prefill,
-//! decode, scoring) · [`Arrivals`] (`generate`: steps asked for ahead, tokens watched as they come) · [`Sampler`] · [`CandleEngine`] (`candle`: candle-transformers' own models, the baseline).
+//! Reading order: [`Limits`] and [`Footprint`] (`limits`: what will be allocated, before it is) · [`WeightSource`]
+//! (`source`: what weights are made from) · [`DeviceWeights`] (`weights`, filled by `load`) · [`StepPlan`] (`step_plan`: which
+//! launches are one) · `transformer` (one step) · `replay` (a step recorded once) · [`Engine`] (`session`: prefill, decode,
+//! scoring) · [`Arrivals`] (`generate`: steps asked for ahead, tokens watched as they come) · [`Sampler`] ·
+//! [`CandleEngine`] (`candle`: candle-transformers' own models, the
+//! baseline).
 
 mod candle;
 mod generate;
@@ -12,6 +15,8 @@ mod load;
 mod replay;
 mod sampler;
 mod session;
+mod source;
+mod step_plan;
 mod transformer;
 mod weights;
 
@@ -19,5 +24,7 @@ pub use candle::{CandleEngine, CandleModel};
 pub use generate::{Arrivals, DeviceTime};
 pub use limits::{Footprint, Limits};
 pub use sampler::{Sampler, Sampling};
-pub use session::{Engine, LogitsReader, Prediction, Prompt, Targets};
+pub use session::{Continuation, Engine, LogitsReader, Predicted, Prediction, Prompt, Targets};
+pub use source::WeightSource;
+pub use step_plan::StepPlan;
 pub use weights::DeviceWeights;

@@ -9,6 +9,7 @@ use super::generate::LINES;
 use super::limits::{Footprint, Limits};
 use super::replay::Replays;
 use super::sampler::Sampler;
+use super::step_plan::StepPlan;
 use super::transformer::{Scratch, Source};
 use super::weights::DeviceWeights;
 use crate::error::{Error, Result};
@@ -17,7 +18,7 @@ use crate::kernels::attention::Queries;
 use crate::kernels::sample::{Argmax, LogProb, NO_TOKEN};
 use crate::kernels::{Device, Mailbox};
 
-pub use scoring::{LogitsReader, Prediction, Targets};
+pub use scoring::{Continuation, LogitsReader, Predicted, Prediction, Targets};
 
 /// A model that is ready to run.
 pub struct Engine {
@@ -89,6 +90,11 @@ impl Engine {
     /// Whether decode steps are recorded and replayed.
     pub fn replays(&self) -> bool {
         self.replays.enabled()
+    }
+
+    /// Which launches are fused.
+    pub fn plan(&self) -> StepPlan {
+        self.scratch.plan
     }
 
     /// How many steps the host may ask for ahead. Few make the mailbox small; for tests.
@@ -209,10 +215,6 @@ impl Engine {
             mailbox,
             ..
         } = self;
-        let pick = Argmax {
-            rows,
-            vocab: weights.config.vocab,
-        };
         replays.step(device, rows, || {
             scratch.forward(
                 device,
@@ -222,8 +224,7 @@ impl Engine {
                 limits.capacity,
                 Queries::Single,
             )?;
-            scratch.head(device, weights, Source::Feed, rows)?;
-            pick.run(device, &scratch.logits, &mut scratch.targets)?;
+            scratch.pick(device, weights, Source::Feed, rows)?;
             advance(device, scratch, mailbox, Advance::whole(rows))
         })?;
         self.told = self.told.wrapping_add(1);

@@ -1,29 +1,34 @@
 //! One step of the forward pass: tokens in, hidden states out; and the head over some of them.
 
 use super::limits::Limits;
+use super::source::InputPath;
+use super::step_plan::StepPlan;
 use super::weights::{DeviceWeights, Projection};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::attention::{AppendAttend, Attention, LayerCache, Places, Queries};
 use crate::kernels::embed::Gather;
-use crate::kernels::linear::{Input, Linear, LinearWeight};
+use crate::kernels::linear::{FusedLinear, Input, Linear, LinearWeight, Normed, Then};
 use crate::kernels::norm::RmsNorm;
 use crate::kernels::quantize::QuantizeAct;
 use crate::kernels::rope::{HeadNorms, RopeAppend, RopeTable};
+use crate::kernels::round_input::RoundInput;
+use crate::kernels::sample::Argmax;
 use crate::kernels::silu_mul::SiluMul;
 use crate::kernels::{Buf, BufType, Cost, Device};
 use crate::model::ModelConfig;
-use crate::scheme::{Activations, DType, KvFormat};
+use crate::scheme::{DType, KvFormat};
 use crate::units::Bytes;
 
 /// Everything that a forward pass writes, allocated once.
 pub(super) struct Scratch {
+    pub(super) plan: StepPlan,
     hidden: Buf,
     normed: Buf,
     qkv: Buf,
     attended: Buf,
     gate_up: Buf,
     gated: Buf,
-    codes: Option<Int8Input>,
+    rounding: InputBufs,
     /// Inputs that the host writes.
     pub(super) prompt: Inputs,
     /// Inputs of decode steps, which the step before leaves here.
@@ -38,8 +43,6 @@ pub(super) struct Scratch {
     rope: RopeTable,
     kv: KvFormat,
     cache: Vec<LayerCache>,
-    /// Whether heads are rotated, the cache written and attention computed in one launch where there is one.
-    pub(super) fuses_attention: bool,
 }
 
 /// Which tokens a step runs, and which of them go through the head. All u32.
@@ -79,7 +82,13 @@ pub(super) enum Source {
     Feed,
 }
 
-/// Where a product's input goes on its way to int8.
+/// Where a product's input goes that is rounded first.
+struct InputBufs {
+    codes: Option<Int8Input>,
+    rounded: Option<Buf>,
+}
+
+/// Codes and scales of a product's input.
 struct Int8Input {
     codes: Buf,
     scales: Buf,
@@ -92,29 +101,33 @@ impl Scratch {
         let ids = |count| device.alloc(BufType::U32, count);
         let singles = |count| device.alloc(BufType::Float(DType::F32), count);
         let (tokens, rows) = (limits.chunk, limits.head_rows);
-        let codes = match weights.variant.activations {
-            Activations::Float => None,
-            Activations::Int8PerToken => {
-                let widest = config.hidden.max(config.intermediate).max(config.q_rows());
-                let codes = device.alloc(BufType::U8, tokens * widest)?;
-                Some(Int8Input {
-                    codes,
-                    scales: singles(tokens)?,
-                })
-            }
+        let widest = config.hidden.max(config.intermediate).max(config.q_rows());
+        let codes = if weights.has_codes() {
+            Some(Int8Input {
+                codes: device.alloc(BufType::U8, tokens * widest)?,
+                scales: singles(tokens)?,
+            })
+        } else {
+            None
+        };
+        let rounded = if weights.has_rounded() {
+            Some(numbers(tokens * widest)?)
+        } else {
+            None
         };
         let vectors = limits.slots * limits.capacity * config.kv_heads;
         let layer = |_| LayerCache::new(device, limits.kv, *act, vectors, config.head_dim);
         let frequencies = config.rope.inverse_frequencies(config.head_dim);
         let frequencies: Vec<f32> = frequencies.iter().map(|&f| f as f32).collect();
         Ok(Self {
+            plan: StepPlan::new(device, weights),
             hidden: numbers(tokens * config.hidden)?,
             normed: numbers(tokens * config.hidden)?,
             qkv: numbers(tokens * (config.q_rows() + 2 * config.kv_rows()))?,
             attended: numbers(tokens * config.q_rows())?,
             gate_up: numbers(tokens * 2 * config.intermediate)?,
             gated: numbers(tokens * config.intermediate)?,
-            codes,
+            rounding: InputBufs { codes, rounded },
             prompt: Inputs::new(device, tokens, rows)?,
             feed: Inputs::new(device, limits.slots, limits.slots)?,
             steps: ids(1)?,
@@ -126,7 +139,6 @@ impl Scratch {
             rope: RopeTable::new(device, &frequencies, limits.capacity)?,
             kv: limits.kv,
             cache: (0..config.layers).map(layer).collect::<Result<_>>()?,
-            fuses_attention: true,
         })
     }
 
@@ -151,10 +163,11 @@ impl Scratch {
             &self.targets,
             &self.log_probs,
         ];
-        let codes = self
-            .codes
+        let InputBufs { codes, rounded } = &self.rounding;
+        let codes = codes
             .as_ref()
-            .map_or(0, |c| c.codes.bytes() + c.scales.bytes());
+            .map_or(0, |c| c.codes.bytes() + c.scales.bytes())
+            + rounded.as_ref().map_or(0, Buf::bytes);
         let buffers: usize = buffers.iter().map(|buf| buf.bytes()).sum();
         let inputs = self.prompt.bytes() + self.feed.bytes();
         Bytes((buffers + codes + inputs + self.rope.bytes()) as u64)
@@ -207,10 +220,10 @@ impl Scratch {
         let config = &weights.config;
         let count = attention.tokens;
         let layer = &weights.layers[index];
-        let norm = RmsNorm {
-            rows: count,
-            width: config.hidden,
-            eps: config.norm_eps,
+        let step = Step {
+            device,
+            tokens: count,
+            codes: self.plan.codes,
         };
         let inputs = match source {
             Source::Prompt => &self.prompt,
@@ -226,61 +239,53 @@ impl Scratch {
             eps: config.norm_eps,
         });
 
-        norm.run(
-            device,
-            &self.hidden,
-            &layer.attention_norm,
-            &mut self.normed,
-        )?;
-        project(
-            device,
-            &self.normed,
-            &mut self.codes,
-            &layer.qkv,
-            count,
-            false,
-            &mut self.qkv,
-        )?;
+        let input = Normed::all(&self.hidden, &layer.attention_norm, config.norm_eps);
+        if count <= self.plan.qkv {
+            step.fused(input, &layer.qkv, Then::Store, &mut self.qkv)?;
+        } else {
+            let between = (&mut self.normed, &mut self.rounding);
+            step.project_normed(input, between, &layer.qkv, &mut self.qkv)?;
+        }
         let cache = &mut self.cache[index];
         let (qkv, attended) = (&mut self.qkv, &mut self.attended);
-        if self.fuses_attention {
+        if self.plan.attention {
             AppendAttend(attention)
                 .run(device, qkv, head_norms, &self.rope, places, cache, attended)?;
         } else {
             RopeAppend(attention).run(device, qkv, head_norms, &self.rope, places, cache)?;
             attention.run(device, qkv, places, cache, attended)?;
         }
-        project(
-            device,
+        step.project(
             &self.attended,
-            &mut self.codes,
+            &mut self.rounding,
             &layer.output,
-            count,
             true,
             &mut self.hidden,
         )?;
 
-        norm.run(device, &self.hidden, &layer.mlp_norm, &mut self.normed)?;
-        project(
-            device,
-            &self.normed,
-            &mut self.codes,
-            &layer.gate_up,
-            count,
-            false,
-            &mut self.gate_up,
-        )?;
-        let silu = SiluMul {
-            rows: count,
-            width: config.intermediate,
-        };
-        silu.run(device, &self.gate_up, &mut self.gated)?;
-        project(
-            device,
+        let input = Normed::all(&self.hidden, &layer.mlp_norm, config.norm_eps);
+        if count <= self.plan.gate_up {
+            step.fused(input, &layer.gate_up, Then::Gate, &mut self.gated)?;
+        } else {
+            let between = (&mut self.normed, &mut self.rounding);
+            step.project_normed(input, between, &layer.gate_up, &mut self.gate_up)?;
+            let silu = SiluMul {
+                rows: count,
+                width: config.intermediate,
+                layout: layer.gate_up_layout,
+            };
+            let codes = step.codes_of(&layer.down, &mut self.rounding);
+            if let Some(Int8Input { codes, scales }) = codes {
+                silu.run_to_codes(device, &self.gate_up, codes, scales)?;
+                let input = Input::Int8 { codes, scales };
+                return step.product(input, &layer.down, true, &mut self.hidden);
+            }
+            silu.run(device, &self.gate_up, &mut self.gated)?;
+        }
+        step.project(
             &self.gated,
-            &mut self.codes,
+            &mut self.rounding,
             &layer.down,
-            count,
             true,
             &mut self.hidden,
         )
@@ -299,6 +304,19 @@ impl Scratch {
             Source::Prompt => &self.prompt.rows,
             Source::Feed => &self.feed.rows,
         };
+        if count <= self.plan.head {
+            let fused = FusedLinear {
+                tokens: count,
+                then: Then::Store,
+            };
+            let input = Normed {
+                x: &self.hidden,
+                rows: Some(rows),
+                weight: &weights.norm,
+                eps: config.norm_eps,
+            };
+            return fused.run(device, input, weights.head(), None, &mut self.logits);
+        }
         let gather = Gather {
             count,
             rows: self.hidden.len() / config.hidden,
@@ -323,6 +341,39 @@ impl Scratch {
             &mut self.logits,
         )
     }
+
+    /// The most likely token after each of the hidden states whose numbers are in `rows`, left in `targets` on the device.
+    /// The logits need not have been computed as a whole.
+    pub(super) fn pick(
+        &mut self,
+        device: &Device,
+        weights: &DeviceWeights,
+        source: Source,
+        count: usize,
+    ) -> Result<()> {
+        if count > self.plan.head {
+            self.head(device, weights, source, count)?;
+            let pick = Argmax {
+                rows: count,
+                vocab: weights.config.vocab,
+            };
+            return pick.run(device, &self.logits, &mut self.targets);
+        }
+        let fused = FusedLinear {
+            tokens: count,
+            then: Then::Pick,
+        };
+        let input = Normed {
+            x: &self.hidden,
+            rows: Some(match source {
+                Source::Prompt => &self.prompt.rows,
+                Source::Feed => &self.feed.rows,
+            }),
+            weight: &weights.norm,
+            eps: weights.config.norm_eps,
+        };
+        fused.run(device, input, weights.head(), None, &mut self.targets)
+    }
 }
 
 fn attention_op(
@@ -344,36 +395,127 @@ fn attention_op(
     }
 }
 
-/// A linear layer; its input goes through int8 where the variant says so.
-fn project(
-    device: &Device,
-    x: &Buf,
-    int8: &mut Option<Int8Input>,
-    projection: &Projection,
+/// What the products of a layer have in common.
+struct Step<'a> {
+    device: &'a Device,
     tokens: usize,
-    accumulate: bool,
-    out: &mut Buf,
-) -> Result<()> {
-    let product = Linear { tokens, accumulate };
-    let (weight, bias) = (&projection.weight, projection.bias.as_ref());
-    match int8 {
-        None => product.run(device, Input::Float(x), weight, bias, out),
-        Some(Int8Input { codes, scales }) => {
-            QuantizeAct {
-                tokens,
-                width: weight.k,
-            }
-            .run(device, x, codes, scales)?;
-            product.run(device, Input::Int8 { codes, scales }, weight, bias, out)
+    /// Whether inputs become codes where they are computed.
+    codes: bool,
+}
+
+impl Step<'_> {
+    /// The norm of `input`, a linear layer, and what follows it, in one launch.
+    fn fused(
+        &self,
+        input: Normed<'_>,
+        projection: &Projection,
+        then: Then,
+        out: &mut Buf,
+    ) -> Result<()> {
+        let op = FusedLinear {
+            tokens: self.tokens,
+            then,
+        };
+        let (weight, bias) = (&projection.weight, projection.bias.as_ref());
+        op.run(self.device, input, weight, bias, out)
+    }
+
+    /// The norm of `input`, then a linear layer, by way of buffers for the norm and for what it is rounded to.
+    fn project_normed(
+        &self,
+        input: Normed<'_>,
+        (normed, rounding): (&mut Buf, &mut InputBufs),
+        projection: &Projection,
+        out: &mut Buf,
+    ) -> Result<()> {
+        let norm = RmsNorm {
+            rows: self.tokens,
+            width: projection.weight.k,
+            eps: input.eps,
+        };
+        if let Some(Int8Input { codes, scales }) = self.codes_of(projection, rounding) {
+            norm.run_to_codes(self.device, input.x, input.weight, codes, scales)?;
+            let input = Input::Int8 { codes, scales };
+            return self.product(input, projection, false, out);
         }
+        norm.run(self.device, input.x, input.weight, normed)?;
+        self.project(normed, rounding, projection, false, out)
+    }
+
+    /// Where the input of a layer becomes codes as it is computed, if it does.
+    fn codes_of<'b>(
+        &self,
+        projection: &Projection,
+        rounding: &'b mut InputBufs,
+    ) -> Option<&'b mut Int8Input> {
+        let fused = self.codes && projection.input == InputPath::Codes;
+        rounding.codes.as_mut().filter(|_| fused)
+    }
+
+    /// A linear layer; its input is rounded first where the layer says so.
+    fn project(
+        &self,
+        x: &Buf,
+        rounding: &mut InputBufs,
+        projection: &Projection,
+        accumulate: bool,
+        out: &mut Buf,
+    ) -> Result<()> {
+        let (tokens, width) = (self.tokens, projection.weight.k);
+        match (projection.input, rounding) {
+            (InputPath::Float, _) => self.product(Input::Float(x), projection, accumulate, out),
+            (
+                InputPath::Codes,
+                InputBufs {
+                    codes: Some(Int8Input { codes, scales }),
+                    ..
+                },
+            ) => {
+                QuantizeAct { tokens, width }.run(self.device, x, codes, scales)?;
+                let input = Input::Int8 { codes, scales };
+                self.product(input, projection, accumulate, out)
+            }
+            (
+                InputPath::Rounded(rule),
+                InputBufs {
+                    rounded: Some(rounded),
+                    ..
+                },
+            ) => {
+                let op = RoundInput {
+                    tokens,
+                    width,
+                    rounding: rule,
+                };
+                op.run(self.device, x, rounded)?;
+                self.product(Input::Float(rounded), projection, accumulate, out)
+            }
+            _ => Err(Error::Internal("no room for rounded inputs".into())),
+        }
+    }
+
+    fn product(
+        &self,
+        input: Input<'_>,
+        projection: &Projection,
+        accumulate: bool,
+        out: &mut Buf,
+    ) -> Result<()> {
+        let op = Linear {
+            tokens: self.tokens,
+            accumulate,
+        };
+        let (weight, bias) = (&projection.weight, projection.bias.as_ref());
+        op.run(self.device, input, weight, bias, out)
     }
 }
 
 impl DeviceWeights {
-    /// The least that a step of `tokens` tokens must move and compute when they see `seen` positions in all, of which
-    /// `cached` are distinct, with logits for `logits` of them and the cache in the format `kv`.
+    /// The least that a step of `tokens` tokens must move and compute by this plan when they see `seen` positions in all, of
+    /// which `cached` are distinct, with logits for `logits` of them and the cache in the format `kv`.
     pub fn step_cost(
         &self,
+        plan: StepPlan,
         tokens: usize,
         seen: f64,
         cached: f64,
@@ -388,20 +530,33 @@ impl DeviceWeights {
             eps: config.norm_eps,
         };
         let product = |w: &LinearWeight, accumulate| Linear { tokens, accumulate }.cost(w, act);
+        let fused = |w: &LinearWeight, then| FusedLinear { tokens, then }.cost(w, act, act);
         let layer = |layer: &super::weights::Layer| {
+            let qkv = if tokens <= plan.qkv {
+                fused(&layer.qkv.weight, Then::Store)
+            } else {
+                norm.cost(act) + product(&layer.qkv.weight, false)
+            };
+            let attend = if plan.attention {
+                AppendAttend(attention).cost(act, seen, cached)
+            } else {
+                RopeAppend(attention).cost(act) + attention.cost(act, seen, cached)
+            };
+            let silu = SiluMul {
+                rows: tokens,
+                width: config.intermediate,
+                layout: layer.gate_up_layout,
+            };
+            let gate_up = if tokens <= plan.gate_up {
+                fused(&layer.gate_up.weight, Then::Gate)
+            } else {
+                norm.cost(act) + product(&layer.gate_up.weight, false) + silu.cost(act)
+            };
             [
-                norm.cost(act),
-                product(&layer.qkv.weight, false),
-                RopeAppend(attention).cost(act),
-                attention.cost(act, seen, cached),
+                qkv,
+                attend,
                 product(&layer.output.weight, true),
-                norm.cost(act),
-                product(&layer.gate_up.weight, false),
-                SiluMul {
-                    rows: tokens,
-                    width: config.intermediate,
-                }
-                .cost(act),
+                gate_up,
                 product(&layer.down.weight, true),
             ]
             .into_iter()
@@ -412,11 +567,19 @@ impl DeviceWeights {
             rows: config.vocab,
             width: config.hidden,
         };
-        let head = Linear {
-            tokens: logits,
-            accumulate: false,
-        }
-        .cost(self.head(), DType::F32);
+        let head = if logits <= plan.head {
+            FusedLinear {
+                tokens: logits,
+                then: Then::Pick,
+            }
+            .cost(self.head(), act, DType::F32)
+        } else {
+            Linear {
+                tokens: logits,
+                accumulate: false,
+            }
+            .cost(self.head(), DType::F32)
+        };
         gather.cost(act, act) + self.layers.iter().map(layer).sum() + head
     }
 }

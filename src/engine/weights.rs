@@ -1,7 +1,9 @@
 //! A model's weights on the device.
 
+use super::source::{InputPath, WeightSource};
 use crate::kernels::Buf;
-use crate::kernels::linear::LinearWeight;
+use crate::kernels::linear::{LinearWeight, WeightData};
+use crate::kernels::silu_mul::GateUp;
 use crate::model::ModelConfig;
 use crate::scheme::{DType, Variant};
 use crate::units::Bytes;
@@ -14,8 +16,8 @@ pub struct DeviceWeights {
     pub variant: Variant,
     /// The activation type, which norms and biases have too.
     pub act: DType,
-    /// The precision that the weights were quantised from, hence that of their scales.
-    pub source: DType,
+    /// What the weights were made from.
+    pub source: WeightSource,
     pub(super) embedding: LinearWeight,
     /// `None` where the head is the embedding.
     pub(super) head: Option<LinearWeight>,
@@ -32,8 +34,10 @@ pub(super) struct Layer {
     pub(super) head_norms: Option<(Buf, Buf)>,
     pub(super) output: Projection,
     pub(super) mlp_norm: Buf,
-    /// Gate and up projections, one below the other.
+    /// Gate and up projections in one matrix.
     pub(super) gate_up: Projection,
+    /// Where they lie in it.
+    pub(super) gate_up_layout: GateUp,
     pub(super) down: Projection,
 }
 
@@ -41,6 +45,8 @@ pub(super) struct Layer {
 pub(super) struct Projection {
     pub(super) weight: LinearWeight,
     pub(super) bias: Option<Buf>,
+    /// What happens to the input before the product.
+    pub(super) input: InputPath,
 }
 
 impl Projection {
@@ -86,13 +92,34 @@ impl DeviceWeights {
         Bytes(self.layers.iter().map(bytes).sum::<usize>() as u64)
     }
 
+    /// Whether any product multiplies codes with codes.
+    pub fn has_codes(&self) -> bool {
+        self.any_input(|path| path == InputPath::Codes)
+    }
+
+    /// Whether the input of any product is rounded in its own type.
+    pub(super) fn has_rounded(&self) -> bool {
+        self.any_input(|path| matches!(path, InputPath::Rounded(_)))
+    }
+
+    fn any_input(&self, is: impl Fn(InputPath) -> bool) -> bool {
+        let mut layers = self.layers.iter();
+        layers.any(|layer| layer.projections().iter().any(|p| is(p.input)))
+    }
+
     /// How many weight matrices, as the checkpoint names them, have which group; empty where nothing is quantised.
     pub fn groups(&self) -> std::collections::BTreeMap<usize, usize> {
         let mut groups = std::collections::BTreeMap::new();
         for layer in &self.layers {
             for (projection, matrices) in layer.projections().iter().zip([3, 1, 2, 1]) {
-                if let Some(group) = projection.weight.group() {
-                    *groups.entry(group).or_default() += matrices;
+                let mut count = |weight: &LinearWeight, matrices| {
+                    if let Some(group) = weight.group() {
+                        *groups.entry(group).or_default() += matrices;
+                    }
+                };
+                match &projection.weight.data {
+                    WeightData::Apart(parts) => parts.iter().for_each(|part| count(part, 1)),
+                    _ => count(&projection.weight, matrices),
                 }
             }
         }

@@ -15,6 +15,7 @@ pub mod norm;
 mod parallel;
 pub mod quantize;
 pub mod rope;
+pub mod round_input;
 pub mod sample;
 pub mod silu_mul;
 mod simd;

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::device::{Buf, Device, with_dtype};
 use super::parallel::least;
+use super::quantize::{QuantizeAct, round_row};
 use super::{Cost, check_len};
 use crate::error::Result;
 use crate::scheme::{DType, Elem};
@@ -57,6 +58,57 @@ impl RmsNorm {
                 Ok(())
             }),
             Device::Gpu(gpu) => super::gpu::rms_norm(gpu, self, x, weight, out),
+        }
+    }
+
+    /// Traffic and arithmetic of [`RmsNorm::run_to_codes`] for activations of type `act`.
+    pub fn cost_to_codes(&self, act: DType) -> Cost {
+        let quantize = QuantizeAct {
+            tokens: self.rows,
+            width: self.width,
+        };
+        let (norm, codes) = (self.cost(act), quantize.cost(act));
+        Cost {
+            read: norm.read,
+            written: codes.written,
+            flops: norm.flops + codes.flops,
+        }
+    }
+
+    /// Normalises `x [rows, width]` and rounds each row to int8 codes `[rows, width]` (as bytes) with a scale `[rows]`
+    /// (f32): what [`RmsNorm::run`] and [`QuantizeAct`] give, bit for bit, in one launch.
+    ///
+    /// # Errors
+    /// If a buffer is too short or of another type.
+    pub fn run_to_codes(
+        &self,
+        device: &Device,
+        x: &Buf,
+        weight: &Buf,
+        codes: &mut Buf,
+        scales: &mut Buf,
+    ) -> Result<()> {
+        let numbers = self.rows * self.width;
+        check_len("norm input", x, numbers)?;
+        check_len("norm weight", weight, self.width)?;
+        check_len("activation codes", codes, numbers)?;
+        check_len("activation scales", scales, self.rows)?;
+        match device {
+            Device::Cpu => with_dtype!(x.dtype()?, T => {
+                let (x, weight) = (&x.host::<T>()?[..numbers], &weight.host::<T>()?[..self.width]);
+                let codes = &mut codes.host_mut::<u8>()?[..numbers];
+                let scales = &mut scales.host_mut::<f32>()?[..self.rows];
+                let rows = codes.par_chunks_mut(self.width).zip(scales).zip(x.par_chunks(self.width));
+                let blank = || vec![T::from_f32(0.0); self.width];
+                rows.with_min_len(least(self.width)).for_each_init(blank, |row, ((codes, scale), x)| {
+                    normalise(x, weight, self.eps, row);
+                    *scale = round_row(row, codes);
+                });
+                Ok(())
+            }),
+            Device::Gpu(gpu) => {
+                super::gpu::rms_norm_to_codes(gpu, self, [x, weight], codes, scales)
+            }
         }
     }
 }

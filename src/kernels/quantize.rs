@@ -175,16 +175,19 @@ impl QuantizeAct {
         x.par_chunks_exact(self.width)
             .with_min_len(least(self.width))
             .zip(outputs)
-            .for_each(|(x, (codes, scale))| {
-                let largest = largest(x);
-                *scale = if largest == 0.0 { 1.0 } else { largest / 127.5 };
-                for (q, x) in codes.iter_mut().zip(x) {
-                    let q_signed =
-                        (x.to_f32() / *scale).clamp(-128.0, 127.0).round_ties_even() as i8;
-                    *q = q_signed.cast_unsigned();
-                }
-            });
+            .for_each(|(x, (codes, scale))| *scale = round_row(x, codes));
     }
+}
+
+/// Codes of a row, as bytes; gives their scale.
+pub(super) fn round_row<T: Elem>(x: &[T], codes: &mut [u8]) -> f32 {
+    let largest = largest(x);
+    let scale = if largest == 0.0 { 1.0 } else { largest / 127.5 };
+    for (code, x) in codes.iter_mut().zip(x) {
+        let steps = (x.to_f32() / scale).clamp(-128.0, 127.0).round_ties_even() as i8;
+        *code = steps.cast_unsigned();
+    }
+    scale
 }
 
 #[cfg(test)]

@@ -2,12 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use super::blob::Blob;
 use super::config::ModelConfig;
 use super::config_json::{names_dtype, token_ids};
-use super::json::read_json;
+use super::json::read_value;
+use super::quantised::{self, Quantised};
 use super::safetensors::Safetensors;
 use super::tokenizer::Tokenizer;
 use super::weights::Weights;
@@ -25,7 +24,7 @@ pub(super) fn read_config(folder: &Path) -> Result<ModelConfig> {
     let mut config = read_config_file(&folder.join(CONFIG))?;
     let path = folder.join(GENERATION_CONFIG);
     if path.is_file() {
-        for id in token_ids(&path, &read_json(&path)?, "eos_token_id")? {
+        for id in token_ids(&path, &read_value(&path)?, "eos_token_id")? {
             if !config.eos.contains(&id) {
                 config.eos.push(id);
             }
@@ -37,7 +36,7 @@ pub(super) fn read_config(folder: &Path) -> Result<ModelConfig> {
 
 /// The configuration in one `config.json`.
 pub(super) fn read_config_file(path: &Path) -> Result<ModelConfig> {
-    ModelConfig::from_json(path, &read_json(path)?)
+    ModelConfig::from_json(path, &read_value(path)?)
 }
 
 /// The tokenizer of a folder, if it has one.
@@ -55,18 +54,18 @@ pub(super) fn open_weights(
     folder: &Path,
     config: &mut ModelConfig,
 ) -> Result<(Weights, Vec<PathBuf>)> {
-    if let Some(method) = &config.quantization {
-        return Err(Error::Config(format!(
-            "{}: quantised checkpoints ('{method}') are not supported yet; give the plain F32, F16 or BF16 checkpoint, \
-             which this program quantises itself, or a GGUF file",
-            folder.display()
-        )));
-    }
     let files = find_weights(folder)?;
     let paths = files.paths();
-    let weights = Weights::safetensors(files);
+    let weights = match quantised::settings(folder, &folder.join(CONFIG))? {
+        None => Weights::safetensors(files),
+        Some((path, settings)) => {
+            config.quantization = Some(quantised::method_of(&settings).to_owned());
+            let layers = Quantised::new(&path, &settings, &files, config)?;
+            Weights::quantised(files, layers)
+        }
+    };
     weights.check(config)?;
-    let raw: Value = read_json(&folder.join(CONFIG))?;
+    let raw = read_value(&folder.join(CONFIG))?;
     if !names_dtype(&raw) {
         config.dtype = weights.precision("model.embed_tokens.weight")?;
     }

@@ -52,6 +52,7 @@ struct Entry {
     shape: Vec<usize>,
     /// First byte, counted from the beginning of the file.
     offset: u64,
+    bytes: u64,
 }
 
 /// The tensors of a checkpoint and the files that hold them.
@@ -114,6 +115,25 @@ impl Safetensors {
 
     pub(super) fn stored(&self, name: &str) -> Result<String> {
         Ok(self.find(name)?.1.stored.to_owned())
+    }
+
+    /// The file's own name for the type of a tensor.
+    pub(super) fn stored_static(&self, name: &str) -> Result<&'static str> {
+        Ok(self.find(name)?.1.stored)
+    }
+
+    /// Fills `out` with bytes of a tensor from its byte `offset` on.
+    pub(super) fn read_bytes(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()> {
+        let (file, entry) = self.find(name)?;
+        let end = offset.checked_add(out.len() as u64);
+        if end.is_none_or(|end| end > entry.bytes) {
+            return Err(Error::Internal(format!(
+                "tensor '{name}': {} bytes from {offset} on of {}",
+                out.len(),
+                entry.bytes
+            )));
+        }
+        file.read_exact_at(entry.offset + offset, out)
     }
 
     pub(super) fn precision(&self, name: &str) -> Result<DType> {
@@ -278,6 +298,7 @@ fn check_entry(raw: &RawEntry, start: u64, data: u64) -> Result<Entry, String> {
         stored: name,
         shape: shape.collect::<Result<_, _>>().map_err(|e| e.to_string())?,
         offset: start + begin,
+        bytes: end - begin,
     })
 }
 

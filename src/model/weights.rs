@@ -6,9 +6,10 @@ use super::config::ModelConfig;
 use super::dummy::{Dummy, DummyWeights};
 use super::gguf::GgufWeights;
 use super::host::HostSliceMut;
+use super::quantised::{Quantised, StoredLinear, StoredScheme, summary};
 use super::safetensors::Safetensors;
 use crate::error::{Error, Result};
-use crate::scheme::DType;
+use crate::scheme::{DType, PackedWeight};
 
 /// The weights of an opened model. Names are those of the transformers library; shapes have outputs before inputs.
 /// Nothing is held in memory: rows are read, or made, when they are asked for, from any number of threads.
@@ -18,6 +19,8 @@ pub struct Weights(Source);
 #[derive(Debug)]
 enum Source {
     Safetensors(Safetensors),
+    /// Safetensors whose linear layers are not, or not all, plain.
+    Quantised(Safetensors, Quantised),
     Gguf(GgufWeights),
     Dummy(DummyWeights),
 }
@@ -25,6 +28,10 @@ enum Source {
 impl Weights {
     pub(super) fn safetensors(files: Safetensors) -> Self {
         Self(Source::Safetensors(files))
+    }
+
+    pub(super) fn quantised(files: Safetensors, layers: Quantised) -> Self {
+        Self(Source::Quantised(files, layers))
     }
 
     pub(super) fn gguf(file: GgufWeights) -> Self {
@@ -39,6 +46,9 @@ impl Weights {
     pub fn contains(&self, name: &str) -> bool {
         match &self.0 {
             Source::Safetensors(files) => files.contains(name),
+            Source::Quantised(files, layers) => {
+                layers.linear(name).is_some() || files.contains(name)
+            }
             Source::Gguf(file) => file.contains(name),
             Source::Dummy(dummy) => dummy.shape(name).is_some(),
         }
@@ -51,6 +61,10 @@ impl Weights {
     pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
         match &self.0 {
             Source::Safetensors(files) => files.shape(name),
+            Source::Quantised(files, layers) => match layers.linear(name) {
+                Some(stored) => Ok(vec![stored.form.n, stored.form.k]),
+                None => files.shape(name),
+            },
             Source::Gguf(file) => file.shape(name),
             Source::Dummy(dummy) => dummy
                 .shape(name)
@@ -66,19 +80,27 @@ impl Weights {
     pub fn stored(&self, name: &str) -> Result<String> {
         match &self.0 {
             Source::Safetensors(files) => files.stored(name),
+            Source::Quantised(files, layers) => match layers.linear(name) {
+                Some(stored) => Ok(stored.form.format.name().to_owned()),
+                None => files.stored(name),
+            },
             Source::Gguf(file) => file.stored(name),
             Source::Dummy(_) => Ok("dummy".to_owned()),
         }
     }
 
-    /// The precision in which a tensor is known, for whoever quantises it: its stored type, or binary32 for the blocks of
-    /// a GGUF file, whose products of scale and code no 16-bit type holds.
+    /// The precision in which a tensor is known, for whoever quantises it: its stored type, or binary32 for quantised ones,
+    /// whose products of scale and code no 16-bit type holds.
     ///
     /// # Errors
     /// [`Error::Data`] if there is none of this name, or if its type is not one that can be read.
     pub fn precision(&self, name: &str) -> Result<DType> {
         match &self.0 {
             Source::Safetensors(files) => files.precision(name),
+            Source::Quantised(files, layers) => match layers.linear(name) {
+                Some(_) => Ok(DType::F32),
+                None => files.precision(name),
+            },
             Source::Gguf(file) => file.precision(name),
             Source::Dummy(dummy) => Ok(dummy.dtype),
         }
@@ -87,7 +109,7 @@ impl Weights {
     /// Total size in bytes of the files that hold the weights; 0 for dummies.
     pub fn file_bytes(&self) -> u64 {
         match &self.0 {
-            Source::Safetensors(files) => files.file_bytes(),
+            Source::Safetensors(files) | Source::Quantised(files, _) => files.file_bytes(),
             Source::Gguf(file) => file.file_bytes(),
             Source::Dummy(_) => 0,
         }
@@ -122,9 +144,81 @@ impl Weights {
         }
         match &self.0 {
             Source::Safetensors(files) => files.read_rows(name, rows, width, out),
+            Source::Quantised(files, layers) => match layers.linear(name) {
+                Some(stored) => {
+                    let blocks = Quantised::whole_blocks(&stored.form, &rows);
+                    let skipped = rows.start - blocks.start;
+                    let weight = layers.read(files, name, &stored.form, blocks)?;
+                    let mut out = out;
+                    for i in 0..rows.len() {
+                        out.put(i * width, &weight.dequantise_row(skipped + i));
+                    }
+                    Ok(())
+                }
+                None => files.read_rows(name, rows, width, out),
+            },
             Source::Gguf(file) => file.read_rows(name, rows, width, out),
             Source::Dummy(dummy) => dummy.read_rows(name, &shape, rows, out),
         }
+    }
+
+    /// What is stored under the name of this weight, if it is quantised in a form that is kept: codes and scales of a
+    /// checkpoint, or the blocks Q8_0, Q4_0 and Q4_1 of a GGUF file.
+    pub fn stored_linear(&self, name: &str) -> Option<StoredLinear> {
+        match &self.0 {
+            Source::Quantised(_, layers) => layers.linear(name).copied(),
+            Source::Gguf(file) => file.linear(name),
+            Source::Safetensors(_) | Source::Dummy(_) => None,
+        }
+    }
+
+    /// Reads a weight that [`Weights::stored_linear`] describes. Parts that turn out not to be needed, as zero points that
+    /// are all in the middle, are left out.
+    ///
+    /// # Errors
+    /// [`Error::Data`] or [`Error::Io`] if it cannot be read or its numbers are impossible; [`Error::Internal`] if it is plain.
+    pub fn read_packed(&self, name: &str) -> Result<PackedWeight> {
+        match (&self.0, self.stored_linear(name)) {
+            (Source::Quantised(files, layers), Some(StoredLinear { form, .. })) => {
+                layers.read(files, name, &form, 0..form.n)
+            }
+            (Source::Gguf(file), Some(StoredLinear { form, .. })) => file.read_packed(name, &form),
+            _ => Err(Error::Internal(format!("tensor '{name}' is not packed"))),
+        }
+    }
+
+    /// The type in which a weight is kept that stays as it is and is not packed: its own, or bfloat16 for the blocks of a
+    /// GGUF file that have no packed form here.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if there is none of this name.
+    pub fn kept_type(&self, name: &str) -> Result<DType> {
+        match &self.0 {
+            Source::Gguf(file) => file.kept_type(name),
+            _ => self.precision(name),
+        }
+    }
+
+    /// The scheme of the linear layers in the terms of a record, `config`'s being the names of all.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if a tensor is missing.
+    pub fn stored_scheme(&self, config: &ModelConfig) -> Result<StoredScheme> {
+        let method = match &self.0 {
+            Source::Safetensors(_) | Source::Dummy(_) => "none".to_owned(),
+            Source::Quantised(_, layers) => layers.method(),
+            Source::Gguf(file) => file.method(),
+        };
+        let mut layers = Vec::new();
+        for tensor in config.tensors().iter().filter(|tensor| tensor.is_linear()) {
+            let stored = match self.stored_linear(&tensor.name) {
+                Some(stored) => Ok(stored),
+                None => Err(self.kept_type(&tensor.name)?),
+            };
+            let weights = usize::try_from(tensor.elements()).unwrap_or(usize::MAX);
+            layers.push((weights, stored));
+        }
+        Ok(summary(method, layers.into_iter()))
     }
 
     /// Checks that every tensor of `config` is there, has its shape and a type that can be read.
@@ -148,7 +242,9 @@ impl Weights {
     fn fault(&self, name: &str, what: String) -> Error {
         let what = format!("tensor '{name}' {what}");
         match &self.0 {
-            Source::Safetensors(files) => Error::data(files.path_of(name), what),
+            Source::Safetensors(files) | Source::Quantised(files, _) => {
+                Error::data(files.path_of(name), what)
+            }
             Source::Gguf(file) => Error::data(file.path(), what),
             Source::Dummy(_) => Error::Internal(what),
         }

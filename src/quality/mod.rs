@@ -1,5 +1,5 @@
-//! How well a variant predicts: texts by content, the protocols that cut them, and their losses. Knows the engine, not
-//! the clock.
+//! How well a variant predicts: texts by content, the protocols that cut them, and their losses; tasks with right and wrong
+//! answers. Knows the engine, not the clock.
 
 mod base;
 mod corpus;
@@ -8,6 +8,7 @@ mod divergence;
 mod parquet;
 mod perplexity;
 mod protocol;
+pub mod tasks;
 mod wikitext;
 
 pub use base::{Header as BaseHeader, Recorder};

@@ -1,10 +1,11 @@
-//! One column of texts out of a parquet file, as the hub keeps data sets.
+//! Parquet files, as the hub keeps data sets: one column of texts, or whole rows.
 
 use std::fs::File;
 use std::path::Path;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::RowAccessor;
+use parquet::record::{Field, Row, RowAccessor};
+use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
@@ -28,6 +29,57 @@ pub(super) fn column(path: &Path, name: &str) -> Result<Vec<String>> {
         Ok(row.get_string(index).cloned().unwrap_or_default())
     })
     .collect()
+}
+
+/// Every row as an object, in order; types beyond those of JSON are refused.
+///
+/// # Errors
+/// If the file is not parquet, or a value has no place in JSON.
+pub(super) fn rows(path: &Path) -> Result<Vec<Map<String, Value>>> {
+    let file = File::open(path).map_err(|e| Error::io(path, "cannot open", e))?;
+    let bad = |e| Error::data(path, e);
+    let reader = SerializedFileReader::new(file).map_err(bad)?;
+    let rows = reader.get_row_iter(None).map_err(bad)?;
+    rows.map(|row| {
+        let row = row.map_err(bad)?;
+        object(&row).map_err(|what| Error::data(path, what))
+    })
+    .collect()
+}
+
+fn object(row: &Row) -> Result<Map<String, Value>, String> {
+    row.get_column_iter()
+        .map(|(name, field)| match value(field) {
+            Ok(value) => Ok((name.clone(), value)),
+            Err(what) => Err(format!("the column '{name}' holds {what}")),
+        })
+        .collect()
+}
+
+fn value(field: &Field) -> Result<Value, String> {
+    Ok(match field {
+        Field::Null => Value::Null,
+        Field::Bool(flag) => Value::Bool(*flag),
+        Field::Byte(n) => Value::from(*n),
+        Field::Short(n) => Value::from(*n),
+        Field::Int(n) => Value::from(*n),
+        Field::Long(n) => Value::from(*n),
+        Field::UByte(n) => Value::from(*n),
+        Field::UShort(n) => Value::from(*n),
+        Field::UInt(n) => Value::from(*n),
+        Field::ULong(n) => Value::from(*n),
+        Field::Float(x) => Value::from(*x),
+        Field::Double(x) => Value::from(*x),
+        Field::Str(text) => Value::String(text.clone()),
+        Field::Group(row) => Value::Object(object(row)?),
+        Field::ListInternal(list) => Value::Array(
+            list.elements()
+                .iter()
+                .map(value)
+                .collect::<Result<_, _>>()?,
+        ),
+        other => return Err(format!("{other}, which has no place in JSON")),
+    })
 }
 
 #[cfg(test)]
@@ -72,7 +124,11 @@ mod tests {
                 .to_string()
                 .contains("'body'")
         );
+        let whole = super::rows(&path).unwrap();
+        assert_eq!(whole.len(), 3);
+        assert_eq!(whole[2]["text"], " Ünïcode .\n");
         std::fs::write(&path, b"no parquet").unwrap();
+        assert_eq!(super::rows(&path).unwrap_err().exit_code(), 65);
         assert_eq!(column(&path, "text").unwrap_err().exit_code(), 65);
     }
 }

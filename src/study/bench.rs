@@ -127,9 +127,16 @@ impl Bench<'_> {
 
     /// What a trial must move and compute at least; unknown of candle's models.
     fn work(&self, runner: &Runner, cell: &Cell) -> Option<Box<Work>> {
-        let weights = runner.weights()?;
+        let (weights, plan) = (runner.weights()?, runner.step_plan()?);
         let chunk = limits(self.plan, self.device, cell, self.kv).chunk;
-        let work = work::of_cell(weights, cell, chunk, self.kv, self.device, self.ceilings);
+        let work = work::of_cell(
+            (weights, plan),
+            cell,
+            chunk,
+            self.kv,
+            self.device,
+            self.ceilings,
+        );
         Some(Box::new(work))
     }
 

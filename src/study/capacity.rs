@@ -2,13 +2,13 @@
 
 use super::bench::chunk_for;
 use super::runner::activation_dtype;
-use crate::engine::{DeviceWeights, Footprint, Limits};
+use crate::engine::{Footprint, Limits, WeightSource};
 use crate::error::Result;
 use crate::kernels::Device;
 use crate::measure::memory::HostMemory;
 use crate::model::Model;
 use crate::results::capacity::{AtBatch, AtContext, Capacity, VariantCapacity};
-use crate::scheme::{DType, Variant};
+use crate::scheme::{DType, KvFormat, Variant};
 use crate::units::Bytes;
 
 /// What is asked.
@@ -17,8 +17,10 @@ pub struct Question<'a> {
     pub model: &'a Model,
     /// Its variants.
     pub variants: &'a [Variant],
-    /// The type of activations and cache; the device's default where `None`.
+    /// The type of activations; the device's default where `None`.
     pub act: Option<DType>,
+    /// How the KV cache is held.
+    pub kv: KvFormat,
     /// Where it would run.
     pub device: &'a Device,
     /// Memory to fit into; what the device has free where `None`.
@@ -43,7 +45,6 @@ pub fn capacity(question: &Question<'_>) -> Result<Capacity> {
         ..
     } = *question;
     let act = activation_dtype(question.act, device, model);
-    let source = DeviceWeights::source_precision(model)?;
     let free = || match device.memory() {
         Some((free, _)) => Some(Bytes(free)),
         None => HostMemory::available(),
@@ -52,9 +53,10 @@ pub fn capacity(question: &Question<'_>) -> Result<Capacity> {
     let chunk = chunk_for(question.chunk, device);
     let most = model.config.max_positions;
     let of = |variant: &Variant| -> Result<VariantCapacity> {
+        let source = WeightSource::of(model, variant)?;
         let predict = |slots, positions| {
-            let limits = Limits::new(slots, positions, chunk);
-            Footprint::predict(&model.config, variant, act, source, limits)
+            let limits = Limits::new(slots, positions, chunk).with_kv(question.kv);
+            Footprint::predict(&model.config, variant, act, &source, limits)
         };
         // An error would be of the variant, not of the numbers; it shows here.
         let one = predict(1, 1)?;
@@ -83,6 +85,7 @@ pub fn capacity(question: &Question<'_>) -> Result<Capacity> {
     Ok(Capacity {
         model: model.name.clone(),
         activation_dtype: act.name().to_owned(),
+        kv_cache: question.kv.name().to_owned(),
         memory_bytes: memory.0,
         longest_context: most,
         chunk,

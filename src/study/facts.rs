@@ -1,12 +1,14 @@
 //! Facts about model, variant and machine in the terms of records.
 
 use super::plan::EngineKind;
+use super::quantise::describe_method;
 use super::sensors;
-use crate::engine::DeviceWeights;
+use crate::engine::WeightSource;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Device};
 use crate::measure::{self, GpuSelector};
 use crate::model::{HostSliceMut, Model};
+use crate::quant::{Samples, plain_dtype};
 use crate::results::environment::{Cpu, Device as DeviceFacts, Environment};
 use crate::results::record::{self, Scheme};
 use crate::scheme::{Activations, DType, Variant, WeightScheme};
@@ -175,10 +177,12 @@ pub(super) fn file_scheme(model: &Model, variant: &Variant) -> Result<(String, S
     Ok((blocks.to_lowercase(), scheme))
 }
 
-/// A variant of a model as its records name it, on this program's own engine with a plain cache.
+/// A variant of a model as its records name it, on this program's own engine with a plain cache; `samples` is what
+/// calibrated methods read.
 pub(super) fn subject(
     of: &Model,
     variant: &Variant,
+    samples: Option<&Samples>,
     act: DType,
     device: &Device,
 ) -> Result<record::Subject> {
@@ -186,7 +190,7 @@ pub(super) fn subject(
     Ok(record::Subject {
         model: model(of)?,
         variant: variant.name.clone(),
-        scheme: scheme(variant, Some(DeviceWeights::source_precision(of)?)),
+        scheme: scheme(of, variant, samples)?,
         activation_dtype: act.name().to_owned(),
         kv_cache: None,
         engine: EngineKind::Candlepower.name().to_owned(),
@@ -195,21 +199,44 @@ pub(super) fn subject(
     })
 }
 
-/// The scheme of a variant whose weights come in precision `source`.
-pub(super) fn scheme(variant: &Variant, source: Option<DType>) -> Scheme {
-    let scheme = variant.scheme();
+/// The scheme of a variant of `model`; `samples` is what calibrated methods read.
+pub(super) fn scheme(
+    model: &Model,
+    variant: &Variant,
+    samples: Option<&Samples>,
+) -> Result<Scheme> {
+    // Scales have the precision that weights are quantised from, or that a quantiser writes.
+    let source = match variant.is_made_on_load() {
+        true => WeightSource::of(model, variant)?.precision,
+        false => plain_dtype(model),
+    };
+    let stored = model.weights.stored_scheme(&model.config)?;
+    let Some(scheme) = variant.scheme() else {
+        return Ok(Scheme {
+            bits: stored.bits,
+            group_size: stored.group,
+            symmetric: stored.symmetric,
+            activations: stored.activations,
+            method: stored.method,
+            scale_dtype: stored.scales.map(|dtype| dtype.name().to_owned()),
+        });
+    };
+    let method = describe_method(variant, samples);
     let packed = !matches!(variant.weights, WeightScheme::Plain(_));
-    Scheme {
+    Ok(Scheme {
         bits: scheme.bits,
         group_size: scheme.group_size,
         symmetric: scheme.symmetric,
         activations: match scheme.activations {
-            Activations::Float => "float".to_owned(),
+            Activations::Float | Activations::AsIs => "float".to_owned(),
             Activations::Int8PerToken => "int8-per-token".to_owned(),
         },
-        method: scheme.method.name().to_owned(),
-        scale_dtype: source
-            .filter(|_| packed)
-            .map(|dtype| dtype.name().to_owned()),
-    }
+        // What was quantised once is no longer what the model's makers gave away.
+        method: match (&model.config.quantization, packed) {
+            (None, _) => method,
+            (Some(_), true) => format!("{method} of dequantised {}", stored.method),
+            (Some(_), false) => format!("dequantised {}", stored.method),
+        },
+        scale_dtype: packed.then(|| source.name().to_owned()),
+    })
 }

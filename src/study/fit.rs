@@ -2,7 +2,7 @@
 
 use super::bench::limits;
 use super::plan::{EngineKind, Plan, positions};
-use crate::engine::{DeviceWeights, Footprint};
+use crate::engine::{Footprint, WeightSource};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::kernels::attention::Attention;
@@ -39,12 +39,12 @@ pub(super) fn check_fit(
         if plan.engine != EngineKind::Candlepower {
             continue;
         }
-        let source = DeviceWeights::source_precision(model)?;
+        let source = WeightSource::of(model, variant)?;
         let limits = limits(plan, device, cell, kv);
-        let need = Footprint::predict(config, variant, act, source, limits)?;
+        let need = Footprint::predict(config, variant, act, &source, limits)?;
         if let Some(free) = free.filter(|&free| need.total() > free) {
             let most = limits.most_slots(free, |l| {
-                Footprint::predict(config, variant, act, source, l).ok()
+                Footprint::predict(config, variant, act, &source, l).ok()
             });
             let advice = if most == 0 {
                 "no batch fits".to_owned()

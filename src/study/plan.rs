@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::quantise::Quantising;
 use super::runner::check_kv;
 use crate::error::{Error, Result};
 use crate::kernels::Device;
@@ -23,6 +24,8 @@ pub struct Plan {
     pub cells: Vec<Cell>,
     /// The text to score, if any.
     pub quality: Option<QualityPlan>,
+    /// How variants are made that are not made on loading.
+    pub quantising: Quantising,
     /// The type of activations; the device's default where `None`.
     pub act: Option<DType>,
     /// Formats of the KV cache: every variant runs with each.
@@ -50,15 +53,18 @@ pub struct Plan {
 pub struct Switches {
     /// Whether decode steps are recorded once and replayed as a CUDA graph.
     pub graphs: Option<bool>,
+    /// Whether ops share launches as [`StepPlan`](crate::engine::StepPlan) says.
+    pub fuse: Option<bool>,
     /// Whether a kernel may start while the one before it ends (programmatic dependent launch).
     pub overlap: Option<bool>,
 }
 
 impl Switches {
     /// Each switch with its flag, and how records name an engine without it.
-    fn each(&self) -> [(Option<bool>, &'static str, &'static str); 2] {
+    fn each(&self) -> [(Option<bool>, &'static str, &'static str); 3] {
         [
             (self.graphs, "--graphs", "launch by launch"),
+            (self.fuse, "--fuse", "op by op"),
             (self.overlap, "--pdl", "no overlap"),
         ]
     }
@@ -67,10 +73,18 @@ impl Switches {
     /// cheap.
     pub(super) fn ladder() -> Vec<Self> {
         let off = Some(false);
-        let steps = [(off, off), (None, off), (None, None)];
-        steps
-            .map(|(graphs, overlap)| Self { graphs, overlap })
-            .to_vec()
+        let steps = [
+            (off, off, off),
+            (None, off, off),
+            (None, None, off),
+            (None, None, None),
+        ];
+        let with = |(graphs, fuse, overlap)| Self {
+            graphs,
+            fuse,
+            overlap,
+        };
+        steps.map(with).to_vec()
     }
 }
 
@@ -210,6 +224,7 @@ impl Plan {
                 return usage(&format!("--variants names '{variant}' twice"));
             }
         }
+        self.quantising.check(&self.variants)?;
         if self.kv.is_empty() {
             return usage("no --kv-cache is given");
         }

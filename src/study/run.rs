@@ -12,14 +12,16 @@ use super::fit::check_fit;
 use super::plan::{EngineKind, Plan};
 use super::quality::{self, Role, Score, ScoredText};
 use super::runner::{Runner, activation_dtype};
+use super::stored::notice;
 use super::verify::verify;
-use crate::engine::{DeviceWeights, Footprint};
+use crate::engine::{DeviceWeights, Footprint, StepPlan};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::memory::PeakMeter;
 use crate::measure::{Interrupt, PowerSource, SystemClock};
 use crate::model::Model;
 use crate::quality::TextFormat;
+use crate::quant::Samples;
 use crate::results::environment::Ceilings;
 use crate::results::record::{
     Body, Cell, Failure, Load, Loaded, Perplexity, QualityTask, Record, Subject,
@@ -31,6 +33,8 @@ use crate::units::{Bytes, Clock};
 /// What is being done.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Stage {
+    /// A checkpoint is quantised.
+    Quantise,
     /// Weights are on their way to the device.
     Load,
     /// Checks that come before any number.
@@ -47,8 +51,12 @@ pub trait Watcher {
     fn text(&mut self, model: &str, format: TextFormat, tokens: u64);
     /// Work on a variant: the share of this stage that is done, and the share of the whole run.
     fn progress(&mut self, variant: &str, stage: &Stage, share: f64, overall: f64);
+    /// A variant is loaded, and its steps go like this on the GPU.
+    fn plan(&mut self, _variant: &str, _plan: &StepPlan) {}
     /// The predictions of a base are on the disk, so large, for variants to be compared with.
     fn base(&mut self, variant: &str, path: &Path, size: Bytes);
+    /// A quantised checkpoint was made, or had been before: where it lies, in words.
+    fn quantised(&mut self, variant: &str, what: &str);
     /// A point is on record.
     fn point(&mut self, record: &Record, resumed: bool);
 }
@@ -132,18 +140,26 @@ pub fn run(
     Ok(session.outcome)
 }
 
-/// Opens everything that `plan` names, reading headers and texts only.
+/// Opens everything that `plan` names, reading headers and texts only. Gives what is worth saying about them.
 ///
 /// # Errors
 /// What is missing or broken.
-pub fn check_inputs(plan: &Plan) -> Result<()> {
+pub fn check_inputs(plan: &Plan) -> Result<Vec<String>> {
+    let mut notices = Vec::new();
     for spec in &plan.models {
         let model = Model::open(spec)?;
-        if let (Some(quality), EngineKind::Candlepower) = (&plan.quality, plan.engine) {
-            quality::prepare(quality, &model)?;
+        for variant in &plan.variants {
+            notices.extend(notice(&model, variant)?);
         }
+        let text = match (&plan.quality, plan.engine) {
+            (Some(quality), EngineKind::Candlepower) => Some(quality::prepare(quality, &model)?),
+            _ => None,
+        };
+        let scored = text.as_ref().map(|text| text.scored_ids());
+        plan.quantising
+            .samples(&model, &plan.variants, scored.as_deref())?;
     }
-    Ok(())
+    Ok(notices)
 }
 
 /// One variant of one model.
@@ -157,6 +173,7 @@ struct Job<'a> {
     /// Where the predictions of the model's base are kept, if variants are compared with it.
     base: Option<(String, BaseFile)>,
     is_base: bool,
+    samples: Option<Arc<Samples>>,
 }
 
 /// One point of a job.
@@ -234,16 +251,23 @@ fn jobs<'a>(
             }
             _ => None,
         };
+        let scored = text.as_ref().map(|text| text.scored_ids());
+        let samples = plan
+            .quantising
+            .samples(model, &plan.variants, scored.as_deref())?;
+        let samples = samples.map(Arc::new);
         let variants = plan.variants.iter();
         let variants = variants.flat_map(|variant| plan.kv.iter().map(move |&kv| (variant, kv)));
         let several = plan.variants.len() * plan.kv.len() > 1;
         let mut base: Option<(String, BaseFile)> = None;
         for (number, (variant, kv)) in variants.enumerate() {
             check_fit(plan, device, model, variant, act, kv)?;
-            let source = DeviceWeights::source_precision(model)?;
             let (name, scheme) = match plan.engine {
                 EngineKind::CandleGguf => facts::file_scheme(model, variant)?,
-                _ => (variant.name.clone(), facts::scheme(variant, Some(source))),
+                _ => {
+                    let scheme = facts::scheme(model, variant, samples.as_deref())?;
+                    (variant.name.clone(), scheme)
+                }
             };
             let subject = Subject {
                 model: identity.clone(),
@@ -270,6 +294,7 @@ fn jobs<'a>(
                 text: text.clone(),
                 base: base.clone(),
                 is_base: number == 0,
+                samples: samples.clone(),
             });
         }
     }
@@ -373,23 +398,38 @@ impl Session<'_> {
         let name = &job.variant.name;
         let overall = self.overall(0.0);
         let (watcher, interrupt) = (&mut *self.watcher, self.interrupt);
+        let quantising = &self.plan.quantising;
+        let samples = job.samples.as_deref();
+        let source = quantising.source(
+            job.model,
+            job.variant,
+            samples,
+            self.device,
+            job.act,
+            &mut |at| {
+                watcher.progress(name, &Stage::Quantise, at.share, overall);
+                interrupt.check()
+            },
+        )?;
+        if let Some(told) = source.told() {
+            watcher.quantised(name, &told);
+        }
         let mut progress = |done: u64, total: u64| {
-            watcher.progress(
-                name,
-                &Stage::Load,
-                done as f64 / total.max(1) as f64,
-                overall,
-            );
+            let share = done as f64 / total.max(1) as f64;
+            watcher.progress(name, &Stage::Load, share, overall);
             interrupt.check()
         };
+        if let Device::Gpu(gpu) = self.device {
+            gpu.set_fused(self.plan.switches.fuse.unwrap_or(true));
+        }
         let meter = PeakMeter::start();
         let start = self.clock.now();
         let kind = self.plan.engine;
         let flag = self.interrupt.flag();
         let mut runner = Runner::load(
             kind,
-            job.model,
-            job.variant,
+            source.model(),
+            source.variant(),
             job.act,
             job.kv,
             self.device,
@@ -402,6 +442,9 @@ impl Session<'_> {
         }
         if let Device::Gpu(gpu) = self.device {
             gpu.set_overlap(switches.overlap.unwrap_or(true));
+            if let Some(steps) = runner.step_plan() {
+                self.watcher.plan(name, &steps);
+            }
         }
         let time = self.clock.now() - start;
         let peak_host = meter.peak().map(|peak| peak.bytes);
@@ -420,7 +463,7 @@ impl Session<'_> {
             groups_used: name_groups(groups, job.subject.scheme.group_size),
             load: Load {
                 time,
-                read: Bytes(job.model.origin.file_bytes),
+                read: Bytes(source.model().origin.file_bytes),
                 peak_host,
             },
             verification,
@@ -533,7 +576,7 @@ impl Session<'_> {
                 &weights.config,
                 job.variant,
                 job.act,
-                weights.source,
+                &weights.source,
                 limits,
             )
             .ok()

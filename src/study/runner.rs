@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::plan::EngineKind;
-use crate::engine::{Arrivals, CandleEngine, DeviceWeights, Engine, Footprint, Limits, Prompt};
+use crate::engine::{
+    Arrivals, CandleEngine, DeviceWeights, Engine, Footprint, Limits, Prompt, StepPlan,
+};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::model::{Model, OriginKind};
@@ -126,6 +128,14 @@ impl Runner {
     pub(super) fn set_replays(&mut self, enabled: bool) {
         if let Self::Own(Some(engine), _) = self {
             engine.set_replays(enabled);
+        }
+    }
+
+    /// Which launches our engine fuses.
+    pub(super) fn step_plan(&self) -> Option<StepPlan> {
+        match self {
+            Self::Own(engine, _) => engine.as_ref().map(|engine| engine.plan()),
+            Self::Candle(_) => None,
         }
     }
 

@@ -1,29 +1,29 @@
 //! What the work of a cell costs at least, by the ops' own accounts.
 
-use crate::engine::DeviceWeights;
+use crate::engine::{DeviceWeights, StepPlan};
 use crate::kernels::{self, Device};
 use crate::results::environment::Ceilings;
 use crate::results::record::{Cell, Work};
 use crate::results::roofline::{Cost, Limits};
-use crate::scheme::{Activations, DType, KvFormat};
+use crate::scheme::{DType, KvFormat};
 
 /// The cost of a trial of `cell`, whose prompts go in steps of `chunk` tokens with the cache in the format `kv`, and the ceilings that bound it.
 pub(super) fn of_cell(
-    weights: &DeviceWeights,
+    (weights, plan): (&DeviceWeights, StepPlan),
     cell: &Cell,
     chunk: usize,
     kv: KvFormat,
     device: &Device,
     ceilings: Option<&Ceilings>,
 ) -> Work {
-    let product = match (weights.variant.activations, device) {
-        (Activations::Int8PerToken, _) => "int8",
+    let product = match device {
+        _ if weights.has_codes() => "int8",
         // The CPU's products are of f32 whatever is stored.
-        (Activations::Float, Device::Cpu) => DType::F32.name(),
-        (Activations::Float, Device::Gpu(_)) => weights.act.name(),
+        Device::Cpu => DType::F32.name(),
+        Device::Gpu(_) => weights.act.name(),
     };
     let cost_of =
-        |step: &Step| weights.step_cost(step.tokens, step.seen, step.cached, step.logits, kv);
+        |step: &Step| weights.step_cost(plan, step.tokens, step.seen, step.cached, step.logits, kv);
     Work {
         prefill: wire(prefill(cell, chunk).iter().map(cost_of).sum()),
         decode_step: (cell.generate > 1).then(|| wire(cost_of(&decode(cell)))),

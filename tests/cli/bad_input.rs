@@ -302,6 +302,12 @@ fn flags_that_make_no_sense() {
         ),
         ("bench --pdl off --device cpu", "--pdl is for"),
         ("bench --graphs maybe", "maybe"),
+        ("ppl --fuse off --device cpu", "--fuse is for"),
+        ("logits --fuse on --ids 1 --device cpu", "--fuse is for"),
+        (
+            "generate --prompt a --engine candle --fuse off",
+            "--fuse is for",
+        ),
         ("bench --ablate --graphs off", "cannot be used with"),
         ("bench --kv-cache int4", "'int4'"),
         ("study --kv-cache auto,auto --out out", "--kv-cache names"),

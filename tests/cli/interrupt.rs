@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::tempdir;
 
-use super::common::{command, run, words};
+use super::common::{command, copy_model, run, words};
 
 const LONG: &str = "study --device cpu --variants bf16,int8 --batch 1,2 --prompt 8 --gen 8 --ppl-segments 2 --trials 3 --warmup 0 \
                     --min-time 2 --out out";
@@ -82,4 +82,46 @@ fn ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on() {
         "{}",
         again.stderr
     );
+}
+
+#[test]
+fn ctrl_c_keeps_what_tasks_were_answered() {
+    const ROWS: usize = 1500;
+    let folder = tempdir().unwrap();
+    copy_model(folder.path());
+    let row = |i: usize| {
+        format!(
+            "{{\"query\": \"Lamp {i} gives\", \"choices\": [\"light\", \"a sound\"], \"gold\": {}}}\n",
+            i % 2
+        )
+    };
+    let path = folder.path().join("rows.jsonl");
+    fs::write(path, (0..ROWS).map(row).collect::<String>()).unwrap();
+    let line =
+        "eval --model model --variant f32 --device cpu --tasks rows.jsonl --json --log-samples";
+    let part = folder.path().join("log.jsonl.part");
+    let mut child = command(folder.path(), &words(&format!("{line} log.jsonl")))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("the first answer", || {
+        fs::metadata(&part).is_ok_and(|m| m.len() > 0)
+    });
+    interrupt(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!folder.path().join("log.jsonl").exists(), "half a log");
+
+    let again = run(folder.path(), &words(&format!("{line} log.jsonl"))).expect(0);
+    let known = again
+        .stderr
+        .lines()
+        .find_map(|line| line.strip_suffix(" documents were answered before"));
+    let known: usize = known.expect("nothing was kept").parse().unwrap();
+    assert!((1..ROWS).contains(&known));
+    assert!(!part.exists());
+    let whole = run(folder.path(), &words(&format!("{line} whole.jsonl"))).expect(0);
+    assert_eq!(again.json()["results"], whole.json()["results"]);
+    let log = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+    assert_eq!(log("log.jsonl"), log("whole.jsonl"));
 }

@@ -209,7 +209,7 @@ fn matrix_instruction(kernel: &str) -> &'static str {
 
 #[test]
 fn streaming_products_load_wide_multiply_by_matrix_instructions_and_keep_to_their_budgets() {
-    for stem in ["linear_few", "linear_tile", "linear_wgmma"] {
+    for stem in ["linear_few", "linear_fused", "linear_tile", "linear_wgmma"] {
         let fatbin = fatbins()
             .into_iter()
             .find(|path| path.file_stem().is_some_and(|s| s == stem))

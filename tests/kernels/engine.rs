@@ -1,6 +1,8 @@
 //! A whole model on a GPU against the same model on the CPU: every op in the order and shapes of real steps, with prompts
 //! in chunks, sequences of different lengths, and weights in every form.
 
+use std::path::Path;
+
 use candlepower::engine::{DeviceWeights, Engine, Limits, Prompt};
 use candlepower::kernels::Device;
 use candlepower::model::{Model, ModelSpec, WeightsChoice};
@@ -45,6 +47,64 @@ fn logits(model: &Model, variant: &str, act: DType, kv: KvFormat, device: &Devic
         .iter()
         .flat_map(|step| engine.logits(step).unwrap().concat())
         .collect()
+}
+
+/// A checkpoint that another tool quantised.
+fn stored(model: &str, kind: &str) -> Model {
+    let folder = format!(
+        "{}/tests/fixtures/{model}/{kind}",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    Model::open(&ModelSpec {
+        source: folder,
+        revision: None,
+        weights: WeightsChoice::AsStored,
+        tokenizer: None,
+    })
+    .unwrap()
+}
+
+/// The logits after a prompt, and the bytes of the linear layers.
+fn logits_of_stored(model: &Model, act: DType, device: &Device) -> (Vec<f32>, u64) {
+    let variant = "as-is".parse().unwrap();
+    let weights = DeviceWeights::load(model, &variant, act, device, &mut |_, _| Ok(())).unwrap();
+    let bytes = weights.linear_bytes().0;
+    let mut engine = Engine::new(device.clone(), weights, Limits::new(1, 32, 24)).unwrap();
+    let tokens: Vec<u32> = (0..9).map(|i| (i * 37 + 11) % 280).collect();
+    let prompt = Prompt {
+        slot: 0,
+        start: 0,
+        tokens: &tokens,
+    };
+    (engine.logits(&[prompt]).unwrap().concat(), bytes)
+}
+
+#[test]
+fn a_quantised_checkpoint_on_a_gpu_gives_the_logits_of_the_cpu() {
+    for device in [emulated(1)].into_iter().chain(Device::cuda(0)) {
+        for (name, kind, act, limit) in [
+            ("tiny-qwen3", "ct-w4a16-g32-asym", DType::BF16, 2e-2),
+            ("tiny-llama", "gptq-g32-sym-descact", DType::F16, 3e-3),
+            ("tiny-qwen2", "awq-g32-gemm", DType::F16, 3e-3),
+            // Where inputs are rounded, a sum in another order may round one to the next code.
+            ("tiny-llama", "ct-w8a8-dyn-int", DType::BF16, 6e-2),
+            ("tiny-llama", "ct-fp8-dyn-float", DType::BF16, 6e-2),
+        ] {
+            let model = stored(name, kind);
+            let (truth, on_cpu) = logits_of_stored(&model, DType::F32, &Device::Cpu);
+            let (got, on_gpu) = logits_of_stored(&model, act, &device);
+            let off = distance(&got, &truth);
+            // Not less, so that NaN fails.
+            assert!(
+                off <= limit,
+                "{name} {kind} in {act} on {}: off by {off:e}",
+                device.kind()
+            );
+            // Nothing keeps a second copy; rows whose K is no whole number of steps, as some here, are padded.
+            let ratio = on_gpu as f64 / on_cpu as f64;
+            assert!((0.98..=1.3).contains(&ratio), "{name} {kind}: {ratio}");
+        }
+    }
 }
 
 /// How far `got` is from `truth`, relative to the size of `truth`.
@@ -202,4 +262,117 @@ fn replayed_steps_give_the_tokens_of_launched_ones() {
             }
         }
     }
+}
+
+fn fixture(name: &str) -> Model {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name);
+    Model::open(&ModelSpec {
+        source: folder.to_str().unwrap().into(),
+        revision: None,
+        weights: WeightsChoice::AsStored,
+        tokenizer: None,
+    })
+    .unwrap()
+}
+
+/// An engine on a GPU that fuses launches, or does not.
+fn engine(model: &Model, variant: &str, act: DType, device: &Device, fuses: bool) -> Engine {
+    let Device::Gpu(gpu) = device else {
+        panic!("the CPU launches nothing");
+    };
+    let variant = variant.parse().unwrap();
+    let weights = DeviceWeights::load(model, &variant, act, device, &mut |_, _| Ok(())).unwrap();
+    gpu.set_fused(fuses);
+    let engine = Engine::new(device.clone(), weights, Limits::new(3, 24, 12)).unwrap();
+    gpu.set_fused(true);
+    engine
+}
+
+#[test]
+fn fused_launches_give_the_logits_and_tokens_of_separate_ones_to_the_bit() {
+    // With biases and without.
+    let models = [fixture("tiny-qwen2/bf16"), tiny()];
+    let all = [
+        (0, "bf16", DType::BF16),
+        (0, "int8", DType::F16),
+        (0, "w4a16:g32", DType::BF16),
+        (0, "w8a8", DType::BF16),
+        (1, "w4a16", DType::BF16),
+    ];
+    for device in [emulated(77)].into_iter().chain(Device::cuda(0)) {
+        for (i, variant, act) in all {
+            let model = &models[i];
+            let run = |fuses| {
+                let mut engine = engine(model, variant, act, &device, fuses);
+                let vocab = engine.weights().config.vocab;
+                let tokens: Vec<u32> = (0..10)
+                    .map(|i| (i * 389 + 17) % u32::try_from(vocab).unwrap())
+                    .collect();
+                let prompt = |slot, start, tokens| Prompt {
+                    slot,
+                    start,
+                    tokens,
+                };
+                // Five tokens of two sequences, then each by itself, then one of each, by the greedy path.
+                let prompts = [prompt(0, 0, &tokens[..3]), prompt(1, 0, &tokens[3..5])];
+                let mut logits = engine.logits(&prompts).unwrap().concat();
+                logits.extend(
+                    engine
+                        .logits(&[prompt(0, 3, &tokens[5..6])])
+                        .unwrap()
+                        .concat(),
+                );
+                let greedy = engine.decode(&tokens[6..8], &[4, 2]).unwrap();
+                (super::bits(&logits), greedy, engine.plan())
+            };
+            let (together, apart) = (run(true), run(false));
+            let what = format!("model {i}, {variant} on {}", device.kind());
+            assert!(together.0 == apart.0 && together.1 == apart.1, "{what}");
+            assert_eq!(apart.2.to_string(), "op by op");
+            let plan = together.2;
+            // The head keeps the checkpoint's type, which the activations may not have.
+            let same = act == model.config.dtype;
+            assert_eq!(plan.head >= 2, same, "{what}: {plan}");
+            assert_eq!(plan.codes, variant == "w8a8", "{what}: {plan}");
+            assert!(
+                plan.codes || plan.qkv >= 2 && plan.gate_up >= 2,
+                "{what}: {plan}"
+            );
+        }
+    }
+}
+
+/// Launches of a decode step of one sequence.
+fn launches(model: &Model, variant: &str, fuses: bool) -> usize {
+    let device = emulated(0);
+    let Device::Gpu(gpu) = &device else {
+        unreachable!("it is a GPU")
+    };
+    let mut engine = engine(model, variant, DType::BF16, &device, fuses);
+    // Once as it comes, which is recorded then, and once as it was recorded.
+    engine.decode(&[17], &[0]).unwrap();
+    let (start, end) = (gpu.event().unwrap(), gpu.event().unwrap());
+    gpu.record(&start).unwrap();
+    engine.decode(&[18], &[1]).unwrap();
+    gpu.record(&end).unwrap();
+    // The emulator says that each takes a microsecond.
+    (gpu.elapsed(&start, &end).unwrap().0 / 1e-6).round() as usize
+}
+
+#[test]
+fn a_decode_step_of_one_sequence_takes_few_launches() {
+    let model = tiny();
+    let layers = model.config.layers;
+    // Outside the layers: the embedding, the head with the choice, and what feeds the next step.
+    for (variant, each) in [("bf16", 5), ("w4a16", 5), ("w8a8", 9)] {
+        assert_eq!(
+            launches(&model, variant, true),
+            each * layers + 3,
+            "{variant}"
+        );
+    }
+    // Norms, rotation and activation by themselves; the final norm too, and the choice, and the rows that the head gets.
+    assert_eq!(launches(&model, "bf16", false), 9 * layers + 6);
 }

@@ -9,7 +9,7 @@ use candlepower::scheme::{CodeFormat, DType, KvFormat};
 
 use super::build::{Mutation, mutated};
 use super::{
-    BESIDE, Form, append, attention, check_product, kernel_device, logits, matrix, streamed,
+    BESIDE, Form, append, attention, check_product, fused, kernel_device, logits, matrix, streamed,
 };
 
 /// Fails unless `test` fails once `from` in the kernel `stem` is replaced by `to`, in every order of blocks and threads.
@@ -121,7 +121,7 @@ fn is_noticed_streaming(file: &'static str, [from, to]: [&'static str; 2]) {
 #[test]
 fn a_tile_left_out_is_noticed() {
     let change = ["at.item + gridDim.x", "at.item + 2 * gridDim.x"];
-    is_noticed_streaming("linear_few.cu", change);
+    is_noticed_streaming("common/few.cuh", change);
     let change = ["if (r < here) source.copy", "if (r + 1 < here) source.copy"];
     is_noticed_streaming("common/block_of_tiles.cuh", change);
 }
@@ -129,7 +129,7 @@ fn a_tile_left_out_is_noticed() {
 #[test]
 fn a_wait_of_the_pipeline_left_out_is_noticed() {
     let change = ["copies_wait<DEPTH - 2>();", "copies_wait<DEPTH - 1>();"];
-    is_noticed_streaming("linear_few.cu", change);
+    is_noticed_streaming("common/few.cuh", change);
     is_noticed_streaming("linear_tile.cu", change);
     is_noticed_streaming("linear_wgmma.cu", change);
     let change = [
@@ -153,7 +153,7 @@ fn the_scale_of_another_tile_or_group_is_noticed() {
 #[test]
 fn a_part_of_a_sum_left_out_is_noticed() {
     let change = ["s < args.splits; s++", "s + 1 < args.splits; s++"];
-    is_noticed_streaming("linear_few.cu", change);
+    is_noticed_streaming("common/few.cuh", change);
     is_noticed_streaming("common/block_of_tiles.cuh", change);
 }
 
@@ -181,7 +181,40 @@ fn products_that_run_beside_the_program_are_waited_for() {
 #[test]
 fn the_last_of_two_equal_logits_is_noticed() {
     let change = ["index < other.index)", "index > other.index)"];
-    is_noticed("sample", "sample.cu", change, logits::the_first_wins);
+    is_noticed("sample", "common/best.cuh", change, logits::the_first_wins);
+}
+
+#[test]
+fn what_shares_a_launch_with_a_product_is_noticed() {
+    let stems = ["linear_fused", "repack"];
+    let only = Mutation {
+        file: "linear_fused.cu",
+        from: "#include \"common/storages.cuh\"",
+        to: "using int4_bf16 = NibbleTiles<bf16, bf16, false>;\nPACKED(int4_bf16)",
+    };
+    for [from, to] in [
+        // A chunk left out of the norm, the gate's own rows in the place of the other's, the best of one block.
+        [
+            "squares = add_squares(squares, values);",
+            "if (first > 0) squares = add_squares(squares, values);",
+        ],
+        ["scaled(token, row)));", "scaled(token, row % 8)));"],
+        [
+            "block < gridDim.x; block += WARP",
+            "block < 1; block += WARP",
+        ],
+    ] {
+        let file = "common/fused.cuh";
+        let changed = mutated(&stems, &[only, Mutation { file, from, to }]);
+        for order in [0, 77] {
+            let device = kernel_device(&changed, order);
+            let outcome = catch_unwind(AssertUnwindSafe(|| fused::int4_by_the_cpu(&device)));
+            assert!(
+                outcome.is_err(),
+                "{file}: nothing notices `{to}` in the place of `{from}`, order {order}"
+            );
+        }
+    }
 }
 
 /// Attention of one token whose keys come in parts, and of prompts side by side.

@@ -28,7 +28,8 @@ pub(crate) fn spec(source: impl AsRef<Path>, weights: WeightsChoice) -> ModelSpe
 }
 
 pub(crate) fn open(source: impl AsRef<Path>) -> Result<Model> {
-    Model::open(&spec(source, WeightsChoice::AsStored))
+    // The source may be a temporary folder: it lives until the model is open.
+    Model::open(&spec(source.as_ref(), WeightsChoice::AsStored))
 }
 
 pub(crate) fn open_dummy(source: impl AsRef<Path>, seed: u64) -> Result<Model> {

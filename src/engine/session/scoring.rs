@@ -26,6 +26,24 @@ pub struct Prediction {
 /// Somebody who reads logits, `[predictions, vocab]`, as they come: prompt after prompt, target after target.
 pub type LogitsReader<'a> = &'a mut dyn FnMut(&[Prediction], &[f32]) -> Result<()>;
 
+/// Tokens whose followers are scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Continuation<'a> {
+    /// What is read.
+    pub prompt: Prompt<'a>,
+    /// The tokens that should follow the last ones of the prompt, one each.
+    pub targets: &'a [u32],
+}
+
+/// What a model makes of a token that should come next.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Predicted {
+    /// Its log-probability (natural).
+    pub log_prob: f32,
+    /// Whether it is the most likely one.
+    pub greedy: bool,
+}
+
 impl Engine {
     /// The log-probability (natural) of each prompt's targets. Logits go to `reader` too, if there is one, after they
     /// are known to be finite; at most [`Limits::head_rows`](super::Limits::head_rows) of them are held at once.
@@ -90,5 +108,51 @@ impl Engine {
             })
             .collect();
         self.log_probs_of(prompts, &targets, None)
+    }
+
+    /// How likely the targets of each continuation are, and whether greedy decoding gives them.
+    ///
+    /// # Errors
+    /// As [`Engine::log_probs_of`]; also if there are more targets than tokens, or one is outside the vocabulary.
+    pub fn continuations(&mut self, wanted: &[Continuation<'_>]) -> Result<Vec<Vec<Predicted>>> {
+        let vocab = self.weights.config.vocab;
+        for Continuation { prompt, targets } in wanted {
+            let known = targets.iter().all(|&target| (target as usize) < vocab);
+            if targets.len() > prompt.tokens.len() || !known {
+                return Err(Error::Internal(format!(
+                    "{} targets of a vocabulary of {vocab} after {} tokens",
+                    targets.len(),
+                    prompt.tokens.len()
+                )));
+            }
+        }
+        let prompts: Vec<Prompt<'_>> = wanted.iter().map(|c| c.prompt).collect();
+        let unscored = |c: &Continuation<'_>| c.prompt.tokens.len() - c.targets.len();
+        let mut all: Vec<Vec<Predicted>> = vec![Vec::new(); wanted.len()];
+        self.run(
+            &prompts,
+            |picked| picked.token >= unscored(&wanted[picked.prompt]),
+            |engine, picked| {
+                let target = |p: &Picked| {
+                    let one = &wanted[p.prompt];
+                    one.targets[p.token - unscored(one)]
+                };
+                let targets: Vec<u32> = picked.iter().map(target).collect();
+                let likeliest = engine.argmax(picked)?;
+                let log_probs = engine.score(&targets)?;
+                for (i, p) in picked.iter().enumerate() {
+                    if !log_probs[i].is_finite() {
+                        return Err(not_finite(&prompts[p.prompt], p.token));
+                    }
+                    // A prompt's tokens come in their order.
+                    all[p.prompt].push(Predicted {
+                        log_prob: log_probs[i],
+                        greedy: likeliest[i] == targets[i],
+                    });
+                }
+                Ok(())
+            },
+        )?;
+        Ok(all)
     }
 }

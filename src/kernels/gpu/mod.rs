@@ -25,6 +25,7 @@ mod launch;
 mod linear;
 mod names;
 mod quantize;
+mod round_input;
 mod rows;
 mod stream;
 mod workspace;
@@ -38,9 +39,12 @@ pub use driver::Facts;
 pub(crate) use fill::fill;
 pub(crate) use flash::fast_head_dims;
 pub use linear::{LinearKernel, StreamedBufs};
-pub(crate) use linear::{linear, linear_kernels, rows_held, streamed};
+pub(crate) use linear::{
+    fused_linear, fused_tokens, linear, linear_kernels, paired, rows_held, streamed,
+};
 #[doc(hidden)]
 pub use names::names;
-pub(crate) use quantize::{quantize_act, quantize_rows};
+pub(crate) use quantize::{quantize_act, quantize_rows, rms_norm_to_codes, silu_mul_to_codes};
+pub(crate) use round_input::round_input;
 pub(crate) use rows::{argmax, gather, log_prob, rms_norm, silu_mul};
 pub(crate) use stream::{copy_all, nothing, read_all};

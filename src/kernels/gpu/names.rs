@@ -9,12 +9,15 @@ use crate::scheme::KvFormat;
 pub fn names() -> Vec<String> {
     let mut names: Vec<String> = [
         "add_bias",
+        "advance",
         "scale_codes",
         "linear_any_w8a8_few",
         "linear_any_w8a8_many",
         "permute_columns_1",
         "permute_columns_2",
         "permute_columns_4",
+        "pair_rows_1",
+        "pair_rows_4",
         "repack_int4",
         "repack_zeros",
         "repack_scales_f32_f32",
@@ -29,6 +32,8 @@ pub fn names() -> Vec<String> {
         for op in [
             "rms_norm",
             "silu_mul",
+            "rms_norm_quantize",
+            "silu_mul_quantize",
             "argmax",
             "log_prob",
             "fill_uniform",
@@ -36,6 +41,8 @@ pub fn names() -> Vec<String> {
             "quantize_act",
             "quantize_int8",
             "quantize_int4",
+            "round_input_int8",
+            "round_input_e4m3",
         ] {
             names.push(format!("{op}_{act}"));
         }

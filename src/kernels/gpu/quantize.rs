@@ -1,9 +1,12 @@
-//! Rounding to nearest on the GPU: weights per group, activations per token.
+//! Rounding to nearest on the GPU: weights per group, activations per token, also right after what computes them.
 
 use super::device::Gpu;
-use super::launch::{Op, WARP, launch};
+use super::launch::{Address, Op, WARP, launch};
+use super::rows::{GateUpArgs, ROW_THREADS};
 use crate::error::Result;
+use crate::kernels::norm::RmsNorm;
 use crate::kernels::quantize::{QuantizeAct, QuantizeRows};
+use crate::kernels::silu_mul::SiluMul;
 use crate::kernels::{Buf, BufType};
 use crate::scheme::{BLOCK, CodeFormat, DType};
 
@@ -82,12 +85,76 @@ pub(crate) fn quantize_act(
     }
     let name = format!("quantize_act_{}", x.dtype()?);
     let x = op.reads("x", x, x.kind(), &[tokens, width])?;
-    let codes = op.writes("codes", codes, BufType::U8, 0, &[tokens, width])?;
-    let scales = op.writes("scales", scales, BufType::Float(DType::F32), 0, &[tokens])?;
+    let (codes, scales) = codes_and_scales(op, codes, scales, [tokens, width])?;
     let width = op.dim("width", width)?;
     let grid = op.grid(tokens, 1, THREADS)?;
     // SAFETY: the arguments of quantize_act in quantize.cu; every array holds its shape.
     unsafe { launch!(gpu, &name, grid; x, codes, scales, width) }
+}
+
+/// `rms_norm_quantize` of `quantize.cu`: `x [rows, width]` with the norm's weight `[width]`.
+pub(crate) fn rms_norm_to_codes(
+    gpu: &Gpu,
+    shape: &RmsNorm,
+    [x, weight]: [&Buf; 2],
+    codes: &mut Buf,
+    scales: &mut Buf,
+) -> Result<()> {
+    let op = Op {
+        gpu,
+        name: "rms_norm_quantize",
+    };
+    let RmsNorm { rows, width, eps } = *shape;
+    if rows == 0 {
+        return Ok(());
+    }
+    let name = format!("rms_norm_quantize_{}", x.dtype()?);
+    let kind = x.kind();
+    let x = op.reads("x", x, kind, &[rows, width])?;
+    let weight = op.reads("weight", weight, kind, &[width])?;
+    let (codes, scales) = codes_and_scales(op, codes, scales, [rows, width])?;
+    let width = op.dim("width", width)?;
+    let grid = op.grid(rows, 1, ROW_THREADS)?;
+    // SAFETY: the arguments of rms_norm_quantize in quantize.cu; every array holds its shape.
+    unsafe { launch!(gpu, &name, grid; x, weight, codes, scales, width, eps) }
+}
+
+/// `silu_mul_quantize` of `quantize.cu`.
+pub(crate) fn silu_mul_to_codes(
+    gpu: &Gpu,
+    shape: &SiluMul,
+    gate_up: &Buf,
+    codes: &mut Buf,
+    scales: &mut Buf,
+) -> Result<()> {
+    let op = Op {
+        gpu,
+        name: "silu_mul_quantize",
+    };
+    let SiluMul { rows, width, .. } = *shape;
+    if rows == 0 {
+        return Ok(());
+    }
+    let name = format!("silu_mul_quantize_{}", gate_up.dtype()?);
+    let gate_up = op.reads("gate_up", gate_up, gate_up.kind(), &[rows, 2, width])?;
+    let (codes, scales) = codes_and_scales(op, codes, scales, [rows, width])?;
+    let at = GateUpArgs::new(op, shape)?;
+    let grid = op.grid(rows, 1, THREADS)?;
+    // SAFETY: the arguments of silu_mul_quantize in quantize.cu; every array holds its shape.
+    unsafe { launch!(gpu, &name, grid; gate_up, codes, scales, at) }
+}
+
+/// Where codes `[rows, width]` and their scales `[rows]` go.
+fn codes_and_scales(
+    op: Op<'_>,
+    codes: &mut Buf,
+    scales: &mut Buf,
+    [rows, width]: [usize; 2],
+) -> Result<(Address, Address)> {
+    Ok((
+        op.writes("codes", codes, BufType::U8, 0, &[rows, width])?,
+        op.writes("scales", scales, BufType::Float(DType::F32), 0, &[rows])?,
+    ))
 }
 
 /// Checks that groups of this size tile rows of `k` in a way that the kernels can follow.

@@ -1,17 +1,17 @@
 //! Ops that work row by row, one block each.
 
 use super::device::Gpu;
-use super::launch::{Op, launch};
+use super::launch::{KernelArg, Op, launch};
 use crate::error::Result;
 use crate::kernels::embed::Gather;
 use crate::kernels::norm::RmsNorm;
 use crate::kernels::sample::{Argmax, LogProb};
-use crate::kernels::silu_mul::SiluMul;
+use crate::kernels::silu_mul::{GateUp, SiluMul};
 use crate::kernels::{Buf, BufType};
 use crate::scheme::DType;
 
-/// Threads for a row of activations.
-const ROW_THREADS: u32 = 256;
+/// Threads for a row of activations; `NORM_THREADS` of `common/norm.cuh`.
+pub(super) const ROW_THREADS: u32 = 256;
 
 /// Threads for a row as wide as a vocabulary.
 const VOCABULARY_THREADS: u32 = 1024;
@@ -70,13 +70,38 @@ pub(crate) fn rms_norm(
     unsafe { launch!(gpu, &name, grid; x, weight, out, width, eps) }
 }
 
+/// `GateUp` of `common/silu.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct GateUpArgs {
+    width: u32,
+    in_eights: u32,
+}
+
+// SAFETY: the layout of the C++ struct `GateUp`: the same fields in the same order, none of them a reference.
+unsafe impl KernelArg for GateUpArgs {}
+
+impl GateUpArgs {
+    /// Refuses widths that are no multiples of what comes in turn.
+    pub(super) fn new(op: Op<'_>, shape: &SiluMul) -> Result<Self> {
+        let in_eights = shape.layout == GateUp::Eights;
+        if in_eights && !shape.width.is_multiple_of(8) {
+            return Err(op.bug(&format!("{} numbers are not so many eights", shape.width)));
+        }
+        Ok(Self {
+            width: op.dim("width", shape.width)?,
+            in_eights: u32::from(in_eights),
+        })
+    }
+}
+
 /// `silu_mul.cu`.
 pub(crate) fn silu_mul(gpu: &Gpu, shape: &SiluMul, gate_up: &Buf, out: &mut Buf) -> Result<()> {
     let op = Op {
         gpu,
         name: "silu_mul",
     };
-    let SiluMul { rows, width } = *shape;
+    let SiluMul { rows, width, .. } = *shape;
     if rows == 0 {
         return Ok(());
     }
@@ -84,11 +109,11 @@ pub(crate) fn silu_mul(gpu: &Gpu, shape: &SiluMul, gate_up: &Buf, out: &mut Buf)
     let kind = BufType::Float(dtype);
     let gate_up = op.reads("gate_up", gate_up, kind, &[rows, 2, width])?;
     let out = op.writes("out", out, kind, 0, &[rows, width])?;
-    let width = op.dim("width", width)?;
+    let at = GateUpArgs::new(op, shape)?;
     let grid = op.grid(rows, 1, ROW_THREADS)?;
     let name = format!("silu_mul_{dtype}");
     // SAFETY: the arguments of silu_mul.cu; every array holds its shape.
-    unsafe { launch!(gpu, &name, grid; gate_up, out, width) }
+    unsafe { launch!(gpu, &name, grid; gate_up, out, at) }
 }
 
 /// `argmax` of `sample.cu`.

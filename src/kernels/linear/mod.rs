@@ -1,6 +1,7 @@
 //! `out = x Wᵀ (+ bias) (+ out)`: nearly all bytes and all arithmetic of a language model.
 
 mod cpu;
+mod fused;
 mod rows;
 mod weight;
 
@@ -11,6 +12,7 @@ pub use super::gpu::LinearKernel;
 use super::{Cost, check_len};
 use crate::error::Result;
 use crate::scheme::DType;
+pub use fused::{FusedLinear, Normed, Then};
 pub use weight::{LevelBufs, LinearWeight, PackedBufs, WeightData};
 
 /// The input of a product.
@@ -133,7 +135,10 @@ impl Linear {
                 with_dtype!(dtype, T => {
                     let bias = bias.map(Buf::host::<T>).transpose()?;
                     let out = &mut out.host_mut::<T>()?[..self.tokens * weight.n];
-                    self.reference::<T>(input, weight, bias, out)
+                    match &weight.data {
+                        WeightData::Apart(parts) => self.reference_apart::<T>(input, parts, bias, out),
+                        _ => self.reference::<T>(input, weight, bias, out),
+                    }
                 })
             }
             Device::Gpu(gpu) => super::gpu::linear(gpu, self, input, weight, bias, out),

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::kernels::device::HostElem;
 use crate::kernels::gpu::{self, StreamedBufs};
+use crate::kernels::silu_mul::GateUp;
 use crate::kernels::{Buf, BufType, Device, check_len};
 use crate::scheme::{CodeFormat, DType, Levels, PackedWeight, Scales};
 
@@ -24,6 +25,8 @@ pub enum WeightData {
     Packed(PackedBufs),
     /// Quantised, and repacked into what a GPU's kernels stream.
     Streamed(StreamedBufs),
+    /// Matrices that share an input but not a form, one below the other; none of them is of this kind.
+    Apart(Vec<LinearWeight>),
 }
 
 /// The parts of a [`PackedWeight`] on a device; each means what its namesake there does.
@@ -92,6 +95,23 @@ impl LinearWeight {
         Ok(Self { n, k, data })
     }
 
+    /// `parts`, which share an input, one below the other.
+    ///
+    /// # Errors
+    /// If they are none, or have different widths.
+    pub fn apart(parts: Vec<Self>) -> Result<Self> {
+        let n = parts.iter().map(|part| part.n).sum();
+        let Some(k) = parts.first().map(|part| part.k) else {
+            return Err(Error::Internal("a matrix of no parts".into()));
+        };
+        let nested = |part: &Self| matches!(part.data, WeightData::Apart(_));
+        if parts.iter().any(|part| part.k != k || nested(part)) {
+            return Err(Error::Internal("parts that cannot be one matrix".into()));
+        }
+        let data = WeightData::Apart(parts);
+        Ok(Self { n, k, data })
+    }
+
     /// Repacks the weight into the order in which a GPU's kernels stream it for inputs of type `act`, or for codes. On the
     /// CPU, and where only the kernels for any shape take it, it stays as it is.
     ///
@@ -101,6 +121,18 @@ impl LinearWeight {
         match device {
             Device::Cpu => Ok(self),
             Device::Gpu(gpu) => gpu::streamed(device, gpu, self, act),
+        }
+    }
+
+    /// A weight `[gate; up]` with its bias, its rows in the order in which a GPU's products find both factors in one tile; it
+    /// comes before [`LinearWeight::streamed`]. On the CPU, and where there are not so many eights, rows stay as they are.
+    ///
+    /// # Errors
+    /// If memory is short, or the weight is streamed already.
+    pub fn paired(self, device: &Device, bias: Option<Buf>) -> Result<(Self, Option<Buf>, GateUp)> {
+        match device {
+            Device::Cpu => Ok((self, bias, GateUp::Halves)),
+            Device::Gpu(gpu) => gpu::paired(device, gpu, self, bias),
         }
     }
 
@@ -134,6 +166,7 @@ impl LinearWeight {
         match &self.data {
             WeightData::Plain(w) => self.n * self.k * w.kind().size(),
             WeightData::Streamed(bufs) => bufs.bytes(),
+            WeightData::Apart(parts) => parts.iter().map(Self::bytes).sum(),
             WeightData::Packed(packed) => {
                 let levels = packed.levels.buf().map_or(0, Buf::bytes);
                 let order = packed.order.as_ref().map_or(0, Buf::bytes);
@@ -142,10 +175,10 @@ impl LinearWeight {
         }
     }
 
-    /// Columns per scale, where it is quantised.
+    /// Columns per scale, where it is quantised as a whole.
     pub fn group(&self) -> Option<usize> {
         match &self.data {
-            WeightData::Plain(_) => None,
+            WeightData::Plain(_) | WeightData::Apart(_) => None,
             WeightData::Packed(packed) => Some(packed.group),
             WeightData::Streamed(bufs) => Some(bufs.group()),
         }

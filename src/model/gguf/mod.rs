@@ -1,13 +1,15 @@
 //! GGUF files: one file with weights, configuration and tokenizer.
 //!
 //! Reading order: `cursor` (bounded reads) · `file` (header into metadata and a tensor table) · `config` (metadata into a
-//! [`ModelConfig`]) · `blocks` (quantised blocks into floats) · `tensors` (weights under their usual names) · `vocab`
+//! [`ModelConfig`]) · `blocks` (quantised blocks into floats) · `packed` (some of them
+//! kept as they are) · `tensors` (weights under their usual names) · `vocab`
 //! (metadata into a tokenizer).
 
 mod blocks;
 mod config;
 mod cursor;
 mod file;
+mod packed;
 mod tensors;
 mod vocab;
 

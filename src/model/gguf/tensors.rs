@@ -1,15 +1,17 @@
 //! The tensors of a GGUF file under their names in the transformers library, in its row order.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::Path;
 
 use super::file::{GgufFile, TensorInfo};
+use super::packed;
 use crate::error::{Error, Result};
 use crate::model::blob::Blob;
 use crate::model::config::{Family, ModelConfig};
 use crate::model::host::{HostSliceMut, read_plain};
-use crate::scheme::DType;
+use crate::model::quantised::StoredLinear;
+use crate::scheme::{BLOCK, DType, PackedForm, PackedWeight};
 
 /// Elements that are decoded at a time, but at least a row.
 const CHUNK: usize = 64 << 10;
@@ -115,6 +117,75 @@ impl GgufWeights {
             }
         }
         Ok(())
+    }
+
+    /// What is stored under the name of this weight, if it is in blocks that are kept packed.
+    pub(in crate::model) fn linear(&self, name: &str) -> Option<StoredLinear> {
+        let Tensor { info, .. } = self.tensors.get(name)?;
+        let [n, k] = *info.shape.as_slice() else {
+            return None;
+        };
+        // The table of embeddings is looked up by rows.
+        if name == "model.embed_tokens.weight" {
+            return None;
+        }
+        let (format, levels) = packed::form_of(info.kind)?;
+        let form = PackedForm {
+            n,
+            k,
+            format,
+            group: BLOCK.min(k),
+            scale_rows: 1,
+            scales: DType::F16,
+            levels,
+            ordered: false,
+        };
+        Some(StoredLinear { form, inputs: None })
+    }
+
+    /// A weight of that form.
+    pub(in crate::model) fn read_packed(
+        &self,
+        name: &str,
+        form: &PackedForm,
+    ) -> Result<PackedWeight> {
+        let Tensor { info, interleaved } = self.find(name)?;
+        let row_bytes = info.kind.bytes_of(form.k);
+        let mut blocks = packed::Blocks::new(form);
+        let mut stored = vec![0; row_bytes];
+        for row in 0..form.n {
+            let place = interleaved.map_or(row, |head_dim| interleaved_row(row, head_dim));
+            let offset = info.offset + place as u64 * row_bytes as u64;
+            self.blob.read_exact_at(offset, &mut stored)?;
+            blocks.push_row(&stored);
+        }
+        let weight = blocks.finish();
+        let fault = |what| Error::data(self.blob.path(), format!("tensor '{name}': {what}"));
+        weight.check().map_err(fault)?;
+        Ok(weight)
+    }
+
+    /// The type that a weight is kept in unless it is packed.
+    pub(in crate::model) fn kept_type(&self, name: &str) -> Result<DType> {
+        Ok(self.find(name)?.info.kind.plain.unwrap_or(DType::BF16))
+    }
+
+    /// How the linear layers are stored, for records.
+    pub(in crate::model) fn method(&self) -> String {
+        let mut kinds = BTreeSet::new();
+        for (name, tensor) in &self.tensors {
+            if name.contains("_proj.weight") {
+                let kind = tensor.info.kind;
+                let kept = kind.plain.is_some() || packed::form_of(kind).is_some();
+                kinds.insert(if kept {
+                    kind.name.to_owned()
+                } else {
+                    format!("{} as bf16", kind.name)
+                });
+            }
+        }
+        let kinds: Vec<String> = kinds.into_iter().collect();
+        format!("gguf {}", kinds.join(", "))
     }
 
     fn find(&self, name: &str) -> Result<&Tensor> {

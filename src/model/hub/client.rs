@@ -110,6 +110,15 @@ pub(super) fn dataset_file(
     Source::new(settings, repo, RepoType::Dataset, revision)?.get(file)
 }
 
+/// The files of a data set.
+pub(super) fn dataset_listing(
+    settings: &Settings,
+    repo: &str,
+    revision: Option<&str>,
+) -> Result<Vec<String>> {
+    Source::new(settings, repo, RepoType::Dataset, revision)?.list()
+}
+
 /// One repository at one revision.
 struct Source {
     repo: Repo,
@@ -193,6 +202,44 @@ impl Source {
         })
     }
 
+    /// The names of all files; of those in the cache, where the hub cannot be asked.
+    fn list(&self) -> Result<Vec<String>> {
+        let asked = self
+            .api
+            .as_ref()
+            .map(|api| api.repo(self.repo.clone()).info());
+        let cause = match asked {
+            Some(Ok(info)) => return Ok(info.siblings.into_iter().map(|f| f.rfilename).collect()),
+            Some(Err(e)) => e.to_string(),
+            None => "HF_HUB_OFFLINE is set".to_owned(),
+        };
+        let mut names = Vec::new();
+        if let Some(folder) = self.snapshot() {
+            collect_files(&folder, "", &mut names);
+        }
+        if names.is_empty() {
+            return Err(self.fault(
+                "the list of files",
+                format!("{cause}, and nothing of it is in the cache; copy the data and name the files in a YAML task"),
+            ));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// The folder of this revision in the cache.
+    fn snapshot(&self) -> Option<PathBuf> {
+        let repo = self.cache.repo(self.repo.clone());
+        let folder = repo.pointer_path(self.repo.revision());
+        if folder.is_dir() {
+            return Some(folder);
+        }
+        let reference = self.cache.path().join(self.repo.folder_name());
+        let reference = reference.join("refs").join(self.repo.revision());
+        let commit = std::fs::read_to_string(reference).ok()?;
+        Some(repo.pointer_path(commit.trim())).filter(|folder| folder.is_dir())
+    }
+
     fn cached(&self, file: &str) -> Option<PathBuf> {
         let repo = self.cache.repo(self.repo.clone());
         // The hub's own tools keep no reference for a commit that was named in full, only its snapshot.
@@ -207,6 +254,20 @@ impl Source {
             file,
             format!("cannot be had from the hub repository {place}: {what}"),
         )
+    }
+}
+
+/// The files under a folder, by their names relative to the first one.
+fn collect_files(folder: &Path, prefix: &str, names: &mut Vec<String>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        let path = entry.path();
+        // Files are links into the cache's blobs; folders are not.
+        if path.is_dir() {
+            collect_files(&path, &format!("{name}/"), names);
+        } else {
+            names.push(name);
+        }
     }
 }
 
@@ -271,6 +332,27 @@ mod tests {
             assert!(snapshot.folder.join(WEIGHTS).is_file());
         }
         assert!(fetch_model(&settings, "org/name", Some("other"), true).is_err());
+    }
+
+    #[test]
+    fn the_files_of_a_data_set_are_listed_from_the_cache() {
+        let cache = tempfile::tempdir().unwrap();
+        let settings = settings(cache.path(), None);
+        let missing = dataset_listing(&settings, "org/rows", None).unwrap_err();
+        assert!(missing.to_string().contains("HF_HUB_OFFLINE"), "{missing}");
+        let repo = cache.path().join("datasets--org--rows");
+        let snapshot = repo.join("snapshots").join(COMMIT);
+        fs::create_dir_all(snapshot.join("main")).unwrap();
+        fs::create_dir_all(repo.join("refs")).unwrap();
+        fs::write(repo.join("refs/main"), COMMIT).unwrap();
+        fs::write(snapshot.join("README.md"), "text").unwrap();
+        fs::write(snapshot.join("main/test.jsonl"), "{}").unwrap();
+        for revision in [None, Some(COMMIT)] {
+            let names = dataset_listing(&settings, "org/rows", revision).unwrap();
+            assert_eq!(names, ["README.md", "main/test.jsonl"]);
+        }
+        let file = dataset_file(&settings, "org/rows", None, "main/test.jsonl").unwrap();
+        assert_eq!(fs::read_to_string(file).unwrap(), "{}");
     }
 
     /// A hub of one repository on a port of this machine.

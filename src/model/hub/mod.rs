@@ -66,6 +66,24 @@ pub fn dataset_file(repo: &str, _: Option<&str>, _: &str) -> Result<PathBuf> {
     Err(without_client(repo))
 }
 
+/// The names of all files of a data set repository; where there is no network, of those in the cache.
+///
+/// # Errors
+/// As [`dataset_file`].
+#[cfg(feature = "hub")]
+pub fn dataset_listing(repo: &str, revision: Option<&str>) -> Result<Vec<String>> {
+    client::dataset_listing(&client::Settings::from_environment()?, repo, revision)
+}
+
+/// The names of all files of a data set repository; this build cannot ask for them.
+///
+/// # Errors
+/// [`Error::Usage`], always.
+#[cfg(not(feature = "hub"))]
+pub fn dataset_listing(repo: &str, _: Option<&str>) -> Result<Vec<String>> {
+    Err(without_client(repo))
+}
+
 #[cfg(not(feature = "hub"))]
 fn without_client(id: &str) -> Error {
     Error::Usage(format!(

@@ -62,6 +62,31 @@ impl CodeFormat {
         }
     }
 
+    /// The E4M3 code nearest to `x`, ties to the even one; beyond the range the largest one of its sign, NaN for NaN.
+    #[inline]
+    pub fn e4m3_nearest(x: f32) -> u8 {
+        let sign = ((x.to_bits() >> 24) & 0x80) as u8;
+        let magnitude = x.abs();
+        if x.is_nan() {
+            return sign | 0x7f;
+        }
+        if magnitude >= 448.0 {
+            return sign | 0x7e;
+        }
+        // Adding a number whose last bit is worth a step of the result rounds to it, half to even: steps are 2^-9 below
+        // 2^-6 and an eighth of the power of two below the number above.
+        let exponent = (magnitude.to_bits() >> 23).max(127 - 6);
+        let rounder = f32::from_bits((exponent + 20) << 23);
+        let rounded = (magnitude + rounder) - rounder;
+        let steps = rounded * f32::from_bits((127 + 9) << 23);
+        let code = if steps < 8.0 {
+            steps as u32
+        } else {
+            (rounded.to_bits() >> 20) - ((127 - 7) << 3)
+        };
+        sign | code as u8
+    }
+
     /// Bytes that `k` codes of one row take.
     pub const fn row_bytes(self, k: usize) -> usize {
         match self {
@@ -205,6 +230,32 @@ mod tests {
             [value(0x01), value(0x08)],
             [2.0_f32.powi(-9), 2.0_f32.powi(-6)]
         );
+    }
+
+    #[test]
+    fn the_nearest_e4m3_code_is_the_nearest_and_ties_go_to_even() {
+        for code in 0..=0x7d_u8 {
+            let (low, high) = (by_definition(code) as f32, by_definition(code + 1) as f32);
+            let middle = low + (high - low) / 2.0;
+            let even = code + code % 2;
+            let near = |x: f32, wanted: u8| {
+                assert_eq!(CodeFormat::e4m3_nearest(x), wanted, "{x} beside {code:#x}");
+                assert_eq!(CodeFormat::e4m3_nearest(-x), wanted | 0x80, "-{x}");
+            };
+            near(low, code);
+            near(middle, even);
+            near(middle.next_down(), code);
+            near(middle.next_up(), code + 1);
+        }
+        assert_eq!(
+            [449.0, 1e30, f32::INFINITY].map(CodeFormat::e4m3_nearest),
+            [0x7e; 3]
+        );
+        assert_eq!(CodeFormat::e4m3_nearest(f32::NAN) & 0x7f, 0x7f);
+        // Vector CT-9, run through compressed-tensors 0.20: one scale for the tensor.
+        let w = [0.10, -0.70, 0.35, 0.05, 1.50, -0.20, 0.75, -1.00_f32];
+        let codes = w.map(|w| CodeFormat::e4m3_nearest(w / (1.5 / 448.0)));
+        assert_eq!(codes, [0x5f, 0xf5, 0x6d, 0x57, 0x7e, 0xe7, 0x76, 0xf9]);
     }
 
     #[test]

@@ -2,11 +2,13 @@
 //! codes stand for.
 
 mod codes;
+mod form;
 mod scales;
 mod stack;
 
 use codes::is_e4m3_nan;
 pub use codes::{BLOCK, CodeFormat};
+pub use form::{LevelForm, PackedForm};
 pub use scales::Scales;
 
 /// What the codes of a group stand for. `s` is the group's scale and `v` the number that a code names

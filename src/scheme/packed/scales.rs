@@ -62,6 +62,23 @@ impl Scales {
         }
     }
 
+    /// Seen as `[rows, columns]`, the scales as `[columns, rows]`.
+    ///
+    /// # Panics
+    /// If there are others than so many.
+    pub fn transposed(&self, rows: usize, columns: usize) -> Self {
+        fn turned<T: Copy>(from: &[T], rows: usize, columns: usize) -> Vec<T> {
+            assert_eq!(from.len(), rows * columns);
+            let of_column = |column| (0..rows).map(move |row| from[row * columns + column]);
+            (0..columns).flat_map(of_column).collect()
+        }
+        match self {
+            Self::F32(v) => Self::F32(turned(v, rows, columns)),
+            Self::F16(v) => Self::F16(turned(v, rows, columns)),
+            Self::BF16(v) => Self::BF16(turned(v, rows, columns)),
+        }
+    }
+
     /// Where the first number that is not finite stands.
     pub(super) fn first_not_finite(&self) -> Option<usize> {
         match self {

@@ -27,8 +27,11 @@ impl PackedWeight {
             .map(|part| part.n)
             .chain(scale_rows)
             .fold(0, gcd);
+        let bytes: usize = parts.iter().map(|part| part.codes.len()).sum();
         let mut parts = parts.into_iter().map(|part| part.shared_by(scale_rows));
         let mut stacked = parts.next().expect("at least one part");
+        // The CPU keeps this very memory: no more than is needed.
+        stacked.codes.reserve_exact(bytes - stacked.codes.len());
         for part in parts {
             stacked.n += part.n;
             stacked.codes.extend(part.codes);
@@ -40,6 +43,11 @@ impl PackedWeight {
             }
         }
         Ok(stacked)
+    }
+
+    /// Whether the two can be one, one below the other.
+    pub fn stacks_with(&self, other: &Self) -> bool {
+        self.difference(other).is_none()
     }
 
     /// What keeps two weights from being one.

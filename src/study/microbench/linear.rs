@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::bench::{Bed, Bench, Facts, Families, Family, Identity, Library, Rotated};
 use super::judge::{Judge, Judgement, mixed, numbers, poison, spread, summed, unit, whole};
 use super::ops::{OpEntry, Sizes};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::fill::Filling;
 use crate::kernels::gpu::LinearKernel;
 use crate::kernels::linear::{Input, Linear, LinearWeight, WeightData};
@@ -150,7 +150,7 @@ impl Family for Product {
         let [n, k] = self.shape;
         let beside = |tokens: usize| {
             let input = match self.variant.activations {
-                Activations::Float => tokens * k * self.act.size(),
+                Activations::Float | Activations::AsIs => tokens * k * self.act.size(),
                 Activations::Int8PerToken => tokens * (k + 4),
             };
             (input + tokens * n * self.act.size()) as u64
@@ -182,7 +182,7 @@ impl Family for Product {
         let facts = Facts {
             cost,
             product: Some(match self.variant.activations {
-                Activations::Float => self.act.name(),
+                Activations::Float | Activations::AsIs => self.act.name(),
                 Activations::Int8PerToken => "int8",
             }),
             copies,
@@ -229,7 +229,7 @@ impl Product {
     fn input(&self, device: &Device, tokens: usize, seed: u64) -> Result<Numbers> {
         let k = self.shape[1];
         match self.variant.activations {
-            Activations::Float => {
+            Activations::Float | Activations::AsIs => {
                 let mut x = device.alloc(BufType::Float(self.act), tokens * k)?;
                 let noise = Filling::Uniform {
                     stream: seed,
@@ -331,6 +331,12 @@ impl Form {
                 let group = variant.group_for(&format!("a product of {n} x {k}"), k)?;
                 (halves, Some((CodeFormat::U4, group)))
             }
+            WeightScheme::AsIs => {
+                return Err(Error::Usage(
+                    "--variants as-is: single ops have made-up weights, none of a checkpoint"
+                        .into(),
+                ));
+            }
         };
         Ok(Self {
             n,
@@ -411,7 +417,9 @@ impl Form {
                     })
                     .collect())
             }
-            WeightData::Streamed(_) => unreachable!("the CPU streams nothing"),
+            WeightData::Streamed(_) | WeightData::Apart(_) => {
+                unreachable!("the CPU streams nothing, and each matrix is one")
+            }
         }
     }
 }

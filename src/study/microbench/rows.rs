@@ -10,7 +10,7 @@ use crate::kernels::fill::Filling;
 use crate::kernels::norm::RmsNorm;
 use crate::kernels::quantize::QuantizeAct;
 use crate::kernels::sample::Argmax;
-use crate::kernels::silu_mul::SiluMul;
+use crate::kernels::silu_mul::{GateUp, SiluMul};
 use crate::kernels::{Buf, BufType, Cost, Device};
 use crate::model::ModelConfig;
 use crate::scheme::DType;
@@ -274,7 +274,11 @@ fn silu_mul(bed: &Bed<'_>, rows: usize, width: usize, act: DType) -> Result<Box<
         out: (kind, rows * width),
         scales: None,
     };
-    let op = SiluMul { rows, width };
+    let op = SiluMul {
+        rows,
+        width,
+        layout: GateUp::Halves,
+    };
     let call = move |device: &Device, set: &mut Set| op.run(device, &set.x, &mut set.out);
     let row = move |device: &Device, set: &Set, i: usize, judge: &mut Judge| {
         let x = numbers(device, &set.x, i * 2 * width..(i + 1) * 2 * width)?;

@@ -154,6 +154,7 @@ fn weight_args(product: &Product<'_>) -> Result<(&'static str, WeightArgs)> {
             };
             Ok((storage, args))
         }
+        WeightData::Apart(_) => Err(op.bug("parts are multiplied one by one")),
         WeightData::Streamed(_) => Err(refused(
             "it was repacked for inputs of another 16-bit type, or to be multiplied with numbers, not codes",
         )),

@@ -25,6 +25,8 @@ pub(in crate::kernels::gpu) struct Choices {
     earlier: HashMap<Problem, LinearKernel>,
     kept: Option<Kept>,
     forced: Option<LinearKernel>,
+    /// Nothing shares a launch.
+    pub(super) unfused: bool,
 }
 
 impl Choices {

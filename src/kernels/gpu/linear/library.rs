@@ -23,7 +23,7 @@ pub(super) fn run(product: &Product<'_>, storage: Storage) -> Result<()> {
         weight: weight.data(),
         numbers: Numbers::Float(product.input.dtype.unwrap_or(DType::BF16), product.out_type),
         out: product.outcome.out,
-        row_stride: n,
+        row_stride: product.outcome.row_stride as usize,
         accumulate: product.add_bias()?,
     };
     if storage != Storage::Codes {
@@ -34,6 +34,7 @@ pub(super) fn run(product: &Product<'_>, storage: Storage) -> Result<()> {
     let exact = Gemm {
         numbers: Numbers::Codes,
         out: sums,
+        row_stride: n,
         accumulate: false,
         ..gemm
     };
@@ -74,7 +75,7 @@ pub(super) fn run_dequantized(product: &Product<'_>, storage: Storage, tiles: us
             weight: rows,
             numbers: Numbers::Float(x_type, product.out_type),
             out: product.outcome.out.plus(column * product.out_type.size()),
-            row_stride: n,
+            row_stride: product.outcome.row_stride as usize,
             accumulate,
         };
         // SAFETY: x and out hold their shapes, of which this is a part; the rows have just been written.

@@ -3,6 +3,7 @@
 
 mod any;
 mod choose;
+mod fused;
 mod kept;
 mod library;
 mod plan;
@@ -18,9 +19,10 @@ use crate::kernels::linear::{Input, Linear, LinearWeight, WeightData};
 use crate::kernels::{Buf, BufType};
 use crate::scheme::DType;
 pub(super) use choose::Choices;
+pub(crate) use fused::{fused_linear, fused_tokens};
 pub use plan::LinearKernel;
 use plan::Problem;
-pub(crate) use repack::{rows_held, streamed};
+pub(crate) use repack::{paired, rows_held, streamed};
 pub(crate) use storage::Storage;
 pub use storage::StreamedBufs;
 
@@ -92,11 +94,46 @@ pub(crate) fn linear(
         first_column: 0,
         accumulate: u32::from(shape.accumulate),
     };
+    let input = checked(op, input, tokens, k)?;
+    let WeightData::Apart(parts) = &weight.data else {
+        return one(op, weight, tokens, input, outcome, out_type);
+    };
+    let mut first = 0;
+    for part in parts {
+        let skipped = first * out_type.size();
+        let outcome = Outcome {
+            out: outcome.out.plus(skipped),
+            bias: if outcome.bias.is_null() {
+                outcome.bias
+            } else {
+                outcome.bias.plus(skipped)
+            },
+            ..outcome
+        };
+        one(op, part, tokens, input, outcome, out_type)?;
+        first += part.n;
+    }
+    Ok(())
+}
+
+/// A product with one matrix, whose results are some columns of `outcome`.
+fn one(
+    op: Op<'_>,
+    weight: &LinearWeight,
+    tokens: usize,
+    input: CheckedInput,
+    outcome: Outcome,
+    out_type: DType,
+) -> Result<()> {
+    let gpu = op.gpu;
+    if weight.n == 0 {
+        return Ok(());
+    }
     let product = Product {
         op,
         weight,
         tokens,
-        input: ordered(op, weight, tokens, checked(op, input, tokens, k)?)?,
+        input: ordered(op, weight, tokens, input)?,
         outcome,
         out_type,
     };
@@ -201,7 +238,7 @@ fn ordered(
     input: CheckedInput,
 ) -> Result<CheckedInput> {
     let order = match &weight.data {
-        WeightData::Plain(_) => None,
+        WeightData::Plain(_) | WeightData::Apart(_) => None,
         WeightData::Packed(packed) => packed.order.as_ref(),
         WeightData::Streamed(bufs) => bufs.order.as_ref(),
     };
@@ -252,5 +289,6 @@ pub(super) fn names() -> Vec<String> {
         };
         names.extend(few.iter().map(|size| format!("linear_few_{name}_{size}")));
     }
+    names.extend(fused::names());
     names
 }

@@ -229,7 +229,7 @@ impl Problem {
 
     /// A rough time in seconds, to sort candidates by: bytes through memory and second-level cache and arithmetic at the
     /// rates of an H100, stretched by blocks that have no work in the last round, and what starting and adding up cost.
-    fn predicted(&self, kernel: LinearKernel, facts: &Facts) -> f64 {
+    pub(super) fn predicted(&self, kernel: LinearKernel, facts: &Facts) -> f64 {
         const MEMORY: f64 = 3.0e12;
         const CACHE: f64 = 5.5e12;
         const FLOPS: f64 = 400e12;

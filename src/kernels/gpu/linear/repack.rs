@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::kernels::gpu::device::Gpu;
 use crate::kernels::gpu::launch::{Address, Op, launch};
 use crate::kernels::linear::{LevelBufs, LinearWeight, PackedBufs, WeightData};
+use crate::kernels::silu_mul::GateUp;
 use crate::kernels::{Buf, BufType, Device};
 use crate::scheme::{CodeFormat, DType};
 
@@ -47,9 +48,83 @@ pub(crate) fn streamed(
                 }
             }
         }
+        WeightData::Apart(parts) => {
+            let parts = parts
+                .into_iter()
+                .map(|part| streamed(device, gpu, part, act));
+            WeightData::Apart(parts.collect::<Result<_>>()?)
+        }
         data => data,
     };
     Ok(LinearWeight { n, k, data })
+}
+
+/// The rows of `weight`, which is `[gate; up]`, and of the bias beside it, eight of each in turn, so that both are in one
+/// tile; as they are where they are not so many eights.
+///
+/// # Errors
+/// If memory is short.
+pub(crate) fn paired(
+    device: &Device,
+    gpu: &Gpu,
+    weight: LinearWeight,
+    bias: Option<Buf>,
+) -> Result<(LinearWeight, Option<Buf>, GateUp)> {
+    let op = Op { gpu, name: "pair" };
+    let LinearWeight { n, k, data } = weight;
+    if !n.is_multiple_of(ROWS) || matches!(data, WeightData::Apart(_)) {
+        return Ok((LinearWeight { n, k, data }, bias, GateUp::Halves));
+    }
+    let rows = |buf: &Buf, length, shared| paired_rows(op, device, buf, [n, length], shared);
+    let data = match data {
+        WeightData::Streamed(_) | WeightData::Apart(_) => {
+            return Err(op.bug("rows come before tiles, and of one matrix"));
+        }
+        WeightData::Plain(data) => WeightData::Plain(rows(&data, k, 1)?),
+        WeightData::Packed(packed) => {
+            let (groups, shared) = (k.div_ceil(packed.group), packed.scale_rows);
+            WeightData::Packed(PackedBufs {
+                scale_rows: 1,
+                codes: rows(&packed.codes, packed.format.row_bytes(k), 1)?,
+                scales: rows(&packed.scales, groups, shared)?,
+                levels: match packed.levels {
+                    LevelBufs::Zeros(zeros) => LevelBufs::Zeros(rows(&zeros, groups, shared)?),
+                    LevelBufs::Offsets(offsets) => {
+                        LevelBufs::Offsets(rows(&offsets, groups, shared)?)
+                    }
+                    same @ (LevelBufs::Symmetric | LevelBufs::Codebook(_)) => same,
+                },
+                ..packed
+            })
+        }
+    };
+    let bias = bias.map(|bias| rows(&bias, 1, 1)).transpose()?;
+    Ok((LinearWeight { n, k, data }, bias, GateUp::Eights))
+}
+
+/// The rows of `[n / shared, length]`, each for `shared` rows of the weight, as one for each row, paired.
+fn paired_rows(
+    op: Op<'_>,
+    device: &Device,
+    buf: &Buf,
+    [n, length]: [usize; 2],
+    shared: usize,
+) -> Result<Buf> {
+    let kind = buf.kind();
+    let mut out = device.alloc(kind, n * length)?;
+    let bytes = length * kind.size();
+    let unit = if bytes.is_multiple_of(4) { 4 } else { 1 };
+    let count = n * (bytes / unit);
+    let from = op.reads("rows", buf, kind, &[n.div_ceil(shared), length])?;
+    let to = op.writes("pairs", &mut out, kind, 0, &[n, length])?;
+    let grid = op.grid(count.div_ceil(SMALL_THREADS as usize), 1, SMALL_THREADS)?;
+    let (half, units) = (op.dim("half", n / 2)?, op.dim("units", bytes / unit)?);
+    // More than all rows is as good as all of them.
+    let shared = op.dim("rows per scale", shared.min(n))?;
+    let name = format!("pair_rows_{unit}");
+    // SAFETY: the arguments of pair_rows in repack.cu; both arrays hold their shapes.
+    unsafe { launch!(op.gpu, &name, grid; from, to, half, units, shared) }?;
+    Ok(out)
 }
 
 /// What becomes of a packed weight.

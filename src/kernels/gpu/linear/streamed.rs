@@ -44,16 +44,16 @@ impl StreamedWeight {
 /// `ProductArgs` of `common/product.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct ProductArgs {
-    weight: StreamedWeight,
-    x: Address,
-    x_scales: Address,
-    outcome: Outcome,
-    partial: Address,
-    arrived: Address,
-    tokens: u32,
-    splits: u32,
-    steps_per_split: u32,
+pub(super) struct ProductArgs {
+    pub(super) weight: StreamedWeight,
+    pub(super) x: Address,
+    pub(super) x_scales: Address,
+    pub(super) outcome: Outcome,
+    pub(super) partial: Address,
+    pub(super) arrived: Address,
+    pub(super) tokens: u32,
+    pub(super) splits: u32,
+    pub(super) steps_per_split: u32,
 }
 
 // SAFETY: the layout of the C++ struct of the same name: the same fields in the same order, none of them a reference.
@@ -150,7 +150,9 @@ pub(super) fn weight_args(op: Op<'_>, weight: &LinearWeight) -> Result<StreamedW
             scale_type: elem_type(DType::F32),
         }),
         WeightData::Streamed(bufs) => packed_args(op, bufs, [n, k]),
-        WeightData::Packed(_) => Err(op.bug("weights that were not repacked cannot be streamed")),
+        WeightData::Packed(_) | WeightData::Apart(_) => {
+            Err(op.bug("weights that were not repacked cannot be streamed"))
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) fn products(
                 packed.in_words()
             )));
         }
-        WeightData::Plain(_) | WeightData::Streamed(_) => {
+        WeightData::Plain(_) | WeightData::Streamed(_) | WeightData::Apart(_) => {
             return Err(Error::Config(
                 "int8 inputs need symmetric i8 weights; these are not quantised".into(),
             ));

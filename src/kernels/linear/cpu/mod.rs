@@ -71,6 +71,33 @@ impl Linear {
         Ok(())
     }
 
+    /// The CPU face for matrices one below the other: the results of each stand beside those of the others.
+    pub(super) fn reference_apart<T: Elem + HostElem>(
+        &self,
+        input: Input<'_>,
+        parts: &[LinearWeight],
+        bias: Option<&[T]>,
+        out: &mut [T],
+    ) -> Result<()> {
+        let stride = parts.iter().map(|part| part.n).sum::<usize>().max(1);
+        let mut first = 0;
+        let mut narrow = Vec::new();
+        for part in parts {
+            let columns = first..first + part.n;
+            narrow.clear();
+            out.chunks_exact(stride)
+                .for_each(|row| narrow.extend_from_slice(&row[columns.clone()]));
+            let bias = bias.map(|bias| &bias[columns.clone()]);
+            self.reference::<T>(input, part, bias, &mut narrow)?;
+            let rows = narrow.chunks_exact(part.n.max(1));
+            for (row, narrow) in out.chunks_exact_mut(stride).zip(rows) {
+                row[columns.clone()].copy_from_slice(narrow);
+            }
+            first = columns.end;
+        }
+        Ok(())
+    }
+
     fn products(
         &self,
         input: Input<'_>,
@@ -80,7 +107,7 @@ impl Linear {
     ) -> Result<()> {
         let k = weight.k;
         let order = match &weight.data {
-            WeightData::Plain(_) | WeightData::Streamed(_) => None,
+            WeightData::Plain(_) | WeightData::Streamed(_) | WeightData::Apart(_) => None,
             WeightData::Packed(packed) => {
                 packed.check(weight.n, k)?;
                 packed.order.as_ref()
@@ -110,8 +137,10 @@ impl Linear {
                 job.run(Plain { w: w.host::<W>()?, k }, out);
             }),
             WeightData::Packed(packed) => job.run_packed(packed, k, out)?,
-            WeightData::Streamed(_) => {
-                return Err(Error::Internal("a weight of a GPU on the CPU".into()));
+            WeightData::Streamed(_) | WeightData::Apart(_) => {
+                return Err(Error::Internal(
+                    "a weight of a GPU, or several, on the CPU".into(),
+                ));
             }
         }
         Ok(())

@@ -1,0 +1,171 @@
+// What a product of few tokens does in the same launch: before it the norm of its input, after it the gated activation or
+// the choice of the largest result.
+#pragma once
+
+#include "product.cuh"
+
+#include "best.cuh"
+#include "norm.cuh"
+#include "silu.cuh"
+
+// What becomes of the results; the values are part of the launch code's contract.
+enum Then : unsigned {
+    THEN_STORE = 0, // they are stored
+    THEN_GATE = 1,  // rows lie in eights (common/silu.cuh): silu(gate) * up is stored, [tokens, n / 2]
+    THEN_PICK = 2,  // the row of the largest of each token is stored, none of them
+};
+
+struct FusedArgs {
+    ProductArgs product;  // its x is normed first
+    const void* norm;     // [k], of the type of x: the weight of the norm
+    const unsigned* rows; // [tokens]: which rows of x are meant; or null: the first ones
+    unsigned x_rows;      // rows that x has; a number beyond gives a row of NaN
+    float eps;
+    Then then;
+    // Of THEN_PICK: where each block leaves its best, [blocks, tokens]; how many have, zero before and after the launch; and
+    // where the row goes, NONE where all is NaN.
+    float* best_values;
+    unsigned* best_rows;
+    unsigned* arrived;
+    unsigned* picked;
+};
+
+__device__ inline const ProductArgs& product_of(const ProductArgs& args) { return args; }
+__device__ inline const ProductArgs& product_of(const FusedArgs& args) { return args.product; }
+
+// The normed tokens of a block in its shared memory: for each step of columns the tokens as StepOfTokens has them, then the
+// weight of the norm. Every thread fills the chunks that for_each_norm_chunk gives it, so that sums are those of norm.cu.
+template <class X> struct NormedTokens {
+    using Tokens = StepOfTokens<X>;
+    static_assert(Tokens::PER_CHUNK == NORM_CHUNK, "a chunk is 16 bytes in both");
+    unsigned char* shared;
+    unsigned steps, tokens;
+
+    __device__ unsigned char* of_step(unsigned step) const { return shared + step * tokens * Tokens::BYTES; }
+    // Where the chunk from column `first` on lies.
+    __device__ unsigned char* place(unsigned token, unsigned first) const {
+        return of_step(first / STEP) + Tokens::place(token, first % STEP / NORM_CHUNK);
+    }
+    __device__ unsigned char* weight(unsigned first) const { return of_step(steps) + first * sizeof(X); }
+
+    // Begins to copy the weight of the norm, each thread what it will use.
+    __device__ void copy_weight(const void* norm, unsigned k) const {
+        for_each_norm_chunk(k, [&](unsigned first) {
+            copy16<Keep::Long>(weight(first), static_cast<const X*>(norm) + first, true);
+        });
+    }
+
+    static __device__ void read(const unsigned char* at, float (&values)[NORM_CHUNK]) {
+        load_wide(reinterpret_cast<const X*>(at), values);
+    }
+
+    // Norms the tokens; `partial` has room for a number per token and warp. Ends with a barrier.
+    template <unsigned TOKENS> __device__ void fill(const FusedArgs& job, float* partial) const {
+        const unsigned k = job.product.weight.k;
+#pragma unroll 1
+        for (unsigned t = 0; t < tokens; t++) {
+            const unsigned row = job.rows == nullptr ? t : job.rows[t];
+            const X* x = static_cast<const X*>(job.product.x) + static_cast<size_t>(row) * k;
+            float squares = 0.0f;
+            for_each_norm_chunk(steps * STEP, [&](unsigned first) {
+                // Past the end of the row lie zeros, as in weights there.
+                uint4 raw = {};
+                if (first < k) raw = row < job.x_rows ? *reinterpret_cast<const uint4*>(x + first) : all_nan();
+                unsigned char* to = place(t, first);
+                *reinterpret_cast<uint4*>(to) = raw;
+                float values[NORM_CHUNK];
+                read(to, values);
+                squares = add_squares(squares, values);
+            });
+            squares = warp_reduce(squares, Sum());
+            if (lane_id() == 0) partial[t * (NORM_THREADS / WARP) + warp_id()] = squares;
+        }
+        __syncthreads();
+#pragma unroll 1
+        for (unsigned t = 0; t < tokens; t++) {
+            const float* of_warps = partial + t * (NORM_THREADS / WARP);
+            float squares = of_warps[0];
+#pragma unroll
+            for (unsigned w = 1; w < NORM_THREADS / WARP; w++) squares += of_warps[w];
+            const float inverse = inverse_rms(squares, k, job.eps);
+            for_each_norm_chunk(k, [&](unsigned first) {
+                float values[NORM_CHUNK], weights[NORM_CHUNK];
+                unsigned char* at = place(t, first);
+                read(at, values);
+                read(weight(first), weights);
+                X rounded[NORM_CHUNK];
+#pragma unroll
+                for (unsigned i = 0; i < NORM_CHUNK; i++) {
+                    rounded[i] = from_f32<X>(normed<X>(values[i], inverse, weights[i]));
+                }
+                uint4 raw;
+                memcpy(&raw, rounded, sizeof raw);
+                *reinterpret_cast<uint4*>(at) = raw;
+            });
+        }
+        __syncthreads();
+    }
+
+    static __device__ uint4 all_nan() {
+        X nan[NORM_CHUNK];
+#pragma unroll
+        for (unsigned i = 0; i < NORM_CHUNK; i++) nan[i] = from_f32<X>(nanf(""));
+        uint4 raw;
+        memcpy(&raw, nan, sizeof raw);
+        return raw;
+    }
+};
+
+// The gated activation of COUNT rows from `first` on, all of whose tiles are whole. Gate and up are rounded to out's type
+// before they meet, as if they had been stored.
+template <unsigned COUNT, class Scaled>
+__device__ inline void gate(const ProductArgs& args, unsigned first, Scaled scaled) {
+    const Outcome& outcome = args.outcome;
+#pragma unroll 1
+    for (unsigned i = threadIdx.x; i < args.tokens * (COUNT / 2); i += NORM_THREADS) {
+        const unsigned token = i / (COUNT / 2), pair = i % (COUNT / 2);
+        const unsigned row = pair / 8 * ROWS + pair % 8;
+        if (first + row >= args.weight.n) continue;
+        const auto rounded = [&](unsigned row) {
+            return round_to_elem(outcome.type, outcome.biased(first + row, scaled(token, row)));
+        };
+        const size_t at = static_cast<size_t>(token) * outcome.row_stride + outcome.first_column + first / 2 + pair;
+        store_elem(outcome.out, outcome.type, at, silu_mul_of(rounded(row), rounded(row + 8)));
+    }
+}
+
+// A thread looks at one row of one token at most, always of the same token.
+template <unsigned TOKENS, unsigned COUNT, class Scaled>
+__device__ inline void look(const ProductArgs& args, unsigned first, Scaled scaled, Best& best) {
+    static_assert(TOKENS * COUNT <= NORM_THREADS, "a thread for each result");
+    const unsigned token = threadIdx.x / COUNT, row = threadIdx.x % COUNT;
+    if (token >= args.tokens || token >= TOKENS || first + row >= args.weight.n) return;
+    const float value = args.outcome.biased(first + row, scaled(token, row));
+    best = better(best, round_to_elem(args.outcome.type, value), first + row);
+}
+
+// The best of the threads, COUNT for each token, become the block's, and the last block's choice among all. `shared` has room
+// for a Best of every thread, and nobody uses it any more once all are here.
+template <unsigned COUNT> __device__ inline void pick(const FusedArgs& job, Best best, unsigned char* shared) {
+    const unsigned tokens = job.product.tokens;
+    Best* of_threads = reinterpret_cast<Best*>(shared);
+    __syncthreads(); // the ring is free
+    of_threads[threadIdx.x] = best;
+    __syncthreads();
+    if (threadIdx.x < tokens) {
+        best = of_threads[threadIdx.x * COUNT];
+        for (unsigned i = 1; i < COUNT; i++) best = better(best, of_threads[threadIdx.x * COUNT + i]);
+        job.best_values[blockIdx.x * tokens + threadIdx.x] = best.value;
+        job.best_rows[blockIdx.x * tokens + threadIdx.x] = best.index;
+    }
+    if (!is_last_of(job.arrived, gridDim.x)) return;
+    for (unsigned token = warp_id(); token < tokens; token += NORM_THREADS / WARP) {
+        best = {0.0f, NONE};
+        for (unsigned block = lane_id(); block < gridDim.x; block += WARP) {
+            const unsigned at = block * tokens + token;
+            best = better(best, Best{__ldcg(job.best_values + at), __ldcg(job.best_rows + at)});
+        }
+        best = best_of_warp(best);
+        if (lane_id() == 0) job.picked[token] = best.index;
+    }
+}

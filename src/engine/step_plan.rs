@@ -1,0 +1,127 @@
+//! Which launches of a step are one: a pure choice from the weights and what the device is.
+
+use std::fmt;
+
+use super::source::InputPath;
+use super::weights::{DeviceWeights, Layer, Projection};
+use crate::kernels::Device;
+use crate::kernels::linear::{FusedLinear, LinearWeight};
+use crate::kernels::silu_mul::GateUp;
+
+/// Which ops of a step share a launch, each up to so many tokens; 0 for never. More tokens go op by op. The results are the
+/// same to the bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StepPlan {
+    /// A layer's first norm with the product that gives queries, keys and values.
+    pub qkv: usize,
+    /// Its second norm with the product that gives gate and up, and with their product.
+    pub gate_up: usize,
+    /// The final norm with the head and, where nothing else is wanted, the choice of the most likely token.
+    pub head: usize,
+    /// The rotation of heads and the writing of the cache with attention, where its kernel can do that, whatever the number of
+    /// tokens.
+    pub attention: bool,
+    /// Norms and gated activations with the rounding of what they give to codes, whatever the number of tokens.
+    pub codes: bool,
+}
+
+impl StepPlan {
+    /// Every op by itself.
+    pub const UNFUSED: Self = Self {
+        qkv: 0,
+        gate_up: 0,
+        head: 0,
+        attention: false,
+        codes: false,
+    };
+
+    /// What a device should do with these weights. On the CPU nothing is launched, so nothing is fused, and on a GPU that is
+    /// told not to ([`Gpu::set_fused`](crate::kernels::gpu::Gpu::set_fused)) neither.
+    pub fn new(device: &Device, weights: &DeviceWeights) -> Self {
+        match device {
+            Device::Gpu(gpu) if gpu.fuses() => {}
+            Device::Cpu | Device::Gpu(_) => return Self::UNFUSED,
+        }
+        let most = |weight: &LinearWeight| FusedLinear::most_tokens(device, weight, weights.act);
+        // What is rounded on its way to a product is not fused with it.
+        let of = |projection: &Projection| match projection.input {
+            InputPath::Float => most(&projection.weight),
+            InputPath::Codes | InputPath::Rounded(_) => 0,
+        };
+        let least = |of: &dyn Fn(&Layer) -> usize| weights.layers.iter().map(of).min().unwrap_or(0);
+        let becomes_codes = |projection: &Projection| projection.input == InputPath::Codes;
+        Self {
+            qkv: least(&|layer| of(&layer.qkv)),
+            gate_up: least(&|layer| match layer.gate_up_layout {
+                GateUp::Eights => of(&layer.gate_up),
+                GateUp::Halves => 0,
+            }),
+            head: most(weights.head()),
+            codes: weights.layers.iter().any(|layer| {
+                [&layer.qkv, &layer.gate_up, &layer.down]
+                    .into_iter()
+                    .any(becomes_codes)
+            }),
+            attention: true,
+        }
+    }
+}
+
+impl fmt::Display for StepPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fused = [
+            ("norm + q/k/v", self.qkv),
+            ("norm + gate/up + SiLU", self.gate_up),
+            ("norm + head + pick", self.head),
+        ];
+        let mut parts: Vec<String> = fused
+            .iter()
+            .filter(|(_, tokens)| *tokens > 0)
+            .map(|(what, tokens)| {
+                let s = if *tokens == 1 { "" } else { "s" };
+                format!("{what} up to {tokens} token{s}")
+            })
+            .collect();
+        if self.attention {
+            parts.push("rotation + cache + attention".into());
+        }
+        if self.codes {
+            parts.push("norm + codes, SiLU + codes".into());
+        }
+        if parts.is_empty() {
+            return f.write_str("op by op");
+        }
+        write!(f, "fused: {}", parts.join("; "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_says_what_is_fused_and_up_to_where() {
+        assert_eq!(StepPlan::UNFUSED.to_string(), "op by op");
+        let plan = StepPlan {
+            qkv: 5,
+            gate_up: 4,
+            head: 1,
+            attention: true,
+            codes: false,
+        };
+        assert_eq!(
+            plan.to_string(),
+            "fused: norm + q/k/v up to 5 tokens; norm + gate/up + SiLU up to 4 tokens; norm + head + pick up to 1 token; \
+             rotation + cache + attention"
+        );
+        let codes = StepPlan {
+            codes: true,
+            attention: true,
+            ..StepPlan::UNFUSED
+        };
+        assert_eq!(
+            codes.to_string(),
+            "fused: rotation + cache + attention; norm + codes, SiLU + codes"
+        );
+    }
+}

@@ -1,0 +1,441 @@
+//! Launches of `linear_fused.cu`, and when they are worth it.
+
+use super::choose;
+use super::plan::{LinearKernel, Problem, ROWS, STEP, THREADS, WARPS};
+use super::storage::Storage;
+use super::streamed::{ProductArgs, weight_args};
+use super::{CheckedInput, Outcome, Product, storage_of};
+use crate::error::Result;
+use crate::kernels::gpu::device::Gpu;
+use crate::kernels::gpu::driver::{Facts, Grid};
+use crate::kernels::gpu::launch::{Address, KernelArg, Op, elem_type, launch};
+use crate::kernels::gpu::workspace::Scratch;
+use crate::kernels::linear::{FusedLinear, LinearWeight, Normed, Then, WeightData};
+use crate::kernels::{Buf, BufType};
+use crate::scheme::DType;
+
+/// The most tokens that the kernels are compiled for.
+const MOST_TOKENS: usize = 8;
+/// Shared memory that a kernel has beside what its launch asks for, and a little.
+const RESERVED: usize = 1 << 10;
+/// Bytes of a step of a token.
+const STEP_BYTES: usize = STEP * 2;
+
+/// `FusedArgs` of `common/fused.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct FusedArgs {
+    product: ProductArgs,
+    norm: Address,
+    rows: Address,
+    x_rows: u32,
+    eps: f32,
+    then: u32,
+    best_values: Address,
+    best_rows: Address,
+    arrived: Address,
+    picked: Address,
+}
+
+// SAFETY: the layout of the C++ struct of the same name: the same fields in the same order, none of them a reference.
+unsafe impl KernelArg for FusedArgs {}
+
+/// For how many tokens there is a fused kernel, and for how many it should be faster than separate ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FusedTokens {
+    /// As many as fit.
+    pub(crate) most: usize,
+    /// As many as should be faster.
+    pub(crate) worth: usize,
+}
+
+/// Products of a weight with inputs of type `act` that are normed in the same launch, on a GPU with these facts.
+pub(crate) fn fused_tokens(facts: &Facts, weight: &LinearWeight, act: DType) -> FusedTokens {
+    let ordered = match &weight.data {
+        WeightData::Plain(_) => false,
+        // Products of their own.
+        WeightData::Apart(_) => return FusedTokens { most: 0, worth: 0 },
+        WeightData::Packed(packed) => packed.order.is_some(),
+        WeightData::Streamed(bufs) => bufs.order.is_some(),
+    };
+    match storage_of(weight, Some(act)) {
+        Some(storage) if !ordered => of_shape(facts, storage, weight.k),
+        _ => FusedTokens { most: 0, worth: 0 },
+    }
+}
+
+/// The same of any weight with `k` columns in this storage.
+///
+/// A launch of its own costs about two microseconds where launches follow each other in a graph. Instead every block reads
+/// all tokens from the second-level cache and norms them, at about the rates of an H100.
+fn of_shape(facts: &Facts, storage: Storage, k: usize) -> FusedTokens {
+    const LAUNCH: f64 = 2.0e-6;
+    const CACHE: f64 = 5.5e12;
+    const NUMBERS: f64 = 128.0 * 1.7e9 / 10.0; // of a multiprocessor in a second
+    let fits = |&tokens: &usize| {
+        let kernels = FusedKernel::all(storage, tokens, 1);
+        let fits =
+            |kernel: FusedKernel| kernel.shared_bytes(storage, k) + RESERVED <= facts.shared_bytes;
+        kernels.into_iter().any(fits)
+    };
+    let most = (1..=MOST_TOKENS).take_while(fits).last().unwrap_or(0);
+    let read = facts.multiprocessors as f64 * (k * 2) as f64 / CACHE;
+    let each = read + k as f64 / NUMBERS;
+    // One token is always worth it: what is read and computed for it would be there in the other kernel too.
+    let worth = ((LAUNCH / each) as usize).clamp(1, MOST_TOKENS).min(most);
+    FusedTokens { most, worth }
+}
+
+impl Gpu {
+    /// Whether engines that are made from now on fuse launches, which is how a GPU begins, or launch op by op.
+    pub fn set_fused(&self, enabled: bool) {
+        self.choices().unfused = !enabled;
+    }
+
+    /// Whether engines fuse launches.
+    pub fn fuses(&self) -> bool {
+        !self.choices().unfused
+    }
+}
+
+/// One way to launch `linear_fused.cu`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FusedKernel {
+    /// Tiles of 16 rows that a block has in hand.
+    tiles: usize,
+    /// Tokens that there are.
+    tokens: usize,
+    /// Parts of the columns.
+    splits: usize,
+}
+
+impl FusedKernel {
+    /// Every kernel that is compiled for so many tokens.
+    fn all(storage: Storage, tokens: usize, splits: usize) -> Vec<Self> {
+        let tiles: &[usize] = match (storage, tokens) {
+            (Storage::Codes, _) => &[],
+            (Storage::Plain(_), 1) => &[1, 2],
+            (_, 1) => &[2, 4],
+            _ => &[2],
+        };
+        let with = |&tiles| Self {
+            tiles,
+            tokens,
+            splits,
+        };
+        tiles.iter().map(with).collect()
+    }
+
+    /// Tokens that the kernel is made for: columns of matrix instructions.
+    fn columns(self) -> usize {
+        if self.tokens == 1 { 1 } else { MOST_TOKENS }
+    }
+
+    /// Dynamic shared memory of a block: `SHARED` of `common/few.cuh` and what `NormedTokens` takes.
+    fn shared_bytes(self, storage: Storage, k: usize) -> usize {
+        let stage = self.tiles * storage.tile_bytes() + storage.scale_bytes(self.tiles);
+        let ring = if self.columns() == 1 {
+            7 << 10
+        } else {
+            8 << 10
+        };
+        let depth = (ring / stage).clamp(3, 8);
+        let sums = self.columns() * (self.tiles * ROWS + 4) * 4;
+        let normed = (self.tokens + 1) * k.div_ceil(STEP) * STEP_BYTES;
+        WARPS * (depth * stage + sums) + normed
+    }
+
+    /// How many of its blocks a multiprocessor runs at a time.
+    fn blocks_per_multiprocessor(self, storage: Storage, k: usize, facts: &Facts) -> usize {
+        let each = self.shared_bytes(storage, k) + RESERVED;
+        ((facts.shared_bytes + RESERVED) / each).clamp(1, 2)
+    }
+
+    /// The one for a product: columns in as many parts as the product by itself is summed in, for the same bits.
+    fn choose(problem: &Problem, alone: LinearKernel, facts: &Facts) -> Option<Self> {
+        let splits = match alone {
+            LinearKernel::Few { splits, .. } => splits,
+            _ => 1,
+        };
+        let fits = |kernel: &Self| {
+            kernel.shared_bytes(problem.storage, problem.k) + RESERVED <= facts.shared_bytes
+        };
+        let time = |kernel: &Self| {
+            let like = LinearKernel::Few {
+                tiles: kernel.tiles,
+                tokens: kernel.columns(),
+                splits,
+            };
+            problem.predicted(like, facts)
+        };
+        let all = Self::all(problem.storage, problem.tokens, splits).into_iter();
+        all.filter(fits).min_by(|a, b| time(a).total_cmp(&time(b)))
+    }
+}
+
+/// `out` as `shape` says, from the norm of `input`.
+pub(crate) fn fused_linear(
+    gpu: &Gpu,
+    shape: &FusedLinear,
+    input: Normed<'_>,
+    weight: &LinearWeight,
+    bias: Option<&Buf>,
+    out: &mut Buf,
+) -> Result<()> {
+    let op = Op {
+        gpu,
+        name: "fused_linear",
+    };
+    let FusedLinear { tokens, then } = *shape;
+    let (n, k) = (weight.n, weight.k);
+    if tokens == 0 || n == 0 {
+        return Ok(());
+    }
+    let act = input.x.dtype()?;
+    let (most, facts) = (fused_tokens(gpu.facts(), weight, act).most, gpu.facts());
+    let storage = storage_of(weight, Some(act)).filter(|_| tokens <= most);
+    let Some(storage) = storage else {
+        return Err(op.bug(&format!(
+            "no kernel for {tokens} tokens of {act} with a weight [{n}, {k}], for {most} at most"
+        )));
+    };
+    let problem = Problem {
+        storage,
+        n,
+        k,
+        tokens,
+    };
+    let kind = BufType::Float(act);
+    let x_rows = match input.rows {
+        None => tokens,
+        Some(_) => input.x.len() / k,
+    };
+    let x = op.reads("x", input.x, kind, &[x_rows, k])?;
+    let results = Results::new(op, shape, weight, bias, out)?;
+    let alone = Product {
+        op,
+        weight,
+        tokens,
+        input: CheckedInput {
+            x,
+            scales: Address::NULL,
+            dtype: Some(act),
+        },
+        outcome: Outcome {
+            row_stride: op.dim("n", n)?,
+            ..results.outcome
+        },
+        out_type: results.out_type,
+    };
+    let chosen = gpu.choices().of(&problem);
+    let chosen = match chosen {
+        Some(kernel) => kernel,
+        // Its trials read as many rows of x as there are tokens.
+        None if x_rows >= tokens => choose::choose(&alone, &problem)?,
+        None => problem.candidates(facts)[0],
+    };
+    let kernel = FusedKernel::choose(&problem, chosen, facts)
+        .ok_or_else(|| op.bug(&format!("no kernel fits the shared memory for K = {k}")))?;
+    let args = ProductArgs {
+        weight: weight_args(op, weight)?,
+        x,
+        x_scales: Address::NULL,
+        outcome: results.outcome,
+        partial: Address::NULL,
+        arrived: Address::NULL,
+        tokens: op.dim("tokens", tokens)?,
+        splits: op.dim("splits", kernel.splits)?,
+        steps_per_split: op.dim("steps", k.div_ceil(STEP).div_ceil(kernel.splits))?,
+    };
+    let groups = n.div_ceil(ROWS).div_ceil(kernel.tiles);
+    let at_once = facts.multiprocessors * kernel.blocks_per_multiprocessor(storage, k, facts);
+    let blocks = (groups * kernel.splits).min(at_once.max(1));
+    let mut job = FusedArgs {
+        product: args,
+        norm: op.reads("norm", input.weight, kind, &[k])?,
+        rows: match input.rows {
+            None => Address::NULL,
+            Some(rows) => op.reads("rows", rows, BufType::U32, &[tokens])?,
+        },
+        x_rows: op.dim("rows of x", x_rows)?,
+        eps: input.eps,
+        then: then as u32,
+        best_values: Address::NULL,
+        best_rows: Address::NULL,
+        arrived: Address::NULL,
+        picked: results.picked,
+    };
+    job.workspace(
+        op,
+        kernel,
+        groups,
+        if then == Then::Pick { blocks } else { 0 },
+    )?;
+    let grid = Grid {
+        shared_bytes: op.dim("shared memory", kernel.shared_bytes(storage, k))?,
+        ..op.grid(blocks, 1, THREADS)?
+    };
+    let (tiles, columns) = (kernel.tiles, kernel.columns() / 8);
+    let name = format!("linear_fused_{}_{tiles}x{columns}", storage.name());
+    // SAFETY: the argument of linear_fused.cu; every array holds its shape, and the kernel checks the numbers of rows.
+    unsafe { launch!(gpu, &name, grid; job) }
+}
+
+impl FusedArgs {
+    /// Room for parts of sums, where columns are in parts, and for the best of each of `picking` blocks; counters of both.
+    fn workspace(
+        &mut self,
+        op: Op<'_>,
+        kernel: FusedKernel,
+        groups: usize,
+        picking: usize,
+    ) -> Result<()> {
+        let splits = kernel.splits;
+        let sums = if splits > 1 {
+            groups * splits * kernel.columns() * kernel.tiles * ROWS
+        } else {
+            0
+        };
+        let bests = picking * kernel.tokens;
+        if sums + bests == 0 {
+            return Ok(());
+        }
+        let partial = op.gpu.scratch(Scratch::Partial, (sums + 2 * bests) * 4)?;
+        let counters = op.gpu.scratch(Scratch::Counters, (groups + 1) * 4)?;
+        if splits > 1 {
+            (self.product.partial, self.product.arrived) = (partial, counters);
+        }
+        if picking > 0 {
+            self.best_values = partial.plus(sums * 4);
+            self.best_rows = partial.plus((sums + bests) * 4);
+            self.arrived = counters.plus(groups * 4);
+        }
+        Ok(())
+    }
+}
+
+/// Where results go.
+struct Results {
+    outcome: Outcome,
+    out_type: DType,
+    picked: Address,
+}
+
+impl Results {
+    fn new(
+        op: Op<'_>,
+        shape: &FusedLinear,
+        weight: &LinearWeight,
+        bias: Option<&Buf>,
+        out: &mut Buf,
+    ) -> Result<Self> {
+        let (tokens, n) = (shape.tokens, weight.n);
+        let out_type = match shape.then {
+            Then::Pick => DType::F32,
+            Then::Store | Then::Gate => out.dtype()?,
+        };
+        let kind = BufType::Float(out_type);
+        let width = if shape.then == Then::Gate { n / 2 } else { n };
+        let (out, picked) = match shape.then {
+            Then::Pick => (
+                Address::NULL,
+                op.writes("out", out, BufType::U32, 0, &[tokens])?,
+            ),
+            Then::Store | Then::Gate => (
+                op.writes("out", out, kind, 0, &[tokens, width])?,
+                Address::NULL,
+            ),
+        };
+        let outcome = Outcome {
+            out,
+            bias: bias.map_or(Ok(Address::NULL), |bias| op.reads("bias", bias, kind, &[n]))?,
+            out_type: elem_type(out_type),
+            row_stride: op.dim("row", width)?,
+            first_column: 0,
+            accumulate: 0,
+        };
+        Ok(Self {
+            outcome,
+            out_type,
+            picked,
+        })
+    }
+}
+
+/// The names of the kernels.
+pub(super) fn names() -> Vec<String> {
+    let of = |storage: Storage, tokens| {
+        FusedKernel::all(storage, tokens, 1)
+            .into_iter()
+            .map(move |kernel| {
+                let (tiles, columns) = (kernel.tiles, kernel.columns() / 8);
+                format!("linear_fused_{}_{tiles}x{columns}", storage.name())
+            })
+    };
+    let all = Storage::all().into_iter();
+    all.flat_map(|storage| {
+        [1, MOST_TOKENS]
+            .into_iter()
+            .flat_map(move |tokens| of(storage, tokens))
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INT4: Storage = Storage::Int4 {
+        zeros: false,
+        wide_scales: false,
+        x: DType::BF16,
+    };
+
+    #[test]
+    fn one_token_is_fused_up_to_8192_columns_and_more_tokens_where_they_are_cheap() {
+        for storage in Storage::all() {
+            if storage == Storage::Codes {
+                continue;
+            }
+            for k in [576, 1024, 4096, 8192] {
+                let found = of_shape(&Facts::h100(), storage, k);
+                assert!(
+                    found.worth >= 1 && found.worth <= found.most,
+                    "{storage:?} {k}: {found:?}"
+                );
+            }
+        }
+        let worth = |k| of_shape(&Facts::h100(), INT4, k).worth;
+        assert!(worth(1024) > worth(4096) && worth(4096) > worth(16384));
+        assert_eq!(worth(1024), MOST_TOKENS);
+    }
+
+    #[test]
+    fn codes_and_what_does_not_fit_are_not_fused() {
+        let none = FusedTokens { most: 0, worth: 0 };
+        assert_eq!(of_shape(&Facts::h100(), Storage::Codes, 1024), none);
+        assert_eq!(of_shape(&Facts::h100(), INT4, 1 << 20), none);
+        let small = Facts {
+            shared_bytes: 48 << 10,
+            ..Facts::h100()
+        };
+        assert_eq!(of_shape(&small, INT4, 4096), none);
+    }
+
+    #[test]
+    fn sums_are_cut_as_they_are_without_fusing() {
+        let problem = Problem {
+            storage: INT4,
+            n: 4096,
+            k: 4096,
+            tokens: 1,
+        };
+        for kernel in problem.candidates(&Facts::h100()) {
+            let LinearKernel::Few { splits, .. } = kernel else {
+                panic!("one token by {kernel}");
+            };
+            let fused = FusedKernel::choose(&problem, kernel, &Facts::h100()).unwrap();
+            assert_eq!(fused.splits, splits);
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! A product with what goes before and after it: the norm of its input, and the gated activation or the greedy choice. One
+//! launch on a GPU, for a few tokens.
+
+use super::{Input, Linear, LinearWeight};
+use crate::error::{Error, Result};
+use crate::kernels::device::{Buf, BufType, Device};
+use crate::kernels::embed::Gather;
+use crate::kernels::norm::RmsNorm;
+use crate::kernels::sample::Argmax;
+use crate::kernels::silu_mul::{GateUp, SiluMul};
+use crate::kernels::{Cost, check_len, gpu};
+use crate::scheme::DType;
+
+/// An input that is yet to be normalised.
+#[derive(Clone, Copy)]
+pub struct Normed<'a> {
+    /// `[rows, k]`.
+    pub x: &'a Buf,
+    /// Which rows are meant, u32 `[tokens]`; the first ones where `None`.
+    pub rows: Option<&'a Buf>,
+    /// The weight of the norm, `[k]`, of the type of `x`.
+    pub weight: &'a Buf,
+    /// Keeps the root from vanishing.
+    pub eps: f32,
+}
+
+impl<'a> Normed<'a> {
+    /// The first rows of `x`.
+    pub const fn all(x: &'a Buf, weight: &'a Buf, eps: f32) -> Self {
+        Self {
+            x,
+            rows: None,
+            weight,
+            eps,
+        }
+    }
+}
+
+/// What becomes of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// It is stored: `[tokens, n]` of any floating-point type.
+    Store,
+    /// Gate and up, in [`GateUp::Eights`], are multiplied: `[tokens, n / 2]`.
+    Gate,
+    /// The largest of each token is looked for, as [`Argmax`] does: u32 `[tokens]`.
+    Pick,
+}
+
+/// [`RmsNorm`], then [`Linear`], then [`SiluMul`] or [`Argmax`] where asked for. Gives the bits of the separate ops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FusedLinear {
+    /// Rows of the input.
+    pub tokens: usize,
+    /// What becomes of the product.
+    pub then: Then,
+}
+
+impl FusedLinear {
+    /// Traffic and arithmetic with `weight`, activations of type `act`, and results of type `out` where they are stored.
+    pub fn cost(&self, weight: &LinearWeight, act: DType, out: DType) -> Cost {
+        let (m, n, k) = (self.tokens as f64, weight.n as f64, weight.k as f64);
+        let (written, more) = match self.then {
+            Then::Store => (m * n * out.size() as f64, 0.0),
+            Then::Gate => (m * n / 2.0 * out.size() as f64, 5.0 * m * n / 2.0),
+            Then::Pick => (4.0 * m, 0.0),
+        };
+        Cost {
+            read: weight.bytes() as f64 + (m + 1.0) * k * act.size() as f64,
+            written,
+            flops: 2.0 * m * n * k + 4.0 * m * k + more,
+        }
+    }
+
+    /// The most tokens for which a GPU should do this in one launch with `weight` and activations of type `act`; 0 where it
+    /// has no kernel for that, and on the CPU, which has nothing to launch.
+    pub fn most_tokens(device: &Device, weight: &LinearWeight, act: DType) -> usize {
+        match device {
+            Device::Cpu => 0,
+            Device::Gpu(gpu) => gpu::fused_tokens(gpu.facts(), weight, act).worth,
+        }
+    }
+
+    /// Computes `out`, which is as [`Then`] says, from `input` and `weight`, plus `bias [n]` of out's type (f32 where
+    /// nothing is stored).
+    ///
+    /// # Errors
+    /// If a buffer is shorter than the shapes say, or of a type that does not fit; on a GPU also if it has no kernel for so
+    /// many tokens.
+    pub fn run(
+        &self,
+        device: &Device,
+        input: Normed<'_>,
+        weight: &LinearWeight,
+        bias: Option<&Buf>,
+        out: &mut Buf,
+    ) -> Result<()> {
+        let rows = if input.rows.is_some() { 1 } else { self.tokens };
+        check_len("fused input", input.x, rows * weight.k)?;
+        check_len("norm weight", input.weight, weight.k)?;
+        if let Some(rows) = input.rows {
+            check_len("numbers of rows", rows, self.tokens)?;
+        }
+        if let Some(bias) = bias {
+            check_len("linear bias", bias, weight.n)?;
+        }
+        let width = match self.then {
+            Then::Store => weight.n,
+            Then::Gate if weight.n.is_multiple_of(16) => weight.n / 2,
+            Then::Gate => {
+                let n = weight.n;
+                return Err(Error::Internal(format!(
+                    "{n} rows are not eights of gate and up"
+                )));
+            }
+            Then::Pick => 1,
+        };
+        check_len("fused output", out, self.tokens * width)?;
+        match device {
+            Device::Cpu => self.reference(device, input, weight, bias, out),
+            Device::Gpu(gpu) => gpu::fused_linear(gpu, self, input, weight, bias, out),
+        }
+    }
+
+    /// The ops one after another.
+    fn reference(
+        &self,
+        device: &Device,
+        input: Normed<'_>,
+        weight: &LinearWeight,
+        bias: Option<&Buf>,
+        out: &mut Buf,
+    ) -> Result<()> {
+        let (tokens, k) = (self.tokens, weight.k);
+        let kind = input.x.kind();
+        let mut picked = None;
+        if let Some(ids) = input.rows {
+            let rows = input.x.len() / k.max(1);
+            let gather = Gather {
+                count: tokens,
+                rows,
+                width: k,
+            };
+            gather.run(
+                device,
+                ids,
+                input.x,
+                picked.insert(device.alloc(kind, tokens * k)?),
+            )?;
+        }
+        let norm = RmsNorm {
+            rows: tokens,
+            width: k,
+            eps: input.eps,
+        };
+        let mut normed = device.alloc(kind, tokens * k)?;
+        norm.run(
+            device,
+            picked.as_ref().unwrap_or(input.x),
+            input.weight,
+            &mut normed,
+        )?;
+        let product = Linear {
+            tokens,
+            accumulate: false,
+        };
+        let product = |out: &mut Buf| product.run(device, Input::Float(&normed), weight, bias, out);
+        let whole = |kind| device.alloc(kind, tokens * weight.n);
+        match self.then {
+            Then::Store => product(out),
+            Then::Gate => {
+                let mut gate_up = whole(out.kind())?;
+                product(&mut gate_up)?;
+                let gate = SiluMul {
+                    rows: tokens,
+                    width: weight.n / 2,
+                    layout: GateUp::Eights,
+                };
+                gate.run(device, &gate_up, out)
+            }
+            Then::Pick => {
+                let mut logits = whole(BufType::Float(DType::F32))?;
+                product(&mut logits)?;
+                let pick = Argmax {
+                    rows: tokens,
+                    vocab: weight.n,
+                };
+                pick.run(device, &logits, out)
+            }
+        }
+    }
+}
