@@ -22,8 +22,12 @@ struct Row {
 
 /// The tables of a study's models, with what they stand on.
 pub fn model_card(study: &Study) -> String {
-    let mut names: Vec<&str> = study.variants.iter().map(|v| v.model.as_str()).collect();
-    names.dedup();
+    let mut names: Vec<&str> = Vec::new();
+    for variant in &study.variants {
+        if !names.contains(&variant.model.as_str()) {
+            names.push(&variant.model);
+        }
+    }
     let mut out = String::new();
     for name in names {
         let of_model = study.variants.iter().filter(|v| v.model == name);
