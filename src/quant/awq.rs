@@ -216,7 +216,10 @@ mod tests {
         let mut statistics = Statistics::new(k);
         statistics.add(&x).unwrap();
         statistics.finish();
-        let weights = (0..n * k).map(|i| (1.37 * i as f32).cos() * 0.3).collect();
+        // Its weights are small, so that they are rounded coarsely and can be multiplied up without being the largest.
+        let weights = (0..n * k)
+            .map(|i| (1.37 * i as f32).cos() * if i % k == 9 { 0.05 } else { 0.3 })
+            .collect();
         let bias = None;
         (
             statistics,

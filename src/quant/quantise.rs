@@ -628,7 +628,7 @@ mod tests {
             let method = variant.method;
             let moved =
                 transform::scale(&mut layer, &mut statistics, &forms, method, DType::F32).unwrap();
-            assert_ne!(moved[0], Moved::default(), "{name}");
+            assert!(moved.iter().any(|m| *m != Moved::default()), "{name}");
             let (_, after) = through(&layer);
             let largest = before.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
             for (a, b) in before.iter().zip(&after) {
