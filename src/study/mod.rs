@@ -8,6 +8,7 @@ mod capacity;
 mod ceilings;
 mod facts;
 mod fit;
+mod job;
 pub mod microbench;
 mod plan;
 mod prompts;

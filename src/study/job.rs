@@ -1,0 +1,162 @@
+//! What a plan comes to: variants of models, and the points of each.
+
+use std::sync::Arc;
+
+use super::base::BaseFile;
+use super::facts;
+use super::fit::check_fit;
+use super::plan::{EngineKind, Plan};
+use super::quality::{self, ScoredText};
+use super::runner::activation_dtype;
+use crate::error::Result;
+use crate::kernels::Device;
+use crate::model::Model;
+use crate::quant::Samples;
+use crate::results::Environment;
+use crate::results::record::{Body, Cell, Failure, Loaded, QualityTask, Record, Subject};
+use crate::scheme::{DType, KvFormat, Variant};
+
+/// One variant of one model.
+pub(super) struct Job<'a> {
+    pub(super) model: &'a Model,
+    pub(super) variant: &'a Variant,
+    pub(super) act: DType,
+    pub(super) kv: KvFormat,
+    pub(super) subject: Subject,
+    pub(super) text: Option<Arc<ScoredText>>,
+    /// Where the predictions of the model's base are kept, if variants are compared with it.
+    pub(super) base: Option<(String, BaseFile)>,
+    pub(super) is_base: bool,
+    pub(super) samples: Option<Arc<Samples>>,
+}
+
+/// One point of a job.
+#[derive(Clone)]
+pub(super) enum Point {
+    Quality(QualityTask),
+    Speed(Cell),
+}
+
+impl Job<'_> {
+    /// What is to be measured of it.
+    pub(super) fn points(&self, plan: &Plan) -> Vec<Point> {
+        let quality = self.task().map(Point::Quality);
+        quality
+            .into_iter()
+            .chain(plan.cells.iter().map(|&cell| Point::Speed(cell)))
+            .collect()
+    }
+
+    /// What is asked of the text, if there is one.
+    fn task(&self) -> Option<QualityTask> {
+        let mut task = self.text.as_ref()?.task.clone();
+        if !self.is_base {
+            task.base = self
+                .base
+                .as_ref()
+                .map(|(variant, file)| file.named(variant));
+        }
+        Some(task)
+    }
+
+    /// A record that says why a point has no figures.
+    pub(super) fn failed(&self, point: &Point, loaded: Option<Loaded>, reason: String) -> Record {
+        let failure = Failure { reason };
+        let body = match point.clone() {
+            Point::Quality(task) => Body::Quality {
+                task,
+                outcome: Err(failure),
+            },
+            Point::Speed(cell) => Body::Speed {
+                cell,
+                outcome: Err(failure),
+            },
+        };
+        Record::new(self.subject.clone(), loaded, body)
+    }
+}
+
+/// What a plan comes to, model by model; checked as far as it can be before any weight is read.
+///
+/// # Errors
+/// If a text or a variant cannot be had, or a cell cannot fit.
+pub(super) fn jobs<'a>(
+    plan: &'a Plan,
+    device: &Device,
+    environment: &Environment,
+    models: &'a [Model],
+) -> Result<Vec<Job<'a>>> {
+    let device_name = environment.device.name.clone().unwrap_or_default();
+    let mut jobs = Vec::new();
+    for model in models {
+        let act = activation_dtype(plan.act, device, model);
+        let mut identity = facts::model(model)?;
+        if models
+            .iter()
+            .filter(|other| other.name == model.name)
+            .count()
+            > 1
+        {
+            // Two folders may have one name; what tells them apart is their content.
+            let short = identity
+                .digest
+                .rsplit(':')
+                .next()
+                .map_or("", |hash| &hash[..6]);
+            identity.name = format!("{} {short}", model.name);
+        }
+        let text = match &plan.quality {
+            Some(quality) if plan.engine == EngineKind::Candlepower => {
+                Some(Arc::new(quality::prepare(quality, model)?))
+            }
+            _ => None,
+        };
+        let scored = text.as_ref().map(|text| text.scored_ids());
+        let samples = plan
+            .quantising
+            .samples(model, &plan.variants, scored.as_deref())?;
+        let samples = samples.map(Arc::new);
+        let variants = plan.variants.iter();
+        let variants = variants.flat_map(|variant| plan.kv.iter().map(move |&kv| (variant, kv)));
+        let several = plan.variants.len() * plan.kv.len() > 1;
+        let mut base: Option<(String, BaseFile)> = None;
+        for (number, (variant, kv)) in variants.enumerate() {
+            check_fit(plan, device, model, variant, act, kv)?;
+            let (name, scheme) = match plan.engine {
+                EngineKind::CandleGguf => facts::file_scheme(model, variant)?,
+                _ => {
+                    let scheme = facts::scheme(model, variant, samples.as_deref())?;
+                    (variant.name.clone(), scheme)
+                }
+            };
+            let subject = Subject {
+                model: identity.clone(),
+                variant: name,
+                scheme,
+                activation_dtype: act.name().to_owned(),
+                kv_cache: kv.codes().map(|_| kv.name().to_owned()),
+                engine: plan.engine_name(),
+                device: device_name.clone(),
+                tool_version: environment.tool_version.clone(),
+            };
+            let kept = plan.quality.as_ref().and_then(|q| q.base.as_ref());
+            if let (0, true, Some(kept), Some(text)) = (number, several, kept, &text) {
+                let vocab = model.config.vocab;
+                let file = BaseFile::of(kept, &subject, &text.task, vocab, &text.layout);
+                base = Some((subject.variant.clone(), file));
+            }
+            jobs.push(Job {
+                model,
+                variant,
+                act,
+                kv,
+                subject,
+                text: text.clone(),
+                base: base.clone(),
+                is_base: number == 0,
+                samples: samples.clone(),
+            });
+        }
+    }
+    Ok(jobs)
+}
