@@ -67,7 +67,7 @@ fn measured(record: &Record) -> &Measured {
 }
 
 /// Two orders of blocks are enough: ops are tested in more.
-fn some_gpus() -> Vec<Device> {
+pub(super) fn some_gpus() -> Vec<Device> {
     if only_real_gpus() {
         return gpus();
     }

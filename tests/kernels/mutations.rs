@@ -228,7 +228,8 @@ fn coded_single(device: &Device) {
 
 fn single_of(device: &Device, kv: KvFormat) {
     let (act, queries) = (DType::BF16, Queries::Single);
-    attention::attend(device, [4, 1, 64], &[(1, 299)], act, queries, kv);
+    // Three parts of the keys of each head, by two blocks.
+    attention::attend(device, [8, 4, 64], &[(1, 299)], act, queries, kv);
 }
 
 fn runs(device: &Device) {
