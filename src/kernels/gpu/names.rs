@@ -9,6 +9,7 @@ use crate::scheme::KvFormat;
 pub fn names() -> Vec<String> {
     let mut names: Vec<String> = [
         "add_bias",
+        "advance",
         "scale_codes",
         "linear_any_w8a8_few",
         "linear_any_w8a8_many",
