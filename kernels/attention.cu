@@ -3,8 +3,8 @@
 // The softmax runs online in f32: the largest score so far, the sum of exponentials relative to it, and the weighted sum
 // of values, all rescaled when a larger score comes.
 // Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
-// Kernels: attention_<type>, and with _int8 and _fp8 behind it for such a cache. One block of 4 warps per token and head; each
-// warp takes every fourth key.
+// Kernels: attention_<type>, and with _int8 and _fp8 behind it for such a cache. One block of 4 warps per token and head;
+// each warp takes every fourth key.
 #include "common/attention.cuh"
 #include "common/elem.cuh"
 #include "common/reduce.cuh"

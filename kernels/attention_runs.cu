@@ -96,7 +96,8 @@ template <class T, unsigned DIM, class Kv> struct Runs {
         const size_t first_vector = args.vector(slot, kv_head, 0);
         const auto copy = [&](unsigned key, unsigned stage) {
             if (key < keys) {
-                Tile::template copy<THREADS>(shared + stage * STAGE, args.cache, first_vector + key, min(KEYS, keys - key), threadIdx.x);
+                unsigned char* to = shared + stage * STAGE;
+                Tile::template copy<THREADS>(to, args.cache, first_vector + key, min(KEYS, keys - key), threadIdx.x);
             }
             copies_commit();
         };

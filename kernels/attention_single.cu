@@ -6,13 +6,14 @@
 //                                                   parts of the keys, blockIdx.y heads of keys, blockIdx.z tokens.
 //
 // All query heads of a head of keys are rows of one fragment, so that the cache is read once. The keys come in parts whose
-// borders follow from the token's position alone. Within one, each of the four warps takes every fourth tile of keys, from a
-// ring of copies of its own; then the warps' rows become the part's, and the parts are put together one by one, from the
+// borders follow from the token's position alone. Within one, each of the four warps takes every fourth tile of keys, from
+// a ring of copies of its own; then the warps' rows become the part's, and the parts are put together one by one, from the
 // first on: by the block itself where it has them all, else by the last block of the token to arrive. Who computes a part
 // changes none of its bits: a token alone and in any batch gets the same.
 //
-// Where the arguments say so, queries and keys are turned and the cache is written here too (rope.cu): every block turns the
-// queries that it needs, and the one that has the token's own key writes the cache and puts the new vectors into its tile.
+// Where the arguments say so, queries and keys are turned and the cache is written here too (rope.cu): every block turns
+// the queries that it needs, and the one that has the token's own key writes the cache and puts the new vectors into its
+// tile.
 #include <ptx/kernel.cuh>
 #include <ptx/sync.cuh>
 
@@ -86,9 +87,10 @@ template <class T, unsigned DIM, class Kv> struct Single {
         const auto copy = [&](unsigned unit) {
             const unsigned key = unit * UNIT + warp_id() * KEYS;
             if (unit < end && key < keys) {
+                unsigned char* stage = ring + (unit - begin) % DEPTH * STAGE;
+                const unsigned valid = min(KEYS, keys - key);
                 const unsigned but = appends ? position - key : KEYS; // its vectors are not in the cache yet
-                Tile::template copy<WARP>(ring + (unit - begin) % DEPTH * STAGE, args.cache, first_vector + key, min(KEYS, keys - key),
-                                          lane_id(), but);
+                Tile::template copy<WARP>(stage, args.cache, first_vector + key, valid, lane_id(), but);
             }
             copies_commit();
         };
@@ -134,13 +136,13 @@ template <class T, unsigned DIM, class Kv> struct Single {
             }
             const T* x = projected + (args.heads + kv_head) * DIM;
             if (i > group) {
-                write_vector<Kv>(x + args.kv_heads * DIM, args.cache.v, args.cache.v_scales, vector, DIM);
+                write_vector<Kv>(x + args.kv_heads * DIM, args.cache, true, vector, DIM);
                 continue;
             }
             T* key = reinterpret_cast<T*>(shared + OWN);
             turn_head(x, key, args.turn.k_norm, args.turn, position, DIM);
             __syncwarp(); // a lane writes other elements to the cache than it has turned
-            write_vector<Kv>(key, args.cache.k, args.cache.k_scales, vector, DIM);
+            write_vector<Kv>(key, args.cache, false, vector, DIM);
         }
         __syncthreads(); // the queries are there, and what was written to the cache can be read
         return q;
@@ -150,15 +152,13 @@ template <class T, unsigned DIM, class Kv> struct Single {
     __device__ void put_own(unsigned char* tile, unsigned row, size_t vector) const {
         for (unsigned i = lane_id(); i < 2 * Tile::Shared::PIECES; i += WARP) {
             const unsigned which = i / Tile::Shared::PIECES, piece = i % Tile::Shared::PIECES;
-            const auto* from = static_cast<const Stored*>(which == 0 ? args.cache.k : args.cache.v) + vector * DIM;
+            const auto* from = static_cast<const Stored*>(args.cache.vectors(which == 1)) + vector * DIM;
             uint4 bytes;
             memcpy(&bytes, reinterpret_cast<const unsigned char*>(from) + piece * PIECE, sizeof bytes);
             memcpy(tile + which * Tile::VALUES + Tile::Shared::place(row, piece), &bytes, sizeof bytes);
         }
         if constexpr (Kv::CODED) {
-            if (lane_id() < 2) {
-                Tile::scales(tile)[lane_id() * KEYS + row] = (lane_id() == 0 ? args.cache.k_scales : args.cache.v_scales)[vector];
-            }
+            if (lane_id() < 2) Tile::scales(tile)[lane_id() * KEYS + row] = args.cache.scales(lane_id() == 1)[vector];
         }
     }
 

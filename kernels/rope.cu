@@ -51,7 +51,7 @@ template <class Kv, class T> __device__ void rope_append(const RopeArgs<T>& args
     if (!inside || is_q) return; // the whole warp
     const unsigned kv_head = (head - args.heads) % args.kv_heads;
     const size_t vector = (static_cast<size_t>(slot) * args.kv_heads + kv_head) * args.capacity + position;
-    write_vector<Kv>(x, is_v ? args.cache.v : args.cache.k, is_v ? args.cache.v_scales : args.cache.k_scales, vector, head_dim);
+    write_vector<Kv>(x, args.cache, is_v, vector, head_dim);
 }
 
 #define DEFINE(T)                                                                                                      \

@@ -11,15 +11,16 @@
 //! | [`kernels`] | the ops, one file each beside its `.cu`: shapes, cost, plan, CPU reference, GPU launch; buffers on a device | a model |
 //! | [`model`] | configurations of every family, presets, tokenizers, and one file per checkpoint format | devices, kernels |
 //! | [`engine`] | loading onto a device, the forward pass of every family, the KV cache, sampling; candle's models as the baseline | that it is timed |
+//! | [`quant`] | this program's quantisers: weights and a text in, packed weights and checkpoints out | texts as files, scores, records |
 //! | [`quality`] | texts, perplexity by named protocols, predictions against those of a base, tasks by lm_eval's rules | time, records |
 //! | [`measure`] | clocks, trials, the NVML sampler, memory, the environment | what is measured |
 //! | [`results`] | the record and its wire form, the store, the study made of records, tables, exports, the report; the same for single ops | candle, CUDA, clocks |
 //! | [`study`] | what to run, running one point of it, putting points on record; single ops and the device's ceilings: where both sides meet | how anything is shown |
 //! | [`cli`] | one file per command: parse, call, print | how anything is computed |
 //!
-//! Arrows point from user to used and nothing runs back: `cli → study → quality → engine → {kernels, model} → scheme →
-//! units`; `measure` and `results` stand beside that line on `stats` and `units` alone. `tests/architecture.rs` reads the
-//! `use crate::` lines and holds this.
+//! Arrows point from user to used and nothing runs back: `cli → study → {quality, quant} → engine → {kernels, model} →
+//! scheme → units`; `measure` and `results` stand beside that line on `stats` and `units` alone. `tests/architecture.rs`
+//! reads the `use crate::` lines and holds this.
 //!
 //! # What holds it up
 //!
@@ -67,6 +68,7 @@ pub mod kernels;
 pub mod measure;
 pub mod model;
 pub mod quality;
+pub mod quant;
 pub mod results;
 pub mod scheme;
 pub mod stats;

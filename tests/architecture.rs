@@ -20,20 +20,24 @@ const ARROWS: &[(&str, &[&str])] = &[
         "quality",
         &["engine", "error", "model", "scheme", "stats", "units"],
     ),
+    (
+        "quant",
+        &["engine", "error", "kernels", "model", "scheme", "units"],
+    ),
     ("measure", &["error", "stats", "units"]),
     ("results", &["error", "stats", "units"]),
     (
         "study",
         &[
-            "engine", "error", "kernels", "measure", "model", "quality", "results", "scheme",
-            "stats", "units",
+            "engine", "error", "kernels", "measure", "model", "quality", "quant", "results",
+            "scheme", "stats", "units",
         ],
     ),
     (
         "cli",
         &[
-            "engine", "error", "kernels", "measure", "model", "quality", "results", "scheme",
-            "stats", "study", "units",
+            "engine", "error", "kernels", "measure", "model", "quality", "quant", "results",
+            "scheme", "stats", "study", "units",
         ],
     ),
 ];

@@ -15,5 +15,8 @@ mod interrupt;
 mod kernels;
 #[path = "cli/quality.rs"]
 mod quality;
+#[cfg(unix)]
+#[path = "cli/quantize.rs"]
+mod quantize;
 #[path = "cli/study.rs"]
 mod study;

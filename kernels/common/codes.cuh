@@ -1,5 +1,5 @@
-// Bytes as numbers: two's complement, and FP8 E4M3 (OCP 8-bit floating point: sign, four bits of exponent with bias 7, three
-// of mantissa, +-448 at most). One at a time, and four at a time into pairs of a 16-bit type, where all of them are exact.
+// Bytes as numbers: two's complement, and FP8 E4M3 (OCP 8-bit floating point: sign, four bits of exponent with bias 7,
+// three of mantissa, +-448 at most). One at a time, and four at a time into pairs of a 16-bit type, where all are exact.
 #pragma once
 
 #include <ptx/bits.cuh>
@@ -95,7 +95,7 @@ __device__ inline unsigned char nearest_e4m3(float x) {
     const unsigned sign = __float_as_uint(x) >> 24 & 0x80u;
     const float magnitude = fminf(fabsf(x), 448.0f); // a NaN becomes 448
     // Below 2^-6 the codes count steps of 2^-9; the next one after them is 2^-6 itself.
-    if (magnitude < 0x1p-6f) return static_cast<unsigned char>(sign | static_cast<unsigned>(__float2int_rn(magnitude * 512.0f)));
+    if (magnitude < 0x1p-6f) return static_cast<unsigned char>(sign | __float2uint_rn(magnitude * 512.0f));
     const unsigned bits = __float_as_uint(magnitude);
     // Half a step less one, and one more where the last bit that stays is odd; then the exponent's bias, 127 - 7.
     const unsigned rounded = bits + 0x7ffffu + (bits >> 20 & 1u);

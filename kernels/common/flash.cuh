@@ -61,8 +61,10 @@ template <class T, unsigned DIM, class Kv, unsigned KEYS> struct KvTile {
     template <unsigned THREADS>
     static __device__ void copy(unsigned char* tile, const KvCache& cache, size_t first, unsigned valid, unsigned me,
                                 unsigned but = KEYS) {
-        Shared::template copy<KEYS, THREADS>(tile, static_cast<const Stored*>(cache.k) + first * DIM, valid, me, but);
-        Shared::template copy<KEYS, THREADS>(tile + VALUES, static_cast<const Stored*>(cache.v) + first * DIM, valid, me, but);
+        const auto* k = static_cast<const Stored*>(cache.k) + first * DIM;
+        const auto* v = static_cast<const Stored*>(cache.v) + first * DIM;
+        Shared::template copy<KEYS, THREADS>(tile, k, valid, me, but);
+        Shared::template copy<KEYS, THREADS>(tile + VALUES, v, valid, me, but);
         if constexpr (Kv::CODED) {
 #pragma unroll
             for (unsigned i = 0; i < 2 * KEYS; i += THREADS) {
@@ -206,7 +208,8 @@ template <class T, unsigned DIM, class Kv> struct Rows {
 #pragma unroll
             for (unsigned two = 0; two < Shared::PIECES / 2; two++) {
                 uint32_t v[4]; // keys 0-7 of a piece, keys 8-15 of the same, of the next piece likewise
-                load_transposed(v, tile + Tile::VALUES + Shared::place(step * 16 + matrix % 2 * 8 + row, two * 2 + matrix / 2));
+                const unsigned place = Shared::place(step * 16 + matrix % 2 * 8 + row, two * 2 + matrix / 2);
+                load_transposed(v, tile + Tile::VALUES + place);
 #pragma unroll
                 for (unsigned i = 0; i < 2; i++) add_values(weights, two * 2 + i, {v[2 * i], v[2 * i + 1]});
             }

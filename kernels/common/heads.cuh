@@ -19,7 +19,8 @@ template <class T> struct TurnArgs {
 // Turns the head at `x` into the one at `to`, which may be the same; the whole warp takes part, and sees the result after
 // it has met. A position beyond the tables gives NaN. `weight` is that of the norm, or null.
 template <class T>
-__device__ void turn_head(const T* x, T* to, const T* weight, const TurnArgs<T>& args, unsigned position, unsigned head_dim) {
+__device__ void turn_head(const T* x, T* to, const T* weight, const TurnArgs<T>& args, unsigned position,
+                          unsigned head_dim) {
     const unsigned half = head_dim / 2;
     const bool inside = position < args.max_position;
     float inverse = 1.0f;

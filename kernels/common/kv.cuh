@@ -7,8 +7,8 @@
 //   k, v [slots, kv_heads, capacity, head_dim] · k_scales, v_scales f32 [slots, kv_heads, capacity]
 //   q is x / s rounded to nearest, half to even; all zero where s is.
 //
-// Scales are f32: the range of every activation, no rounding of their own, and 4 bytes of 64 or more. A vector with a NaN or
-// an infinity gets a scale that is not finite, so that it stays visible.
+// Scales are f32: the range of every activation, no rounding of their own, and 4 bytes beside 64 or more. A vector with a
+// NaN or an infinity gets a scale that is not finite, so that it stays visible.
 #pragma once
 
 #include "codes.cuh"
@@ -20,6 +20,9 @@ struct KvCache {
     void* v;
     float* k_scales; // null of a plain cache
     float* v_scales;
+
+    __device__ void* vectors(bool values) const { return values ? v : k; }
+    __device__ float* scales(bool values) const { return values ? v_scales : k_scales; }
 };
 
 struct PlainKv {
@@ -56,10 +59,10 @@ __device__ float cached_number(const void* cache, const float* scales, size_t ve
     else return to_f32(stored);
 }
 
-// Writes the `head_dim` numbers at `x` as a vector of the cache; the whole warp takes part.
+// Writes the `head_dim` numbers at `x` as a vector of keys or values; the whole warp takes part.
 template <class Kv, class T>
-__device__ void write_vector(const T* x, void* cache, float* scales, size_t vector, unsigned head_dim) {
-    auto* to = static_cast<typename Kv::template Stored<T>*>(cache) + vector * head_dim;
+__device__ void write_vector(const T* x, const KvCache& cache, bool values, size_t vector, unsigned head_dim) {
+    auto* to = static_cast<typename Kv::template Stored<T>*>(cache.vectors(values)) + vector * head_dim;
     if constexpr (Kv::CODED) {
         float largest = 0.0f;
         for (unsigned i = lane_id(); i < head_dim; i += WARP) largest = MaxOrNan()(largest, fabsf(to_f32(x[i])));
@@ -67,7 +70,7 @@ __device__ void write_vector(const T* x, void* cache, float* scales, size_t vect
         for (unsigned i = lane_id(); i < head_dim; i += WARP) {
             to[i] = Kv::code(scale == 0.0f ? 0.0f : to_f32(x[i]) / scale);
         }
-        if (lane_id() == 0) scales[vector] = scale;
+        if (lane_id() == 0) cache.scales(values)[vector] = scale;
     } else {
         for (unsigned i = lane_id(); i < head_dim; i += WARP) to[i] = x[i];
     }

@@ -17,8 +17,8 @@ use crate::results::record::Cell;
 use crate::results::study::QualityAxis;
 use crate::scheme::{DType, KvFormat, Variant};
 use crate::study::{
-    BasePlan, DeviceChoice, Effort, EngineKind, QualityPlan, Switches, ceilings, notice,
-    open_device,
+    BasePlan, Calibration, DeviceChoice, Effort, EngineKind, QualityPlan, Quantising, Switches,
+    ceilings, notice, open_device,
 };
 use crate::units::Seconds;
 
@@ -73,6 +73,44 @@ impl ModelFlags {
                 },
             },
             tokenizer: self.tokenizer.clone(),
+        }
+    }
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Calibration")]
+pub(super) struct CalibrationFlags {
+    /// Text that gptq, awq and smoothquant look at, never the one that is scored: a file, or wikitext2 (the training split,
+    /// from the hub)
+    #[arg(long, value_name = "FILE")]
+    pub(super) calibrate: Option<PathBuf>,
+    /// Runs of tokens that are taken from it
+    #[arg(long, default_value_t = 128, value_name = "N", value_parser = parse_positive)]
+    pub(super) calibration_samples: usize,
+    /// Tokens of each
+    #[arg(long, default_value_t = 512, value_name = "N", value_parser = parse_positive)]
+    pub(super) calibration_length: usize,
+    /// Chooses the runs
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(super) calibration_seed: u64,
+}
+
+impl CalibrationFlags {
+    pub(super) fn calibration(&self) -> Option<Calibration> {
+        self.calibrate.as_ref().map(|text| Calibration {
+            text: text.clone(),
+            format: TextFormat::Auto,
+            samples: self.calibration_samples,
+            length: self.calibration_length,
+            seed: self.calibration_seed,
+        })
+    }
+
+    /// How variants are made that are not made on loading.
+    pub(super) fn quantising(&self) -> Quantising {
+        Quantising {
+            calibration: self.calibration(),
+            cache: cache_folder(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 
-use super::args::{EngineFlags, ModelFlags, SpeedFlags};
+use super::args::{CalibrationFlags, EngineFlags, ModelFlags, SpeedFlags};
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
@@ -23,7 +23,8 @@ pub(super) struct Args {
     /// tiny, a folder, a .gguf file, a hub id such as org/name, or a preset
     #[arg(long, default_value = "tiny", value_name = "MODEL")]
     model: String,
-    /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32) [default: bf16; for a quantised checkpoint as-is]
+    /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, :smoothquant, :asym, :mse)
+    /// [default: bf16; for a quantised checkpoint as-is]
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     variants: Vec<Variant>,
     /// Keeps the records in this folder; a second run goes on where the first ended
@@ -42,6 +43,8 @@ pub(super) struct Args {
     #[command(flatten)]
     from: ModelFlags,
     #[command(flatten)]
+    calibration: CalibrationFlags,
+    #[command(flatten)]
     device: EngineFlags,
     #[command(flatten)]
     speed: SpeedFlags,
@@ -59,6 +62,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         variants,
         cells: args.speed.cells(),
         quality: None,
+        quantising: args.calibration.quantising(),
         act: args.device.dtype,
         kv: args.speed.kv.clone(),
         engine: args.speed.engine.kind(),

@@ -133,8 +133,12 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     }
     for one in &found {
         let from = &one.from;
+        let cache = match args.cache.kv.codes() {
+            Some(_) => format!(" · KV cache in {}", from.kv_cache),
+            None => String::new(),
+        };
         let title = format!(
-            "{} {} · activations in {} · {}",
+            "{} {} · activations in {}{cache} · {}",
             from.model, from.variant, from.dtype, from.device
         );
         super::print(&format!("{title}\n\n{}\n", laid_out(&figures(&one.score))));

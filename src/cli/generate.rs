@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::args::{EngineFlag, EngineFlags, KvFlag, ModelFlags, parse_positive};
+use super::args::{CalibrationFlags, EngineFlag, EngineFlags, KvFlag, ModelFlags, parse_positive};
 use crate::engine::Sampling;
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
@@ -20,7 +20,7 @@ pub(super) struct Args {
     /// tiny, a folder, a .gguf file, or a hub id such as org/name
     #[arg(long, default_value = "tiny", value_name = "MODEL")]
     model: String,
-    /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32)
+    /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, :smoothquant, :asym, :mse)
     #[arg(long, default_value = "bf16", value_name = "VARIANT")]
     variant: Variant,
     /// A prompt; several run as one batch
@@ -53,6 +53,8 @@ pub(super) struct Args {
     #[command(flatten)]
     from: ModelFlags,
     #[command(flatten)]
+    calibration: CalibrationFlags,
+    #[command(flatten)]
     device: EngineFlags,
     #[command(flatten)]
     cache: KvFlag,
@@ -77,12 +79,14 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         top_p: args.top_p,
         seed: args.seed,
     });
+    let quantising = args.calibration.quantising();
     let wish = Generation {
         model: &model,
         variant: &args.variant,
         act: args.device.dtype,
         kv: args.cache.kv,
         device: &device,
+        quantising: &quantising,
         engine: args.engine.kind(),
         chunk: args.device.chunk,
         prompts: &args.prompt,

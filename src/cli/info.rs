@@ -13,7 +13,7 @@ use crate::kernels::Device;
 use crate::measure::Interrupt;
 use crate::model::{Model, WeightsChoice, presets};
 use crate::results::environment::{Ceiling, Ceilings};
-use crate::scheme::{DType, Variant};
+use crate::scheme::{DType, KvFormat, Variant};
 use crate::study::{self, Effort};
 use crate::units::{Bytes, Seconds, three_digits};
 
@@ -70,9 +70,17 @@ struct FitFlags {
         requires = "model"
     )]
     batch: Numbers,
-    /// Type of activations and cache [default: the device's]
+    /// Type of activations [default: the device's]
     #[arg(long, value_name = "DTYPE", requires = "model")]
     dtype: Option<DType>,
+    /// How the KV cache is held: auto (in the type of the activations), int8 or fp8
+    #[arg(
+        long = "kv-cache",
+        default_value_t = KvFormat::Auto,
+        value_name = "FORMAT",
+        requires = "model"
+    )]
+    kv: KvFormat,
     /// Tokens of one step [default: the device's]
     #[arg(long, value_name = "N", value_parser = parse_positive, requires = "model")]
     chunk: Option<usize>,
@@ -111,6 +119,7 @@ fn fit(args: &Args, device: &Device, name: &str) -> Result<ExitCode> {
         model: &Model::open(&spec)?,
         variants: &args.fit.variants,
         act: args.fit.dtype,
+        kv: args.fit.kv,
         device,
         memory: args.fit.memory,
         chunk: args.fit.chunk,

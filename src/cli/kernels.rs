@@ -28,7 +28,7 @@ use crate::units::Seconds;
   candlepower kernels --op attention,attention_prefill --model llama-3.1-8b --m 1,8,64 --context 512,2048 --kv-cache auto,int8,fp8
   candlepower kernels --shape 136,384 --m 1-17,200 --verify-only")]
 pub(super) struct Args {
-    /// What is run: linear, quantize, norm, silu_mul, argmax, rope, attention, attention_prefill, or all
+    /// What is run: linear, quantize, norm, silu_mul, argmax, rope, attention, append_attend, attention_prefill, or all
     #[arg(long, default_value = "linear", value_delimiter = ',', value_name = "LIST", value_parser = parse_op)]
     op: Vec<Ops>,
     /// Models whose shapes are taken: presets, or whatever else other commands take [default: tiny]

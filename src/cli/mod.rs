@@ -11,6 +11,7 @@ mod list;
 mod logits;
 mod ppl;
 mod progress;
+mod quantize;
 mod report;
 mod schema;
 mod study;
@@ -52,6 +53,8 @@ enum Command {
     Eval(eval::Args),
     /// Generates text from prompts, greedily or sampled
     Generate(generate::Args),
+    /// Writes a quantised checkpoint that vLLM, transformers and this program load
+    Quantize(quantize::Args),
     /// Single ops by shape, tokens and variant: verified, timed, and held against what the device can do
     Kernels(kernels::Args),
     /// The device, its measured ceilings, and the environment
@@ -89,6 +92,7 @@ fn dispatch(command: Command, interrupt: &Interrupt) -> Result<ExitCode> {
         Command::Ppl(args) => ppl::run(&args, interrupt),
         Command::Eval(args) => eval::run(&args, interrupt),
         Command::Generate(args) => generate::run(&args, interrupt),
+        Command::Quantize(args) => quantize::run(&args, interrupt),
         Command::Kernels(args) => kernels::run(&args, interrupt),
         Command::Info(args) => info::run(&args, interrupt),
         Command::Report(args) => report::run(&args),

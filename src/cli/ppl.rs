@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::args::{EngineFlags, KvFlag, ModelFlags, TextFlags, cache_folder, parse_positive};
+use super::args::{
+    CalibrationFlags, EngineFlags, KvFlag, ModelFlags, TextFlags, cache_folder, parse_positive,
+};
 use super::progress::{Progress, say};
 use crate::error::Result;
 use crate::measure::Interrupt;
@@ -25,7 +27,7 @@ pub(super) struct Args {
     /// tiny, a folder, a .gguf file, or a hub id such as org/name
     #[arg(long, default_value = "tiny", value_name = "MODEL")]
     model: String,
-    /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32)
+    /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, :smoothquant, :asym, :mse)
     #[arg(long, default_value = "bf16", value_name = "VARIANT")]
     variant: Variant,
     /// Tokens of a segment [default: 2048, of llama.cpp 512; 256 with tiny]
@@ -45,6 +47,8 @@ pub(super) struct Args {
     #[command(flatten)]
     from: ModelFlags,
     #[command(flatten)]
+    calibration: CalibrationFlags,
+    #[command(flatten)]
     device: EngineFlags,
     #[command(flatten)]
     cache: KvFlag,
@@ -61,6 +65,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     }
     let device = args.device.open()?;
     let model = args.from.open(&args.model, &args.variant)?;
+    let quantising = args.calibration.quantising();
     let scoring = Scoring {
         model: &model,
         variant: &args.variant,
@@ -70,6 +75,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         chunk: args.device.chunk,
         plan: &plan,
         base: args.base.as_ref(),
+        quantising: &quantising,
     };
     let mut progress = Progress::new();
     let found = score_text(&scoring, interrupt, &mut progress);

@@ -107,6 +107,7 @@ impl Watcher for Progress {
 
     fn progress(&mut self, variant: &str, stage: &Stage, share: f64, overall: f64) {
         let what = match stage {
+            Stage::Quantise => format!("{variant}: quantising {:.0}%", share * 100.0),
             Stage::Load => format!("{variant}: loading {:.0}%", share * 100.0),
             Stage::Verify => format!("{variant}: verifying"),
             Stage::Quality => format!("{variant}: perplexity {:.0}%", share * 100.0),
@@ -124,6 +125,10 @@ impl Watcher for Progress {
         self.line(&format!(
             "{variant}: predictions kept for comparison, {size}: {place}"
         ));
+    }
+
+    fn quantised(&mut self, variant: &str, what: &str) {
+        self.line(&format!("{variant}: {what}"));
     }
 
     fn point(&mut self, record: &Record, resumed: bool) {

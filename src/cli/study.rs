@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 
 use super::args::{
-    AxisFlag, EngineFlags, ModelFlags, SpeedFlags, TextFlags, WeightsFlag, parse_positive,
+    AxisFlag, CalibrationFlags, EngineFlags, ModelFlags, SpeedFlags, TextFlags, WeightsFlag,
+    parse_positive,
 };
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
@@ -31,8 +32,8 @@ pub(super) struct Args {
         value_name = "MODEL"
     )]
     model: Vec<String>,
-    /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32); each model's first is its base [default:
-    /// bf16,int8,w4a16; for a quantised checkpoint bf16,as-is]
+    /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, :smoothquant, :asym, :mse); each model's
+    /// first is its base [default: bf16,int8,w4a16; for a quantised checkpoint bf16,as-is]
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     variants: Vec<Variant>,
     /// Folder of the results; a second run with the same folder goes on where the first ended
@@ -46,6 +47,8 @@ pub(super) struct Args {
     json: bool,
     #[command(flatten)]
     from: ModelFlags,
+    #[command(flatten)]
+    calibration: CalibrationFlags,
     #[command(flatten)]
     device: EngineFlags,
     #[command(flatten)]
@@ -106,6 +109,7 @@ impl Args {
             variants,
             cells: self.speed.cells(),
             quality: wanted.then_some(quality),
+            quantising: self.calibration.quantising(),
             act: self.device.dtype,
             kv: self.speed.kv.clone(),
             engine: self.speed.engine.kind(),

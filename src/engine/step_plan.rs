@@ -18,10 +18,11 @@ pub struct StepPlan {
     pub gate_up: usize,
     /// The final norm with the head and, where nothing else is wanted, the choice of the most likely token.
     pub head: usize,
+    /// The rotation of heads and the writing of the cache with attention, where its kernel can do that, whatever the number of
+    /// tokens.
+    pub attention: bool,
     /// Norms and gated activations with the rounding of what they give to codes, whatever the number of tokens.
     pub codes: bool,
-    /// Norms of heads, their rotation and the write to the cache with the attention of tokens that are alone in their slot.
-    pub attention: bool,
 }
 
 impl StepPlan {
@@ -30,8 +31,8 @@ impl StepPlan {
         qkv: 0,
         gate_up: 0,
         head: 0,
-        codes: false,
         attention: false,
+        codes: false,
     };
 
     /// What a device should do with these weights. On the CPU nothing is launched, so nothing is fused, and on a GPU that is
@@ -81,11 +82,11 @@ impl fmt::Display for StepPlan {
                 format!("{what} up to {tokens} token{s}")
             })
             .collect();
+        if self.attention {
+            parts.push("rotation + cache + attention".into());
+        }
         if self.codes {
             parts.push("norm + codes, SiLU + codes".into());
-        }
-        if self.attention {
-            parts.push("rotation + cache + attention of tokens alone in their slot".into());
         }
         if parts.is_empty() {
             return f.write_str("op by op");
@@ -105,12 +106,13 @@ mod tests {
             qkv: 5,
             gate_up: 4,
             head: 1,
+            attention: true,
             codes: false,
-            attention: false,
         };
         assert_eq!(
             plan.to_string(),
-            "fused: norm + q/k/v up to 5 tokens; norm + gate/up + SiLU up to 4 tokens; norm + head + pick up to 1 token"
+            "fused: norm + q/k/v up to 5 tokens; norm + gate/up + SiLU up to 4 tokens; norm + head + pick up to 1 token; \
+             rotation + cache + attention"
         );
         let codes = StepPlan {
             codes: true,
@@ -119,7 +121,7 @@ mod tests {
         };
         assert_eq!(
             codes.to_string(),
-            "fused: norm + codes, SiLU + codes; rotation + cache + attention of tokens alone in their slot"
+            "fused: rotation + cache + attention; norm + codes, SiLU + codes"
         );
     }
 }

@@ -16,6 +16,7 @@ mod blob;
 pub mod compressed_tensors;
 mod config;
 mod config_json;
+mod config_write;
 mod directory;
 mod dummy;
 mod fp8;

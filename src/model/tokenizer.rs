@@ -4,6 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use tokenizers::processors::PostProcessorWrapper;
+use tokenizers::processors::sequence::Sequence;
+use tokenizers::processors::template::TemplateProcessing;
 
 use super::config::ModelConfig;
 use super::json;
@@ -185,6 +188,56 @@ impl Tokenizer {
             Ok(Err(e)) => Err(self.fault(format!("cannot decode: {e}"))),
             Err(_) => Err(self.fault("cannot decode: the tokenizer gave up".to_owned())),
         }
+    }
+
+    /// The file that it was read from.
+    pub fn origin(&self) -> &Path {
+        &self.origin
+    }
+
+    /// The token of an id, by its own spelling.
+    pub fn token_of(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// As a `tokenizer.json`, marks of beginning and end included.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the library cannot write it.
+    pub fn to_json(&self) -> Result<String> {
+        let mut inner = self.inner.clone();
+        if self.marks != Marks::default() {
+            let added = self.template()?;
+            let all = inner
+                .get_post_processor()
+                .cloned()
+                .into_iter()
+                .chain([added]);
+            let all = Sequence::new(all.collect());
+            inner.with_post_processor(Some(PostProcessorWrapper::Sequence(all)));
+        }
+        let text = inner.to_string(true);
+        text.map_err(|e| self.fault(format!("cannot be written as JSON: {e}")))
+    }
+
+    /// What puts the marks around a text, in the library's terms.
+    fn template(&self) -> Result<PostProcessorWrapper> {
+        let mut pieces = vec!["$A".to_owned()];
+        let mut special = Vec::new();
+        for (id, place) in [(self.marks.before, 0), (self.marks.after, usize::MAX)] {
+            let Some(id) = id else { continue };
+            let token = self
+                .token_of(id)
+                .ok_or_else(|| self.fault(format!("has no token {id}")))?;
+            pieces.insert(place.min(pieces.len()), token.clone());
+            special.push((token, id));
+        }
+        let fault = |e: String| self.fault(format!("marks cannot be written: {e}"));
+        let mut builder = TemplateProcessing::builder();
+        builder.try_single(pieces).map_err(fault)?;
+        let template = builder.special_tokens(special).build();
+        let template = template.map_err(|e| fault(e.to_string()))?;
+        Ok(PostProcessorWrapper::Template(template))
     }
 
     /// A hash of everything that decides which ids a text gets, with the algorithm in front.

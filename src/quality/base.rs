@@ -338,12 +338,15 @@ impl Reader {
             .read_exact(&mut hash)
             .map_err(|e| Error::io(&self.path, "cannot read", e))?;
         if self.hasher.finalize() != hash {
-            return Err(Error::data(
-                &self.path,
-                "damaged, its checksum does not fit: delete the file, and the base is scored again",
-            ));
+            return Err(self.damaged("its checksum does not fit"));
         }
         Ok(())
+    }
+
+    /// The error of a file whose content cannot be what was written.
+    pub(super) fn damaged(&self, how: &str) -> Error {
+        let what = format!("damaged, {how}: delete the file, and the base is scored again");
+        Error::data(&self.path, what)
     }
 }
 

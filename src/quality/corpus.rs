@@ -179,32 +179,39 @@ impl Text {
     ///
     /// # Errors
     /// If it can be neither found in the hub's cache nor fetched.
-    #[cfg(feature = "hub")]
     pub fn wikitext2(reading: &Reading) -> Result<Self> {
+        Self::wikitext2_split("test", reading)
+    }
+
+    /// The training split of WikiText-2 raw from the hub, for calibration.
+    ///
+    /// # Errors
+    /// If it can be neither found in the hub's cache nor fetched.
+    pub fn wikitext2_train(reading: &Reading) -> Result<Self> {
+        Self::wikitext2_split("train", reading)
+    }
+
+    #[cfg(feature = "hub")]
+    fn wikitext2_split(split: &str, reading: &Reading) -> Result<Self> {
         let path = crate::model::hub::dataset_file(
             "Salesforce/wikitext",
             None,
-            "wikitext-2-raw-v1/test-00000-of-00001.parquet",
+            &format!("wikitext-2-raw-v1/{split}-00000-of-00001.parquet"),
         )?;
         let rows = super::parquet::column(&path, "text")?;
         let (documents, format) = parse(&path, wikitext::raw_of_rows(&rows), reading)?;
         Ok(Self {
-            name: "wikitext-2-raw-v1/test".into(),
+            name: format!("wikitext-2-raw-v1/{split}"),
             documents,
             format,
         })
     }
 
-    /// The test split of WikiText-2 raw from the hub.
-    ///
-    /// # Errors
-    /// Always: this build has no hub.
     #[cfg(not(feature = "hub"))]
-    pub fn wikitext2(_: &Reading) -> Result<Self> {
-        Err(Error::Usage(
-            "--text wikitext2 needs a build with the feature `hub`: give the file wiki.test.raw"
-                .into(),
-        ))
+    fn wikitext2_split(split: &str, _: &Reading) -> Result<Self> {
+        Err(Error::Usage(format!(
+            "the text wikitext2 needs a build with the feature `hub`: give a file with the {split} split"
+        )))
     }
 
     /// All documents as one stream, blank lines between them.

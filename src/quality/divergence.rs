@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::base::{Header, Reader, Row, Softmax, row_of};
 use super::perplexity::{Segment, Target, Witness};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The divergence of one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -94,10 +94,14 @@ impl Witness for Comparison {
                 diverged(header, &row_of(header, words), logits, target.log_prob)
             })
             .collect();
+        let known = rows.len();
+        let rows: Vec<TokenDivergence> = rows.into_iter().flatten().collect();
+        if rows.len() < known {
+            return Err(self
+                .reader
+                .damaged("it names tokens outside the vocabulary"));
+        }
         for (target, row) in targets.iter().zip(rows) {
-            let row = row.ok_or_else(|| {
-                Error::Internal("a base names tokens outside the vocabulary".into())
-            })?;
             let segment = &mut self.found.segments[target.segment];
             segment.kl += row.kl;
             segment.same_top += u64::from(row.same_top);

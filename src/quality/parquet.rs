@@ -124,7 +124,11 @@ mod tests {
                 .to_string()
                 .contains("'body'")
         );
+        let whole = super::rows(&path).unwrap();
+        assert_eq!(whole.len(), 3);
+        assert_eq!(whole[2]["text"], " Ünïcode .\n");
         std::fs::write(&path, b"no parquet").unwrap();
+        assert_eq!(super::rows(&path).unwrap_err().exit_code(), 65);
         assert_eq!(column(&path, "text").unwrap_err().exit_code(), 65);
     }
 }

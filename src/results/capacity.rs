@@ -12,8 +12,10 @@ use crate::units::Bytes;
 pub struct Capacity {
     /// The model's name.
     pub model: String,
-    /// The type of activations and cache.
+    /// The type of activations.
     pub activation_dtype: String,
+    /// The format of the KV cache; `auto` is the type of the activations.
+    pub kv_cache: String,
     /// The memory that it is to fit into.
     pub memory_bytes: u64,
     /// Positions that the model was made for.
@@ -94,10 +96,14 @@ impl Capacity {
             }));
         }
         let title = format!(
-            "{} in {} · activations and cache {} · steps of {} tokens · context up to {}",
+            "{} in {} · activations {} · cache {} · steps of {} tokens · context up to {}",
             self.model,
             Bytes(self.memory_bytes),
             self.activation_dtype,
+            match self.kv_cache.as_str() {
+                "auto" => &self.activation_dtype,
+                format => format,
+            },
             self.chunk,
             self.longest_context
         );

@@ -41,6 +41,16 @@ pub enum Method {
     None,
     /// Round to nearest, scales from the largest magnitude.
     Rtn,
+    /// Column by column, each error made good by the columns that follow (GPTQ).
+    Gptq,
+    /// Inputs scaled channel by channel where that lessens the error, ranges clipped, then rounded to nearest (AWQ).
+    Awq,
+    /// AWQ's scales and clipped ranges, GPTQ's codes.
+    AwqGptq,
+    /// The inputs' outliers moved into the weights, then rounded to nearest (SmoothQuant).
+    SmoothQuant,
+    /// SmoothQuant's scales, GPTQ's codes.
+    SmoothQuantGptq,
     /// Nothing is done here; the checkpoint has its own.
     AsIs,
 }
@@ -51,12 +61,38 @@ impl Method {
         match self {
             Self::None => "none",
             Self::Rtn => "rtn",
+            Self::Gptq => "gptq",
+            Self::Awq => "awq",
+            Self::AwqGptq => "awq+gptq",
+            Self::SmoothQuant => "smoothquant",
+            Self::SmoothQuantGptq => "smoothquant+gptq",
             Self::AsIs => "as-is",
         }
     }
+
+    /// Whether it looks at what the layers are given when the model reads a text.
+    pub const fn is_calibrated(self) -> bool {
+        !matches!(self, Self::None | Self::Rtn | Self::AsIs)
+    }
+
+    /// Whether it scales inputs by AWQ's search.
+    pub const fn has_awq(self) -> bool {
+        matches!(self, Self::Awq | Self::AwqGptq)
+    }
+
+    /// Whether it moves the inputs' outliers by SmoothQuant's rule.
+    pub const fn has_smoothquant(self) -> bool {
+        matches!(self, Self::SmoothQuant | Self::SmoothQuantGptq)
+    }
+
+    /// Whether it finds codes by GPTQ.
+    pub const fn has_gptq(self) -> bool {
+        matches!(self, Self::Gptq | Self::AwqGptq | Self::SmoothQuantGptq)
+    }
 }
 
-/// A variant as named on the command line, such as `bf16`, `int8`, `w8a8`, `w4a16` or `w4a16:rtn:g64`.
+/// A variant as named on the command line, such as `bf16`, `int8`, `w8a8`, `w4a16`, `w4a16:gptq:g64` or
+/// `w8a8:smoothquant`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Variant {
     /// The name as it was given.
@@ -67,6 +103,10 @@ pub struct Variant {
     pub activations: Activations,
     /// How codes are found.
     pub method: Method,
+    /// Whether codes have no zero points.
+    pub symmetric: bool,
+    /// Whether the range of each group is the one of least error, rather than that of its largest weight.
+    pub mse: bool,
 }
 
 /// The scheme in the terms of a record.
@@ -95,7 +135,23 @@ impl Variant {
             weights: WeightScheme::Plain(dtype),
             activations: Activations::Float,
             method: Method::None,
+            symmetric: true,
+            mse: false,
         }
+    }
+
+    /// Whether codes are found as weights are loaded, row by row and without data; other variants are made by
+    /// quantising the model first.
+    pub const fn is_made_on_load(&self) -> bool {
+        matches!(self.method, Method::None | Method::Rtn | Method::AsIs)
+            && self.symmetric
+            && !self.mse
+    }
+
+    /// How codes are found, in the words of a record.
+    pub fn method_name(&self) -> String {
+        let range = if self.mse { ", mse ranges" } else { "" };
+        format!("{}{range}", self.method.name())
     }
 
     /// The variant that leaves a checkpoint as it is.
@@ -105,6 +161,8 @@ impl Variant {
             weights: WeightScheme::AsIs,
             activations: Activations::AsIs,
             method: Method::AsIs,
+            symmetric: true,
+            mse: false,
         }
     }
 
@@ -112,8 +170,8 @@ impl Variant {
     pub fn scheme(&self) -> Option<QuantScheme> {
         let (bits, group_size, symmetric) = match self.weights {
             WeightScheme::Plain(dtype) => (dtype.size() * 8, None, None),
-            WeightScheme::Int8 => (8, None, Some(true)),
-            WeightScheme::Int4 { group } => (4, Some(group), Some(true)),
+            WeightScheme::Int8 => (8, None, Some(self.symmetric)),
+            WeightScheme::Int4 { group } => (4, Some(group), Some(self.symmetric)),
             WeightScheme::AsIs => return None,
         };
         Some(QuantScheme {
@@ -174,6 +232,7 @@ impl FromStr for Variant {
         for option in parts {
             variant.apply(option)?;
         }
+        variant.check()?;
         Ok(variant)
     }
 }
@@ -185,6 +244,8 @@ impl Variant {
             weights,
             activations,
             method: Method::Rtn,
+            symmetric: true,
+            mse: false,
         }
     }
 
@@ -198,6 +259,30 @@ impl Variant {
                 "variant '{name}': '{option}': nothing is done to weights that stay as they are"
             )),
             ("rtn", _) => Ok(()),
+            ("gptq", _) => {
+                self.method = match self.method {
+                    Method::Awq => Method::AwqGptq,
+                    Method::SmoothQuant => Method::SmoothQuantGptq,
+                    _ => Method::Gptq,
+                };
+                Ok(())
+            }
+            ("awq", _) => {
+                self.method = Method::Awq;
+                Ok(())
+            }
+            ("smoothquant", _) => {
+                self.method = Method::SmoothQuant;
+                Ok(())
+            }
+            ("asym", _) => {
+                self.symmetric = false;
+                Ok(())
+            }
+            ("mse", _) => {
+                self.mse = true;
+                Ok(())
+            }
             ("g128" | "g64" | "g32", WeightScheme::Int4 { group }) => {
                 *group = option[1..].parse().expect("digits");
                 Ok(())
@@ -208,9 +293,27 @@ impl Variant {
                 ))
             }
             _ => Err(format!(
-                "variant '{name}': unknown option '{option}': expected rtn, or g128, g64, g32 with w4a16"
+                "variant '{name}': unknown option '{option}': expected rtn, gptq, awq, smoothquant, asym, mse, or g128, g64, \
+                 g32 with w4a16"
             )),
         }
+    }
+
+    /// Refuses options that do not go together.
+    fn check(&self) -> Result<(), String> {
+        let int8_inputs = self.activations == Activations::Int8PerToken;
+        let fault = if self.method.has_smoothquant() && !int8_inputs {
+            "smoothquant is for inputs in eight bits: use w8a8"
+        } else if self.method.has_awq() && int8_inputs {
+            "awq is for inputs as they are: use w4a16 or int8"
+        } else if self.method.has_awq() && self.mse {
+            "awq finds the ranges itself: leave mse out"
+        } else if !self.symmetric && int8_inputs {
+            "products of eight-bit inputs have no zero points: leave asym out"
+        } else {
+            return Ok(());
+        };
+        Err(format!("variant '{}': {fault}", self.name))
     }
 }
 
@@ -231,13 +334,32 @@ mod tests {
             "bf16".parse::<Variant>().unwrap().weights,
             WeightScheme::Plain(DType::BF16)
         );
+        let asym: Variant = "w4a16:awq:gptq:asym:g32".parse().unwrap();
+        assert_eq!((asym.method, asym.symmetric), (Method::AwqGptq, false));
+        assert_eq!(asym.scheme().unwrap().symmetric, Some(false));
+        let smooth: Variant = "w8a8:smoothquant:mse".parse().unwrap();
+        assert_eq!(smooth.method_name(), "smoothquant, mse ranges");
+        for (name, on_load) in [
+            ("bf16", true),
+            ("w4a16:rtn", true),
+            ("w4a16:mse", false),
+            ("int8:asym", false),
+            ("int8:gptq", false),
+        ] {
+            assert_eq!(name.parse::<Variant>().unwrap().is_made_on_load(), on_load);
+        }
         for bad in [
             "",
             "w4",
             "bf16:g64",
+            "bf16:gptq",
             "int8:g64",
             "w4a16:g16",
             "w4a16:magic",
+            "w4a16:smoothquant",
+            "w8a8:awq",
+            "w8a8:asym",
+            "w4a16:awq:mse",
             "as-is:g64",
         ] {
             assert!(bad.parse::<Variant>().is_err(), "{bad}");

@@ -8,7 +8,7 @@ use crate::kernels::Device;
 use crate::measure::memory::HostMemory;
 use crate::model::Model;
 use crate::results::capacity::{AtBatch, AtContext, Capacity, VariantCapacity};
-use crate::scheme::{DType, Variant};
+use crate::scheme::{DType, KvFormat, Variant};
 use crate::units::Bytes;
 
 /// What is asked.
@@ -17,8 +17,10 @@ pub struct Question<'a> {
     pub model: &'a Model,
     /// Its variants.
     pub variants: &'a [Variant],
-    /// The type of activations and cache; the device's default where `None`.
+    /// The type of activations; the device's default where `None`.
     pub act: Option<DType>,
+    /// How the KV cache is held.
+    pub kv: KvFormat,
     /// Where it would run.
     pub device: &'a Device,
     /// Memory to fit into; what the device has free where `None`.
@@ -53,7 +55,7 @@ pub fn capacity(question: &Question<'_>) -> Result<Capacity> {
     let of = |variant: &Variant| -> Result<VariantCapacity> {
         let source = WeightSource::of(model, variant)?;
         let predict = |slots, positions| {
-            let limits = Limits::new(slots, positions, chunk);
+            let limits = Limits::new(slots, positions, chunk).with_kv(question.kv);
             Footprint::predict(&model.config, variant, act, &source, limits)
         };
         // An error would be of the variant, not of the numbers; it shows here.
@@ -83,6 +85,7 @@ pub fn capacity(question: &Question<'_>) -> Result<Capacity> {
     Ok(Capacity {
         model: model.name.clone(),
         activation_dtype: act.name().to_owned(),
+        kv_cache: question.kv.name().to_owned(),
         memory_bytes: memory.0,
         longest_context: most,
         chunk,

@@ -1,12 +1,14 @@
 //! Facts about model, variant and machine in the terms of records.
 
 use super::plan::EngineKind;
+use super::quantise::describe_method;
 use super::sensors;
 use crate::engine::WeightSource;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Device};
 use crate::measure::{self, GpuSelector};
 use crate::model::{HostSliceMut, Model};
+use crate::quant::{Samples, plain_dtype};
 use crate::results::environment::{Cpu, Device as DeviceFacts, Environment};
 use crate::results::record::{self, Scheme};
 use crate::scheme::{Activations, DType, Variant, WeightScheme};
@@ -175,10 +177,12 @@ pub(super) fn file_scheme(model: &Model, variant: &Variant) -> Result<(String, S
     Ok((blocks.to_lowercase(), scheme))
 }
 
-/// A variant of a model as its records name it, on this program's own engine with a plain cache.
+/// A variant of a model as its records name it, on this program's own engine with a plain cache; `samples` is what
+/// calibrated methods read.
 pub(super) fn subject(
     of: &Model,
     variant: &Variant,
+    samples: Option<&Samples>,
     act: DType,
     device: &Device,
 ) -> Result<record::Subject> {
@@ -186,7 +190,7 @@ pub(super) fn subject(
     Ok(record::Subject {
         model: model(of)?,
         variant: variant.name.clone(),
-        scheme: scheme(of, variant, WeightSource::of(of, variant)?.precision)?,
+        scheme: scheme(of, variant, samples)?,
         activation_dtype: act.name().to_owned(),
         kv_cache: None,
         engine: EngineKind::Candlepower.name().to_owned(),
@@ -195,8 +199,17 @@ pub(super) fn subject(
     })
 }
 
-/// The scheme of a variant of `model`, whose weights come in precision `source`.
-pub(super) fn scheme(model: &Model, variant: &Variant, source: DType) -> Result<Scheme> {
+/// The scheme of a variant of `model`; `samples` is what calibrated methods read.
+pub(super) fn scheme(
+    model: &Model,
+    variant: &Variant,
+    samples: Option<&Samples>,
+) -> Result<Scheme> {
+    // Scales have the precision that weights are quantised from, or that a quantiser writes.
+    let source = match variant.is_made_on_load() {
+        true => WeightSource::of(model, variant)?.precision,
+        false => plain_dtype(model),
+    };
     let stored = model.weights.stored_scheme(&model.config)?;
     let Some(scheme) = variant.scheme() else {
         return Ok(Scheme {
@@ -208,7 +221,7 @@ pub(super) fn scheme(model: &Model, variant: &Variant, source: DType) -> Result<
             scale_dtype: stored.scales.map(|dtype| dtype.name().to_owned()),
         });
     };
-    let method = scheme.method.name();
+    let method = describe_method(variant, samples);
     let packed = !matches!(variant.weights, WeightScheme::Plain(_));
     Ok(Scheme {
         bits: scheme.bits,
@@ -220,7 +233,7 @@ pub(super) fn scheme(model: &Model, variant: &Variant, source: DType) -> Result<
         },
         // What was quantised once is no longer what the model's makers gave away.
         method: match (&model.config.quantization, packed) {
-            (None, _) => method.to_owned(),
+            (None, _) => method,
             (Some(_), true) => format!("{method} of dequantised {}", stored.method),
             (Some(_), false) => format!("dequantised {}", stored.method),
         },

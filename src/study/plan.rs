@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::quantise::Quantising;
 use super::runner::check_kv;
 use crate::error::{Error, Result};
 use crate::kernels::Device;
@@ -23,6 +24,8 @@ pub struct Plan {
     pub cells: Vec<Cell>,
     /// The text to score, if any.
     pub quality: Option<QualityPlan>,
+    /// How variants are made that are not made on loading.
+    pub quantising: Quantising,
     /// The type of activations; the device's default where `None`.
     pub act: Option<DType>,
     /// Formats of the KV cache: every variant runs with each.
@@ -221,6 +224,7 @@ impl Plan {
                 return usage(&format!("--variants names '{variant}' twice"));
             }
         }
+        self.quantising.check(&self.variants)?;
         if self.kv.is_empty() {
             return usage("no --kv-cache is given");
         }

@@ -16,6 +16,14 @@ pub(super) struct ScoredText {
     pub(super) format: TextFormat,
 }
 
+impl ScoredText {
+    /// The tokens that are scored, one after another.
+    pub(super) fn scored_ids(&self) -> Vec<u32> {
+        let windows = self.layout.windows.iter();
+        windows.flat_map(|w| w.scored().iter().copied()).collect()
+    }
+}
+
 /// The name that stands for WikiText-2 from the hub, unless a file has it.
 const WIKITEXT: &str = "wikitext2";
 /// Tokens that are scored side by side: whole windows, as many as fit.

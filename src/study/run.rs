@@ -14,13 +14,14 @@ use super::quality::{self, Role, Score, ScoredText};
 use super::runner::{Runner, activation_dtype};
 use super::stored::notice;
 use super::verify::verify;
-use crate::engine::{DeviceWeights, Footprint, StepPlan, WeightSource};
+use crate::engine::{DeviceWeights, Footprint, StepPlan};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::memory::PeakMeter;
 use crate::measure::{Interrupt, PowerSource, SystemClock};
 use crate::model::Model;
 use crate::quality::TextFormat;
+use crate::quant::Samples;
 use crate::results::environment::Ceilings;
 use crate::results::record::{
     Body, Cell, Failure, Load, Loaded, Perplexity, QualityTask, Record, Subject,
@@ -32,6 +33,8 @@ use crate::units::{Bytes, Clock};
 /// What is being done.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Stage {
+    /// A checkpoint is quantised.
+    Quantise,
     /// Weights are on their way to the device.
     Load,
     /// Checks that come before any number.
@@ -52,6 +55,8 @@ pub trait Watcher {
     fn plan(&mut self, _variant: &str, _plan: &StepPlan) {}
     /// The predictions of a base are on the disk, so large, for variants to be compared with.
     fn base(&mut self, variant: &str, path: &Path, size: Bytes);
+    /// A quantised checkpoint was made, or had been before: where it lies, in words.
+    fn quantised(&mut self, variant: &str, what: &str);
     /// A point is on record.
     fn point(&mut self, record: &Record, resumed: bool);
 }
@@ -146,9 +151,13 @@ pub fn check_inputs(plan: &Plan) -> Result<Vec<String>> {
         for variant in &plan.variants {
             notices.extend(notice(&model, variant)?);
         }
-        if let (Some(quality), EngineKind::Candlepower) = (&plan.quality, plan.engine) {
-            quality::prepare(quality, &model)?;
-        }
+        let text = match (&plan.quality, plan.engine) {
+            (Some(quality), EngineKind::Candlepower) => Some(quality::prepare(quality, &model)?),
+            _ => None,
+        };
+        let scored = text.as_ref().map(|text| text.scored_ids());
+        plan.quantising
+            .samples(&model, &plan.variants, scored.as_deref())?;
     }
     Ok(notices)
 }
@@ -164,6 +173,7 @@ struct Job<'a> {
     /// Where the predictions of the model's base are kept, if variants are compared with it.
     base: Option<(String, BaseFile)>,
     is_base: bool,
+    samples: Option<Arc<Samples>>,
 }
 
 /// One point of a job.
@@ -241,6 +251,11 @@ fn jobs<'a>(
             }
             _ => None,
         };
+        let scored = text.as_ref().map(|text| text.scored_ids());
+        let samples = plan
+            .quantising
+            .samples(model, &plan.variants, scored.as_deref())?;
+        let samples = samples.map(Arc::new);
         let variants = plan.variants.iter();
         let variants = variants.flat_map(|variant| plan.kv.iter().map(move |&kv| (variant, kv)));
         let several = plan.variants.len() * plan.kv.len() > 1;
@@ -250,8 +265,7 @@ fn jobs<'a>(
             let (name, scheme) = match plan.engine {
                 EngineKind::CandleGguf => facts::file_scheme(model, variant)?,
                 _ => {
-                    let source = WeightSource::of(model, variant)?;
-                    let scheme = facts::scheme(model, variant, source.precision)?;
+                    let scheme = facts::scheme(model, variant, samples.as_deref())?;
                     (variant.name.clone(), scheme)
                 }
             };
@@ -280,6 +294,7 @@ fn jobs<'a>(
                 text: text.clone(),
                 base: base.clone(),
                 is_base: number == 0,
+                samples: samples.clone(),
             });
         }
     }
@@ -383,13 +398,25 @@ impl Session<'_> {
         let name = &job.variant.name;
         let overall = self.overall(0.0);
         let (watcher, interrupt) = (&mut *self.watcher, self.interrupt);
+        let quantising = &self.plan.quantising;
+        let samples = job.samples.as_deref();
+        let source = quantising.source(
+            job.model,
+            job.variant,
+            samples,
+            self.device,
+            job.act,
+            &mut |at| {
+                watcher.progress(name, &Stage::Quantise, at.share, overall);
+                interrupt.check()
+            },
+        )?;
+        if let Some(told) = source.told() {
+            watcher.quantised(name, &told);
+        }
         let mut progress = |done: u64, total: u64| {
-            watcher.progress(
-                name,
-                &Stage::Load,
-                done as f64 / total.max(1) as f64,
-                overall,
-            );
+            let share = done as f64 / total.max(1) as f64;
+            watcher.progress(name, &Stage::Load, share, overall);
             interrupt.check()
         };
         if let Device::Gpu(gpu) = self.device {
@@ -401,8 +428,8 @@ impl Session<'_> {
         let flag = self.interrupt.flag();
         let mut runner = Runner::load(
             kind,
-            job.model,
-            job.variant,
+            source.model(),
+            source.variant(),
             job.act,
             job.kv,
             self.device,
@@ -436,7 +463,7 @@ impl Session<'_> {
             groups_used: name_groups(groups, job.subject.scheme.group_size),
             load: Load {
                 time,
-                read: Bytes(job.model.origin.file_bytes),
+                read: Bytes(source.model().origin.file_bytes),
                 peak_host,
             },
             verification,

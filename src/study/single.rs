@@ -4,6 +4,7 @@ use super::base::BaseFile;
 use super::facts;
 use super::plan::{EngineKind, QualityPlan};
 use super::quality::{self, Role, Score, Scored, ScoredText};
+use super::quantise::Quantising;
 use super::run::{Stage, Watcher};
 use super::runner::{Runner, activation_dtype};
 use crate::engine::{DeviceWeights, Engine, Limits, Prompt, Sampler, Sampling};
@@ -34,6 +35,8 @@ pub struct Scoring<'a> {
     pub plan: &'a QualityPlan,
     /// The variant that this one is compared with, in the way that the plan says.
     pub base: Option<&'a Variant>,
+    /// How variants are made that are not made on loading.
+    pub quantising: &'a Quantising,
 }
 
 /// A text scored by one variant.
@@ -66,7 +69,13 @@ pub fn score_text(
     let mut noise_floor = None;
     let base = match (wish.base, &wish.plan.base) {
         (Some(variant), Some(kept)) => {
-            let subject = facts::subject(wish.model, variant, act, wish.device)?;
+            let scored_ids = text.scored_ids();
+            let read = wish.quantising.samples(
+                wish.model,
+                std::slice::from_ref(variant),
+                Some(&scored_ids),
+            )?;
+            let subject = facts::subject(wish.model, variant, read.as_ref(), act, wish.device)?;
             let vocab = wish.model.config.vocab;
             let file = BaseFile::of(kept, &subject, &text.task, vocab, &text.layout);
             if !file.exists() {
@@ -114,17 +123,38 @@ fn scored(
     interrupt: &Interrupt,
     watcher: &mut dyn Watcher,
 ) -> Result<Scored> {
-    let mut runner = Runner::load(
-        EngineKind::Candlepower,
+    let name = &variant.name;
+    let scored = text.scored_ids();
+    let quantising = wish.quantising;
+    let samples = quantising.samples(wish.model, std::slice::from_ref(variant), Some(&scored))?;
+    // Quantising is work of the same order as scoring: half of the whole, where it happens.
+    let mut begin = 0.0;
+    let source = quantising.source(
         wish.model,
         variant,
+        samples.as_ref(),
+        wish.device,
+        act,
+        &mut |at| {
+            begin = 0.5;
+            watcher.progress(name, &Stage::Quantise, at.share, at.share / 2.0);
+            interrupt.check()
+        },
+    )?;
+    if let Some(told) = source.told() {
+        watcher.quantised(name, &told);
+    }
+    let mut runner = Runner::load(
+        EngineKind::Candlepower,
+        source.model(),
+        source.variant(),
         act,
         kv,
         wish.device,
         &interrupt.flag(),
         &mut |done, total| {
             let share = done as f64 / total.max(1) as f64;
-            watcher.progress(&variant.name, &Stage::Load, share, 0.0);
+            watcher.progress(name, &Stage::Load, share, begin);
             interrupt.check()
         },
     )?;
@@ -136,7 +166,8 @@ fn scored(
     };
     score.run(&mut runner, &mut |done, total| {
         let share = done as f64 / total.max(1) as f64;
-        watcher.progress(&variant.name, &Stage::Quality, share, share);
+        let overall = begin + (1.0 - begin) * share;
+        watcher.progress(name, &Stage::Quality, share, overall);
         interrupt.check()
     })
 }
@@ -148,12 +179,18 @@ fn scored(
 pub fn logits(
     model: &Model,
     variant: &Variant,
+    quantising: &Quantising,
     act: Option<DType>,
     kv: KvFormat,
     device: &Device,
     ids: &[u32],
 ) -> Result<Vec<f32>> {
     let act = activation_dtype(act, device, model);
+    let samples = quantising.samples(model, std::slice::from_ref(variant), None)?;
+    let source = quantising.source(model, variant, samples.as_ref(), device, act, &mut |_| {
+        Ok(())
+    })?;
+    let (model, variant) = (source.model(), source.variant());
     let weights = DeviceWeights::load(model, variant, act, device, &mut |_, _| Ok(()))?;
     let mut engine = Engine::new(
         device.clone(),
@@ -181,6 +218,8 @@ pub struct Generation<'a> {
     pub kv: KvFormat,
     /// Where it runs.
     pub device: &'a Device,
+    /// How variants are made that are not made on loading.
+    pub quantising: &'a Quantising,
     /// What runs it.
     pub engine: EngineKind,
     /// Tokens of one forward pass; the longest prompt's where `None`.
@@ -230,10 +269,20 @@ pub fn generate(wish: &Generation<'_>, interrupt: &Interrupt) -> Result<Vec<Gene
     }
     let act = activation_dtype(wish.act, wish.device, wish.model);
     let flag = interrupt.flag();
-    let mut runner = Runner::load(
-        wish.engine,
+    let variants = std::slice::from_ref(wish.variant);
+    let samples = wish.quantising.samples(wish.model, variants, None)?;
+    let source = wish.quantising.source(
         wish.model,
         wish.variant,
+        samples.as_ref(),
+        wish.device,
+        act,
+        &mut |_| interrupt.check(),
+    )?;
+    let mut runner = Runner::load(
+        wish.engine,
+        source.model(),
+        source.variant(),
         act,
         wish.kv,
         wish.device,

@@ -87,16 +87,13 @@ pub fn evaluate(
         progress(&format!("{}: reading documents", task.name), 0.0);
         works.push(Work::prepare(task, wish.shots, wish.limit, &encoder)?);
     }
-    let mut journal = match wish.log {
-        Some((log, _)) => Some(Journal::open(log)?),
-        None => None,
-    };
+    let mut journal = wish.log.map(|(log, _)| Journal::open(log));
     let mut all = Vec::new();
     for (number, variant) in wish.variants.iter().enumerate() {
         let mut works = works.clone();
         let mut resumed = 0;
         if let Some(journal) = &mut journal {
-            resumed = journal.recall(&identity(wish, variant, act, max_length)?, &mut works);
+            resumed = journal.recall(&identity(wish, variant, act, &works)?, &mut works);
         }
         let mut of_all = |what: &str, share: f64| {
             let before = number as f64;
@@ -213,19 +210,16 @@ fn identity(
     wish: &Evaluation<'_>,
     variant: &Variant,
     act: DType,
-    max_length: usize,
+    works: &[Work],
 ) -> Result<String> {
     let model = facts::model(wish.model)?;
-    let tasks: Vec<_> = wish
-        .suite
-        .tasks
+    let asked: Vec<_> = works
         .iter()
-        .map(|task| (&task.name, &task.definition))
+        .map(|work| (&work.task.name, &work.task.definition, work.digest()))
         .collect();
     let all = serde_json::json!({
-        "model": model.digest, "tokenizer": model.tokenizer_digest, "variant": variant.name, "act": act.name(), "kv": wish.kv.name(),
-        "device": wish.device.kind(), "tasks": tasks, "shots": wish.shots, "add_bos": wish.add_bos,
-        "max_length": max_length, "version": env!("CARGO_PKG_VERSION"),
+        "model": model.digest, "tokenizer": model.tokenizer_digest, "variant": variant.name, "act": act.name(),
+        "kv": wish.kv.name(), "device": wish.device.kind(), "asked": asked, "version": env!("CARGO_PKG_VERSION"),
     });
     Ok(blake3::hash(all.to_string().as_bytes()).to_hex()[..32].to_owned())
 }
@@ -233,7 +227,10 @@ fn identity(
 /// The answers of a run that is not done.
 struct Journal {
     path: PathBuf,
-    file: File,
+    /// Opened when there is something to write down.
+    file: Option<File>,
+    /// Whether what is there ends in the middle of a line.
+    torn: bool,
     /// What is written down now belongs to.
     key: String,
     /// By key, task and document.
@@ -270,8 +267,8 @@ impl Line {
 }
 
 impl Journal {
-    /// Opens `LOG.part` and reads the answers in it; a line that was torn is skipped.
-    fn open(log: &Path) -> Result<Self> {
+    /// Reads the answers in `LOG.part`, where there is one; a line that was torn is skipped.
+    fn open(log: &Path) -> Self {
         let mut path = log.as_os_str().to_owned();
         path.push(".part");
         let path = PathBuf::from(path);
@@ -290,21 +287,13 @@ impl Journal {
                 }
             }
         }
-        let io = |e| Error::io(&path, "cannot write", e);
-        let mut file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(io)?;
-        if torn {
-            file.write_all(b"\n").map_err(io)?;
-        }
-        Ok(Self {
+        Self {
             path,
-            file,
+            file: None,
+            torn,
             key: String::new(),
             known,
-        })
+        }
     }
 
     /// From now on everything belongs to the run of this key; hands what is known of it to its documents, and gives how many
@@ -339,9 +328,19 @@ impl Journal {
         let mut text = serde_json::to_string(&line)
             .map_err(|e| Error::Internal(format!("cannot write JSON: {e}")))?;
         text.push('\n');
-        self.file
-            .write_all(text.as_bytes())
-            .map_err(|e| Error::io(&self.path, "cannot write", e))
+        let io = |e| Error::io(&self.path, "cannot write", e);
+        if self.file.is_none() {
+            let mut options = OpenOptions::new();
+            let file = options.create(true).append(true).open(&self.path);
+            self.file = Some(file.map_err(io)?);
+            if self.torn {
+                text.insert(0, '\n');
+            }
+        }
+        match &mut self.file {
+            Some(file) => file.write_all(text.as_bytes()).map_err(io),
+            None => Ok(()),
+        }
     }
 
     fn remove(self) {
@@ -385,7 +384,7 @@ mod tests {
             }]),
             Answer::Text("so".into()),
         ];
-        let mut journal = Journal::open(&log).unwrap();
+        let mut journal = Journal::open(&log);
         assert_eq!(journal.recall("a", &mut []), 0);
         journal.note("t", 0, &answers[0]).unwrap();
         journal.note("t", 1, &answers[1]).unwrap();
@@ -395,7 +394,7 @@ mod tests {
         let path = folder.path().join("log.jsonl.part");
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b"{\"key\": \"a\", ").unwrap();
-        let mut again = Journal::open(&log).unwrap();
+        let mut again = Journal::open(&log);
         assert_eq!(again.known.len(), 3);
         let of =
             |key: &str, document| again.known[&(key.to_owned(), "t".to_owned(), document)].clone();
@@ -405,7 +404,7 @@ mod tests {
         );
         again.recall("a", &mut []);
         again.note("t", 3, &answers[1]).unwrap();
-        let last = Journal::open(&log).unwrap();
+        let last = Journal::open(&log);
         assert_eq!(last.known.len(), 4);
         last.remove();
         assert!(!path.exists());

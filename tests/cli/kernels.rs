@@ -171,6 +171,7 @@ fn every_op_is_verified_at_the_sizes_of_a_model() {
         "argmax",
         "rope",
         "attention",
+        "append_attend",
         "attention_prefill",
     ] {
         let of_op = || {

@@ -212,7 +212,7 @@ fn a_damaged_base_is_named_and_an_interrupted_one_is_never_there() {
     bytes[middle] ^= 4;
     fs::write(&path, &bytes).unwrap();
     let spoiled = ppl(folder.path(), line).expect(65);
-    assert!(spoiled.error().contains("checksum"), "{}", spoiled.error());
+    assert!(spoiled.error().contains("damaged"), "{}", spoiled.error());
     assert_eq!(spoiled.stdout, "");
     fs::write(&path, &bytes[..middle]).unwrap();
     assert!(

@@ -9,6 +9,7 @@
 #   1. The NLL of the first two segments of 2,048 tokens, against transformers in float32.
 #   2. Token ids, against those of the model's own tokenizer (the ignored tests of tests/models.rs).
 #   3. Greedy text, against candle's llama on the same dequantised weights.
+#   4. Log-likelihoods of a task's choices, against those that lm_eval gave (where they are beside the checkout).
 set -euo pipefail
 
 usage='usage: tests/interop/smollm2.sh GGUF [WIKITEXT]'
@@ -111,5 +112,12 @@ for own, candle in zip(rows["candlepower"], rows["candle"], strict=True):
 print(f"greedy text: {len(rows['candle'])} prompts of 64 tokens, {bad} differ from candle's")
 sys.exit(bad > 0)
 PY
+
+recorded=../shared/fixtures/lm_eval/arc_easy_first20.jsonl
+if [[ -f $recorded ]]; then
+  CANDLEPOWER=$candlepower python3 tests/interop/lm_eval_scores.py "$gguf" --recorded "$recorded" 2>/dev/null || failed=1
+else
+  echo "no $recorded: tasks are not compared"
+fi
 
 exit "$failed"

@@ -138,6 +138,7 @@ fn every_op_is_verified_on_a_gpu() {
         "argmax",
         "rope",
         "attention",
+        "append_attend",
         "attention_prefill",
     ];
     for device in some_gpus() {

@@ -46,8 +46,10 @@ impl fmt::Display for AttentionKernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Single { parts, blocks } => {
-                let s = if *parts == 1 { "" } else { "s" };
-                write!(f, "single, {parts} part{s} by {blocks}")
+                let plural =
+                    |n: &usize, what| format!("{n} {what}{}", if *n == 1 { "" } else { "s" });
+                let (parts, blocks) = (plural(parts, "part"), plural(blocks, "block"));
+                write!(f, "single, {parts} in {blocks}")
             }
             Self::Runs => f.write_str("runs of tokens, 64 rows"),
             Self::Any => f.write_str("any, a block per token and head"),

@@ -334,6 +334,27 @@ mod tests {
         assert!(fetch_model(&settings, "org/name", Some("other"), true).is_err());
     }
 
+    #[test]
+    fn the_files_of_a_data_set_are_listed_from_the_cache() {
+        let cache = tempfile::tempdir().unwrap();
+        let settings = settings(cache.path(), None);
+        let missing = dataset_listing(&settings, "org/rows", None).unwrap_err();
+        assert!(missing.to_string().contains("HF_HUB_OFFLINE"), "{missing}");
+        let repo = cache.path().join("datasets--org--rows");
+        let snapshot = repo.join("snapshots").join(COMMIT);
+        fs::create_dir_all(snapshot.join("main")).unwrap();
+        fs::create_dir_all(repo.join("refs")).unwrap();
+        fs::write(repo.join("refs/main"), COMMIT).unwrap();
+        fs::write(snapshot.join("README.md"), "text").unwrap();
+        fs::write(snapshot.join("main/test.jsonl"), "{}").unwrap();
+        for revision in [None, Some(COMMIT)] {
+            let names = dataset_listing(&settings, "org/rows", revision).unwrap();
+            assert_eq!(names, ["README.md", "main/test.jsonl"]);
+        }
+        let file = dataset_file(&settings, "org/rows", None, "main/test.jsonl").unwrap();
+        assert_eq!(fs::read_to_string(file).unwrap(), "{}");
+    }
+
     /// A hub of one repository on a port of this machine.
     fn serve(files: &'static [(&'static str, &'static str)]) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -65,15 +65,23 @@ impl<'a> Encoder<'a> {
     /// # Errors
     /// If it cannot be tokenised, or nothing is left to score.
     pub fn pair(&self, request: &Request) -> Result<Encoded> {
+        self.pair_after(request, &self.context(request)?)
+    }
+
+    /// The ids of a request's context alone.
+    fn context(&self, request: &Request) -> Result<Vec<u32>> {
+        self.encode(request.context.trim_end_matches(python::is_space))
+    }
+
+    /// As [`Encoder::pair`], with the ids of the context at hand.
+    fn pair_after(&self, request: &Request, context: &[u32]) -> Result<Encoded> {
         let (context, continuation) = if request.context.is_empty() {
             self.without_context(&request.continuation)?
         } else {
-            let context = request.context.trim_end_matches(python::is_space);
             let whole = format!("{}{}", request.context, request.continuation);
             let mut whole = self.encode(&whole)?;
-            let context = self.encode(context)?;
             let continuation = whole.split_off(context.len().min(whole.len()));
-            (context, continuation)
+            (context.to_vec(), continuation)
         };
         if continuation.is_empty() {
             return Err(Error::Config(format!(
@@ -141,10 +149,25 @@ impl<'a> Encoder<'a> {
 
     /// Every request of a document.
     pub(super) fn document(&self, task: &Task, document: &Document) -> Result<Vec<Encoded>> {
-        let pairs = document.requests.iter().map(|request| self.pair(request));
-        pairs.collect::<Result<_>>().map_err(|error| match error {
-            Error::Config(what) => task.fault(document.id, what),
-            other => other,
-        })
+        let mut all: Vec<Encoded> = Vec::with_capacity(document.requests.len());
+        let mut before: Option<(&Request, Vec<u32>)> = None;
+        for request in &document.requests {
+            let encoded = match &before {
+                // Choices share their context.
+                Some((other, context)) if other.context == request.context => {
+                    self.pair_after(request, context)
+                }
+                _ => self.context(request).and_then(|context| {
+                    let encoded = self.pair_after(request, &context);
+                    before = Some((request, context));
+                    encoded
+                }),
+            };
+            all.push(encoded.map_err(|error| match error {
+                Error::Config(what) => task.fault(document.id, what),
+                other => other,
+            })?);
+        }
+        Ok(all)
     }
 }

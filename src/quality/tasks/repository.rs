@@ -89,10 +89,19 @@ fn choose(
             name.is_some_and(|name| !name.contains('/') && words(name).any(|word| word == split))
         });
         if !found.is_empty() {
-            return found;
+            return alike(found);
         }
     }
     Vec::new()
+}
+
+/// Shards of one file, or else the file with the shortest name: `x_test_de.jsonl` is another than `x_test.jsonl`.
+fn alike(files: Vec<String>) -> Vec<String> {
+    if files.iter().all(|file| file.contains("-of-")) {
+        return files;
+    }
+    let shortest = files.into_iter().min_by_key(String::len);
+    shortest.into_iter().collect()
 }
 
 fn is_data(file: &str) -> bool {
@@ -213,7 +222,7 @@ mod tests {
             "anatomy/test-00000-of-00001.parquet",
             "all/test-00000-of-00001.parquet",
             "data/lambada_test.jsonl",
-            "data/lambada_test_de.txt",
+            "data/lambada_test_de.jsonl",
             "latest.json",
         ]);
         assert_eq!(

@@ -1,5 +1,7 @@
 //! One task, ready to run: its documents as tokens, and what the model has said so far.
 
+use rayon::prelude::*;
+
 use super::document::{Document, Documents, Limit};
 use super::encode::{Encoded, Encoder};
 use super::metric::Output;
@@ -52,9 +54,7 @@ impl Work {
         let mut truncated = 0;
         let tokens = match task.output {
             Output::Choices | Output::LogLikelihood => {
-                let encoded = documents
-                    .iter()
-                    .map(|document| encoder.document(task, document));
+                let encoded = documents.par_iter().map(|d| encoder.document(task, d));
                 let encoded: Vec<Vec<Encoded>> = encoded.collect::<Result<_>>()?;
                 truncated += encoded
                     .iter()
@@ -85,6 +85,25 @@ impl Work {
             truncated,
             tokens,
         })
+    }
+
+    /// A hash of everything that is asked, in tokens.
+    pub fn digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        let mut add = |ids: &[u32]| {
+            hasher.update(&(ids.len() as u64).to_le_bytes());
+            for id in ids {
+                hasher.update(&id.to_le_bytes());
+            }
+        };
+        match &self.tokens {
+            Tokens::Scored(documents) => documents.iter().flatten().for_each(|request| {
+                add(&request.input);
+                add(&request.targets);
+            }),
+            Tokens::Prompts(prompts) => prompts.iter().for_each(|prompt| add(prompt)),
+        }
+        hasher.finalize().to_hex().to_string()
     }
 
     /// Takes over what a document was answered before; whether that fits it.

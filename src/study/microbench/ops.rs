@@ -24,7 +24,7 @@ pub struct OpEntry {
 }
 
 /// Every op, the default one first.
-pub const OPS: [OpEntry; 8] = [
+pub const OPS: [OpEntry; 9] = [
     linear::ENTRY,
     rows::QUANTIZE,
     rows::NORM,
@@ -32,6 +32,7 @@ pub const OPS: [OpEntry; 8] = [
     rows::ARGMAX,
     heads::ROPE,
     heads::ATTENTION,
+    heads::APPEND_ATTEND,
     heads::PREFILL,
 ];
 

@@ -60,6 +60,12 @@ impl MicrobenchPlan {
             if self.variants[..i].iter().any(same) {
                 return usage(format!("--variants names '{variant}' twice"));
             }
+            if !variant.is_made_on_load() {
+                return usage(format!(
+                    "--variants {variant}: single ops run on made-up weights, for which no way of choosing codes matters: \
+                     leave all but the bits and the group out"
+                ));
+            }
         }
         if self.models.is_empty() && self.ops.iter().any(|op| op.needs_model) {
             let op = self.ops.iter().find(|op| op.needs_model);
@@ -70,11 +76,15 @@ impl MicrobenchPlan {
         }
         if !self.ops.iter().any(|op| op.uses_context) {
             if !self.contexts.is_empty() {
-                return usage("--context is for --op attention, attention_prefill and rope".into());
+                return usage(
+                    "--context is for --op rope, attention, append_attend and attention_prefill"
+                        .into(),
+                );
             }
             if self.kv != [KvFormat::Auto] {
                 return usage(
-                    "--kv-cache is for --op attention, attention_prefill and rope".into(),
+                    "--kv-cache is for --op rope, attention, append_attend and attention_prefill"
+                        .into(),
                 );
             }
         }

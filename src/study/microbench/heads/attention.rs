@@ -53,7 +53,13 @@ pub(super) fn bench(bed: &Bed<'_>, heads: Heads, act: DType) -> Result<Box<dyn B
 }
 
 /// Every head of some tokens against softmax and sums in f64.
-fn judged(device: &Device, heads: &Heads, set: &Set, act: DType, seed: u64) -> Result<Judgement> {
+pub(super) fn judged(
+    device: &Device,
+    heads: &Heads,
+    set: &Set,
+    act: DType,
+    seed: u64,
+) -> Result<Judgement> {
     let op = &heads.op;
     let dim = op.head_dim;
     let mut judge = Judge::default();

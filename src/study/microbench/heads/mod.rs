@@ -1,6 +1,7 @@
 //! Ops on heads and the cache: rotating and appending, and attending, as in a step of decoding, where every token has a slot
 //! of its own and stands at its last position, and as in prompts.
 
+mod append;
 mod attention;
 mod rope;
 
@@ -36,6 +37,21 @@ pub(super) const ATTENTION: OpEntry = OpEntry {
             sizes,
             Queries::Single,
             attention::bench,
+        ))
+    },
+};
+
+pub(super) const APPEND_ATTEND: OpEntry = OpEntry {
+    name: "append_attend",
+    what: "rope and attention of one token of each sequence, at once where there is a kernel",
+    needs_model: true,
+    uses_context: true,
+    families: |sizes| {
+        Ok(by_heads(
+            "append_attend",
+            sizes,
+            Queries::Single,
+            append::bench,
         ))
     },
 };
@@ -275,6 +291,13 @@ fn sets(bed: &Bed<'_>, heads: &Heads, act: DType) -> Result<Vec<Set>> {
             })
         })
         .collect()
+}
+
+/// Weights of the norms of queries and keys, where the model has them.
+fn head_norms(device: &Device, heads: &Heads, act: DType, seed: u64) -> Result<Option<[Buf; 2]>> {
+    let norm = |stream| noise(device, heads.op.head_dim, act, mixed(seed, stream));
+    let norms = heads.norms.map(|_| Ok([norm(11)?, norm(12)?]));
+    norms.transpose()
 }
 
 /// Slots and positions of all tokens.

@@ -1,8 +1,8 @@
 //! Rotation and the way into the cache.
 
 use super::super::bench::{Bed, Bench, Facts, NO_LIBRARY, Rotated};
-use super::super::judge::{Judge, Judgement, mixed, numbers, spread, unit, whole};
-use super::{COMPARED, Heads, Set, noise, places, sets, vectors};
+use super::super::judge::{Judge, Judgement, numbers, spread, unit, whole};
+use super::{COMPARED, Heads, Set, head_norms, places, sets, vectors};
 use crate::error::Result;
 use crate::kernels::attention::Places;
 use crate::kernels::rope::{HeadNorms, RopeAppend, RopeTable};
@@ -15,14 +15,7 @@ pub(super) fn bench(bed: &Bed<'_>, heads: Heads, act: DType) -> Result<Box<dyn B
     let [slots, positions] = places(&device, &heads)?;
     let table = RopeTable::new(&device, &heads.frequencies, heads.op.capacity)?;
     let sets = sets(bed, &heads, act)?;
-    let norms = heads.norms.map(|_| -> Result<[Buf; 2]> {
-        let dim = heads.op.head_dim;
-        Ok([
-            noise(&device, dim, act, mixed(seed, 11))?,
-            noise(&device, dim, act, mixed(seed, 12))?,
-        ])
-    });
-    let norms = norms.transpose()?;
+    let norms = head_norms(&device, &heads, act, seed)?;
     let eps = heads.norms.unwrap_or_default();
     let facts = Facts {
         cost: op.cost(act),
