@@ -320,7 +320,7 @@ fn flags_that_make_no_sense() {
             "--engine candle keeps its cache",
         ),
         ("bench --batch 4-2", "4-2"),
-        ("info --memory 80GiB", "--model"),
+        ("info --memory 80GiB", "required arguments"),
         ("info --model tiny --memory 80", "80GiB"),
         ("bench --min-time never", "seconds"),
         ("ppl --context 1", "--context"),

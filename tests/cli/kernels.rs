@@ -241,8 +241,8 @@ fn flags_that_make_no_sense() {
         ("kernels --variants bf16,bf16", "bf16"),
         ("kernels --model nowhere", "nowhere"),
         ("kernels --trials 0", "above 0"),
-        ("info --dtype bf16", "--dtype"),
-        ("info --chunk 5", "--chunk"),
+        ("info --dtype bf16", "required arguments"),
+        ("info --trials 5", "--trials"),
     ] {
         let run = run(folder.path(), &words(&format!("{line} --device cpu"))).expect(2);
         assert!(run.error().contains(said), "{line}: {}", run.stderr);

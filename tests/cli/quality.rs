@@ -319,7 +319,7 @@ fn flags_and_texts_that_make_no_sense() {
         ("ppl --protocol sliding --stride 300", 2, "--stride 300"),
         ("ppl --protocol llama.cpp --context 3", 2, "--context"),
         (
-            "ppl --text plain.txt --field body",
+            "ppl --text plain.txt --text-format plain --field body",
             2,
             "--field is for JSON lines",
         ),
