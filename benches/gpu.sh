@@ -33,7 +33,7 @@ die() {
 
 # Models as a whole, the most telling first.
 models=(llama-3.1-8b qwen3-0.6b llama-3.2-1b qwen3-8b qwen2.5-7b)
-steps=(info tests study logits bench-llama-3.1-8b bench-qwen3-0.6b linear-llama-3.1-8b linear-qwen3-0.6b sanitizer)
+steps=(info tests study logits bench-llama-3.1-8b attention bench-qwen3-0.6b linear-llama-3.1-8b linear-qwen3-0.6b sanitizer)
 for name in "${models[@]:2}"; do steps+=("bench-$name"); done
 
 # --- Arguments
@@ -382,6 +382,20 @@ linear_of() {
   done < <(shapes_of "$name")
   # Everything is on record now: this puts it together.
   part cells 20 document "$program" kernels "${all[@]}" --m "$rows" --variants "$variants" --out "$dir" "${timing[@]}" \
+    "${on[@]}"
+}
+
+# Attention of a model alone, by how the cache is held: decoding, and prompts.
+step_attention() {
+  local of=(--model llama-3.1-8b --variants bf16 --kv-cache auto,int8,fp8)
+  if [[ -n $dry ]]; then
+    part cells 20 decode "$program" kernels --op attention --model tiny --variants bf16 --m 1,2 --context 32 \
+      --kv-cache auto,int8 --out "$dir/decode" "${timing[@]}" "${on[@]}"
+    return
+  fi
+  part cells 30 decode "$program" kernels --op attention,append_attend "${of[@]}" --m 1,8,64 --context 512,2048,8192 \
+    --out "$dir/decode" "${on[@]}"
+  part cells 30 prompts "$program" kernels --op attention_prefill "${of[@]}" --m 1,8 --context 512,2048 --out "$dir/prompts" \
     "${on[@]}"
 }
 
