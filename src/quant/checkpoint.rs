@@ -302,7 +302,9 @@ fn element_bytes(stored: &str) -> u64 {
 /// that all are aligned without gaps.
 fn lay_out(tensors: &[(String, &'static str, Vec<usize>)]) -> (BTreeMap<String, Entry>, Vec<u64>) {
     let mut entries = BTreeMap::new();
-    let mut shards: Vec<Vec<(&str, &'static str, &[usize], u64)>> = vec![Vec::new()];
+    /// Name, type, shape and bytes.
+    type Planned<'a> = (&'a str, &'static str, &'a [usize], u64);
+    let mut shards: Vec<Vec<Planned<'_>>> = vec![Vec::new()];
     let mut filled = 0;
     for (name, stored, shape) in tensors {
         let elements: u64 = shape.iter().map(|&n| n as u64).product();

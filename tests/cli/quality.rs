@@ -24,9 +24,9 @@ fn every_protocol_scores_what_transformers_scores() {
     let folder = tempdir().unwrap();
     fs::write(folder.path().join("part.txt"), &tiny_text()[..3000]).unwrap();
     for (flags, nll, tokens) in [
-        ("--protocol gptq", 1975.331_880_235_427, 475),
+        ("--protocol gptq", 1_975.331_880_235_427, 475),
         ("--protocol llama.cpp", 987.909_583_575_564, 235),
-        ("--protocol sliding --stride 40", 1122.316_199_890_895, 255),
+        ("--protocol sliding --stride 40", 1_122.316_199_890_895, 255),
         (
             "--protocol lm_eval --text part.txt",
             4_178.519_264_221_191,
