@@ -171,8 +171,8 @@ fn every_op_is_verified_on_a_gpu() {
 fn a_kernel_that_is_wrong_gets_no_time() {
     let change = Mutation {
         file: "norm.cu",
-        from: "i < width; i += blockDim.x) {\n        out",
-        to: "i + 1 < width; i += blockDim.x) {\n        out",
+        from: "store_chunk(to, first, width, values);",
+        to: "store_chunk(to, first, width - 1, values);",
     };
     let folder = mutated(&["norm", "fill", "stream"], &[change]);
     let plan = MicrobenchPlan {

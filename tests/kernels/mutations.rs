@@ -273,7 +273,7 @@ fn a_part_a_wait_a_mask_of_attention_are_noticed() {
         ["copies_wait<DEPTH - 2>();", "copies_wait<DEPTH - 1>();"],
         [
             "const unsigned keys = position + 1;",
-            "const unsigned keys = position;",
+            "const unsigned keys = position / 2 + 1;",
         ],
         ["__syncthreads(); // all rows are there", ""],
         ["rows.clear();", "if (part == first_part) rows.clear();"],

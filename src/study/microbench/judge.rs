@@ -6,6 +6,15 @@ use crate::kernels::{Buf, BufType, Device};
 use crate::results::microbench::record::Verification;
 use crate::scheme::{DType, Elem};
 
+/// Half of the step between the smallest numbers of a type, which rounding to them may miss whatever they stand for.
+pub(super) fn least_step(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => 2.0_f64.powi(-25),
+        // Below anything that occurs.
+        DType::F32 | DType::BF16 => 0.0,
+    }
+}
+
 /// The largest relative error of rounding to `dtype`.
 pub(super) fn unit(dtype: DType) -> f64 {
     match dtype {

@@ -1,7 +1,7 @@
 //! Attention in decoding and of prompts.
 
 use super::super::bench::{Bed, Bench, Facts, NO_LIBRARY, Rotated};
-use super::super::judge::{Judge, Judgement, numbers, poison, spread, unit, whole};
+use super::super::judge::{Judge, Judgement, least_step, numbers, poison, spread, unit, whole};
 use super::{COMPARED, Heads, Set, places, sets, vectors};
 use crate::error::Result;
 use crate::kernels::Device;
@@ -96,7 +96,7 @@ pub(super) fn judged(
                     (sum + y, size + y.abs())
                 });
                 // Weights may be rounded to the type of the values before they meet them.
-                let tolerance = 2.0 * unit(act) * size + 2.0_f64.powi(-16) * size;
+                let tolerance = 2.0 * unit(act) * size + 2.0_f64.powi(-16) * size + least_step(act);
                 judge.element(out[head * dim + j], sum, tolerance, || {
                     format!("element {j} of head {head} of token {token}")
                 });
