@@ -6,9 +6,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 
-use super::args::{
-    CalibrationFlags, EngineFlags, KvFlag, ModelFlags, Switch, parse_positive,
-};
+use super::args::{CalibrationFlags, EngineFlags, KvFlag, ModelFlags, Switch, parse_positive};
 use super::progress::{Progress, say};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
