@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 
-use super::args::{EngineFlags, KvFlag, ModelFlags, Switch, parse_positive};
+use super::args::{CalibrationFlags, EngineFlags, KvFlag, ModelFlags, Switch, parse_positive};
 use super::progress::{Progress, say};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
@@ -65,6 +65,8 @@ pub(super) struct Args {
     #[command(flatten)]
     from: ModelFlags,
     #[command(flatten)]
+    calibration: CalibrationFlags,
+    #[command(flatten)]
     device: EngineFlags,
     #[command(flatten)]
     cache: KvFlag,
@@ -82,12 +84,14 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     let suite = Suite::find(&args.tasks)?;
     let device = args.device.open()?;
     let model = Model::open(&args.from.spec(&args.model))?;
+    let quantising = args.calibration.quantising();
     let wish = Evaluation {
         model: &model,
         variants: &args.variant,
         act: args.device.dtype,
         kv: args.cache.kv,
         device: &device,
+        quantising: &quantising,
         chunk: args.device.chunk,
         suite: &suite,
         shots: args.num_fewshot,

@@ -36,6 +36,12 @@ impl DeviceWeights {
         device: &Device,
         progress: LoadProgress<'_>,
     ) -> Result<Self> {
+        // Loading rounds to nearest; anything else under that name would be a wrong figure.
+        if !variant.is_made_on_load() {
+            return Err(Error::Config(format!(
+                "'{variant}' is made by quantising the model first: write it with `candlepower quantize` and load that as-is"
+            )));
+        }
         let config = &model.config;
         Attention::check_head_dim(device, config.head_dim)?;
         let total = config.parameters();

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::plan::EngineKind;
+use super::quantise::{Quantising, describe_method};
 use super::runner::{Runner, activation_dtype};
 use super::{bench, facts};
 use crate::error::{Error, Result};
@@ -17,6 +18,7 @@ use crate::model::{Model, Tokenizer};
 use crate::quality::tasks::{
     Answer, Encoder, Limit, LogLikelihood, Provenance, Suite, SuiteScore, Work,
 };
+use crate::quant::Samples;
 use crate::scheme::{DType, KvFormat, Variant};
 use crate::units::Clock;
 
@@ -32,6 +34,8 @@ pub struct Evaluation<'a> {
     pub kv: KvFormat,
     /// Where it runs.
     pub device: &'a Device,
+    /// How variants are made that are not made on loading.
+    pub quantising: &'a Quantising,
     /// Tokens of one forward pass; the device's default where `None`.
     pub chunk: Option<usize>,
     /// The tasks.
@@ -80,6 +84,8 @@ pub fn evaluate(
     })?;
     let act = activation_dtype(wish.act, wish.device, model);
     let max_length = max_length(wish)?;
+    let samples = wish.quantising.samples(model, wish.variants, None)?;
+    let samples = samples.as_ref();
     let encoder = Encoder::new(tokenizer, wish.add_bos, max_length)?;
     let mut works = Vec::new();
     for task in &wish.suite.tasks {
@@ -93,7 +99,8 @@ pub fn evaluate(
         let mut works = works.clone();
         let mut resumed = 0;
         if let Some(journal) = &mut journal {
-            resumed = journal.recall(&identity(wish, variant, act, &works)?, &mut works);
+            let identity = identity(wish, variant, samples, act, &works)?;
+            resumed = journal.recall(&identity, &mut works);
         }
         let mut of_all = |what: &str, share: f64| {
             let before = number as f64;
@@ -103,6 +110,7 @@ pub fn evaluate(
         let job = Job {
             wish,
             variant,
+            samples,
             act,
             tokenizer,
             interrupt,
@@ -150,6 +158,7 @@ fn max_length(wish: &Evaluation<'_>) -> Result<usize> {
 struct Job<'a> {
     wish: &'a Evaluation<'a>,
     variant: &'a Variant,
+    samples: Option<&'a Samples>,
     act: DType,
     tokenizer: &'a Tokenizer,
     interrupt: &'a Interrupt,
@@ -169,10 +178,22 @@ impl Job<'_> {
         }
         let (wish, interrupt) = (self.wish, self.interrupt);
         let name = &self.variant.name;
-        let mut runner = Runner::load(
-            EngineKind::Candlepower,
+        let source = wish.quantising.source(
             wish.model,
             self.variant,
+            self.samples,
+            wish.device,
+            self.act,
+            &mut |at| {
+                let share = 100.0 * at.share;
+                progress(&format!("{name}: quantising {share:.0}%"), 0.0);
+                interrupt.check()
+            },
+        )?;
+        let mut runner = Runner::load(
+            EngineKind::Candlepower,
+            source.model(),
+            source.variant(),
             self.act,
             wish.kv,
             wish.device,
@@ -209,6 +230,7 @@ impl Job<'_> {
 fn identity(
     wish: &Evaluation<'_>,
     variant: &Variant,
+    samples: Option<&Samples>,
     act: DType,
     works: &[Work],
 ) -> Result<String> {
@@ -218,7 +240,8 @@ fn identity(
         .map(|work| (&work.task.name, &work.task.definition, work.digest()))
         .collect();
     let all = serde_json::json!({
-        "model": model.digest, "tokenizer": model.tokenizer_digest, "variant": variant.name, "act": act.name(),
+        "model": model.digest, "tokenizer": model.tokenizer_digest, "variant": variant.name,
+        "method": describe_method(variant, samples), "act": act.name(),
         "kv": wish.kv.name(), "device": wish.device.kind(), "asked": asked, "version": env!("CARGO_PKG_VERSION"),
     });
     Ok(blake3::hash(all.to_string().as_bytes()).to_hex()[..32].to_owned())
