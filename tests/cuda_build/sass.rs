@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 use super::fatbins;
 
@@ -22,8 +23,22 @@ struct Code {
     instructions: Vec<Instruction>,
 }
 
-/// Every kernel of a fatbin for every architecture, by the disassembler of the CUDA toolkit.
-fn disassembled(fatbin: &Path) -> Vec<Code> {
+/// Every kernel of a fatbin for every architecture.
+fn disassembled(fatbin: &Path) -> &'static [Code] {
+    // Once for all tests: it takes a minute.
+    static ALL: LazyLock<BTreeMap<PathBuf, Vec<Code>>> = LazyLock::new(|| {
+        let all = fatbins().into_iter();
+        all.map(|fatbin| {
+            let code = disassemble(&fatbin);
+            (fatbin, code)
+        })
+        .collect()
+    });
+    &ALL[fatbin]
+}
+
+/// By the disassembler of the CUDA toolkit.
+fn disassemble(fatbin: &Path) -> Vec<Code> {
     let output = Command::new("cuobjdump")
         .arg("-sass")
         .arg(fatbin)

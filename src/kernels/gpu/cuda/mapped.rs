@@ -9,7 +9,6 @@ use std::sync::atomic::AtomicU64;
 use cudarc::driver::{CudaStream, sys};
 
 use super::super::driver::{Mapped, Memory};
-use super::fault;
 use crate::error::{Error, Result};
 
 /// Pinned and mapped, so that a kernel's store goes straight to it.
