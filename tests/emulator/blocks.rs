@@ -258,15 +258,16 @@ fn kernels_are_compiled_and_mutated() {
             .launch(
                 "silu_mul_f32",
                 Shape::warp(),
-                args![&gate_up[..], &mut out[..], 2],
+                // A width of 2, and 0, for gate and up in halves.
+                args![&gate_up[..], &mut out[..], [2_u32, 0]],
             )
             .unwrap();
         out
     };
     assert_eq!(half(&folder)[0], 0.0);
     let mutation = Mutation {
-        file: "silu_mul.cu",
-        from: "x / (1.0f + expf(-x))",
+        file: "common/silu.cuh",
+        from: "__fdiv_rn(gate, __fadd_rn(1.0f, expf(-gate)))",
         to: "1.0f",
     };
     assert_eq!(

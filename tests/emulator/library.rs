@@ -34,6 +34,18 @@ impl From<u32> for Arg {
     }
 }
 
+/// A struct of two numbers.
+impl From<[u32; 2]> for Arg {
+    fn from(values: [u32; 2]) -> Self {
+        Self(
+            values
+                .iter()
+                .flat_map(|value| value.to_ne_bytes())
+                .collect(),
+        )
+    }
+}
+
 impl<T> From<&[T]> for Arg {
     fn from(values: &[T]) -> Self {
         Self((values.as_ptr() as usize).to_ne_bytes().to_vec())
