@@ -285,21 +285,7 @@ impl ModelConfig {
                 self.architecture
             )));
         }
-        let scaling = match self.rope.scaling {
-            RopeScaling::Llama3 {
-                factor,
-                low,
-                high,
-                original,
-            } => json!({
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low,
-                "high_freq_factor": high,
-                "original_max_position_embeddings": original,
-            }),
-            _ => Value::Null,
-        };
+        let scaling = self.rope.scaling.to_json();
         Ok(json!({
             "architectures": [self.architecture],
             "model_type": self.family.name(),

@@ -3,7 +3,6 @@
 use serde_json::{Value, json};
 
 use super::config::{Family, ModelConfig};
-use super::rope::RopeScaling;
 use crate::error::{Error, Result};
 use crate::scheme::DType;
 
@@ -13,29 +12,13 @@ impl ModelConfig {
     /// # Errors
     /// [`Error::Config`] for a rotary embedding that no key describes.
     pub fn to_transformers(&self) -> Result<Value> {
-        let scaling = match &self.rope.scaling {
-            RopeScaling::None => Value::Null,
-            RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
-            RopeScaling::Llama3 {
-                factor,
-                low,
-                high,
-                original,
-            } => json!({
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low,
-                "high_freq_factor": high,
-                "original_max_position_embeddings": original,
-            }),
-            RopeScaling::Factors(_) => {
-                return Err(Error::Config(
-                    "the model's rotary frequencies are a tensor of its GGUF file, which no config.json can describe: \
-                     quantise the safetensors checkpoint that it was made of"
-                        .into(),
-                ));
-            }
-        };
+        let scaling = self.rope.scaling.to_json().ok_or_else(|| {
+            Error::Config(
+                "the model's rotary frequencies are a tensor of its GGUF file, which no config.json can describe: quantise \
+                 the safetensors checkpoint that it was made of"
+                    .into(),
+            )
+        })?;
         let dtype = match self.dtype {
             DType::F32 => "float32",
             DType::F16 => "float16",

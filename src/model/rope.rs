@@ -2,6 +2,8 @@
 
 use std::f64::consts::PI;
 
+use serde_json::{Value, json};
+
 /// How positions turn into rotation angles.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
@@ -34,6 +36,29 @@ pub enum RopeScaling {
     },
     /// One divisor per frequency, `[head_dim / 2]`: the tensor `rope_freqs.weight` of a GGUF file.
     Factors(Vec<f32>),
+}
+
+impl RopeScaling {
+    /// As `rope_scaling` of a config.json says it; `None` where no key can.
+    pub(super) fn to_json(&self) -> Option<Value> {
+        Some(match self {
+            Self::None => Value::Null,
+            Self::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+            Self::Llama3 {
+                factor,
+                low,
+                high,
+                original,
+            } => json!({
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": original,
+            }),
+            Self::Factors(_) => return None,
+        })
+    }
 }
 
 impl Rope {
