@@ -2,6 +2,9 @@
 
 use super::source::WeightSource;
 use crate::error::{Error, Result};
+use crate::kernels::Device;
+use crate::kernels::attention::{Attention, Queries};
+use crate::kernels::gpu::{ProductNeed, StepNeed};
 use crate::model::ModelConfig;
 use crate::scheme::{Activations, CodeFormat, DType, KvFormat, Variant, WeightScheme};
 use crate::units::Bytes;
@@ -21,8 +24,8 @@ pub struct Limits {
     pub kv: KvFormat,
 }
 
-/// Rows of logits that scoring a text holds at once.
-const SCORED_ROWS: usize = 64;
+/// Rows of logits that scoring a text holds at once, on the CPU and on a GPU: there the host waits for each batch of them.
+const SCORED_ROWS: (usize, usize) = (64, 512);
 
 impl Limits {
     /// Enough for `slots` sequences of `capacity` positions, prompts in chunks of `chunk`; the cache in the type of the
@@ -33,8 +36,20 @@ impl Limits {
             slots,
             capacity,
             chunk,
-            head_rows: slots.max(SCORED_ROWS.min(chunk)),
+            head_rows: slots.max(SCORED_ROWS.0.min(chunk)),
             kv: KvFormat::Auto,
+        }
+    }
+
+    /// The same for scoring texts on `device`.
+    pub fn for_scoring(self, device: &Device) -> Self {
+        let rows = match device {
+            Device::Cpu => SCORED_ROWS.0,
+            Device::Gpu(_) => SCORED_ROWS.1,
+        };
+        Self {
+            head_rows: self.slots.max(rows.min(self.chunk)),
+            ..self
         }
     }
 
@@ -55,20 +70,24 @@ pub struct Footprint {
     pub kv: Bytes,
     /// Scratch for activations, logits, positions and the rotary table.
     pub activations: Bytes,
+    /// What launches on a GPU need beside their arguments. It stays with the device: measured, it is what the largest of its
+    /// engines needed so far.
+    pub workspace: Bytes,
 }
 
 impl Footprint {
     /// Everything.
     pub fn total(&self) -> Bytes {
-        Bytes(
-            self.weights
-                .0
-                .saturating_add(self.kv.0)
-                .saturating_add(self.activations.0),
-        )
+        let parts = [self.weights, self.kv, self.scratch()];
+        Bytes(parts.iter().fold(0, |sum, part| part.0.saturating_add(sum)))
     }
 
-    /// What `config` in this variant will take under these limits; `source` is what its weights are made from.
+    /// What is neither weights nor cache.
+    pub fn scratch(&self) -> Bytes {
+        Bytes(self.activations.0.saturating_add(self.workspace.0))
+    }
+
+    /// What `config` in this variant will take under these limits on `device`; `source` is what its weights are made from.
     ///
     /// # Errors
     /// If no group of the variant fits a layer.
@@ -78,6 +97,7 @@ impl Footprint {
         act: DType,
         source: &WeightSource,
         limits: Limits,
+        device: &Device,
     ) -> Result<Self> {
         let (mut weights, mut linear) = (0, 0);
         for tensor in config.tensors() {
@@ -116,7 +136,89 @@ impl Footprint {
             linear: Bytes(linear as u64),
             kv: bytes(kv),
             activations: bytes(scratch + rope),
+            workspace: match device {
+                Device::Cpu => Bytes(0),
+                Device::Gpu(gpu) => step_need(config, variant, act, source, limits)
+                    .on(gpu)
+                    .bytes(),
+            },
         })
+    }
+}
+
+/// What the steps of such a model launch.
+pub(super) fn step_need(
+    config: &ModelConfig,
+    variant: &Variant,
+    act: DType,
+    source: &WeightSource,
+    limits: Limits,
+) -> StepNeed {
+    let linear = ProductNeed {
+        n: 0,
+        k: config.hidden,
+        tokens: limits.chunk,
+        accumulates: false,
+        plain: matches!(variant.weights, WeightScheme::Plain(_)),
+        codes: variant.activations == Activations::Int8PerToken || source.has_codes(),
+        ordered: source.has_orders(),
+    };
+    // Some matrices of a checkpoint may be quantised and others not.
+    let kinds = [
+        linear,
+        ProductNeed {
+            plain: true,
+            ..linear
+        },
+    ];
+    let kinds = match variant.weights {
+        WeightScheme::AsIs => &kinds[..],
+        _ => &kinds[..1],
+    };
+    let products = kinds.iter().flat_map(|&kind| {
+        [
+            ProductNeed {
+                n: config.q_rows() + 2 * config.kv_rows(),
+                ..kind
+            },
+            ProductNeed {
+                n: config.hidden,
+                k: config.q_rows(),
+                accumulates: true,
+                ..kind
+            },
+            ProductNeed {
+                n: 2 * config.intermediate,
+                ..kind
+            },
+            ProductNeed {
+                n: config.hidden,
+                k: config.intermediate,
+                accumulates: true,
+                ..kind
+            },
+            // The head, which quantisers leave alone and checkpoints need not.
+            ProductNeed {
+                n: config.vocab,
+                tokens: limits.head_rows,
+                plain: kind.plain || variant.weights != WeightScheme::AsIs,
+                ..kind
+            },
+        ]
+    });
+    StepNeed {
+        act,
+        products: products.collect(),
+        attention: Attention {
+            tokens: limits.slots,
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            capacity: limits.capacity,
+            kv: limits.kv,
+            scale: 1.0,
+            queries: Queries::Single,
+        },
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::generate::LINES;
-use super::limits::{Footprint, Limits};
+use super::limits::{Footprint, Limits, step_need};
 use super::replay::Replays;
 use super::sampler::Sampler;
 use super::step_plan::StepPlan;
@@ -17,6 +17,7 @@ use crate::kernels::advance::{Advance, Feed};
 use crate::kernels::attention::Queries;
 use crate::kernels::sample::{Argmax, LogProb, NO_TOKEN};
 use crate::kernels::{Device, Mailbox};
+use crate::units::Bytes;
 
 pub use scoring::{Continuation, LogitsReader, Predicted, Prediction, Targets};
 
@@ -64,6 +65,17 @@ impl Engine {
     pub fn new(device: Device, weights: DeviceWeights, limits: Limits) -> Result<Self> {
         check_context(&weights, limits)?;
         let scratch = Scratch::new(&device, &weights, limits)?;
+        if let Device::Gpu(gpu) = &device {
+            let DeviceWeights {
+                config,
+                variant,
+                act,
+                source,
+                ..
+            } = &weights;
+            // Here, for a step that is being recorded cannot ask for more.
+            gpu.reserve(&step_need(config, variant, *act, source, limits).on(gpu))?;
+        }
         Ok(Self {
             replays: Replays::new(&device),
             mailbox: Arc::new(device.mailbox(limits.slots * LINES)?),
@@ -136,6 +148,10 @@ impl Engine {
             linear: self.weights.linear_bytes(),
             kv: self.scratch.kv_bytes(),
             activations: self.scratch.activation_bytes(),
+            workspace: match &self.device {
+                Device::Cpu => Bytes(0),
+                Device::Gpu(gpu) => gpu.workspace_bytes(),
+            },
         }
     }
 

@@ -81,6 +81,12 @@ impl WeightSource {
         self.any(|path| path == InputPath::Codes)
     }
 
+    /// Whether the columns of any layer that stays as it is stand in an order of their own.
+    pub(super) fn has_orders(&self) -> bool {
+        let ordered = |kept: &Kept| matches!(kept, Kept::Packed(stored) if stored.form.ordered);
+        self.kept.values().any(ordered)
+    }
+
     /// Whether the input of any layer that stays as it is, is rounded in its own type.
     pub(super) fn has_rounded(&self) -> bool {
         self.any(|path| matches!(path, InputPath::Rounded(_)))

@@ -178,7 +178,7 @@ impl Bench<'_> {
                 ..amount(|f| f.weights)
             },
             kv: amount(|f| f.kv),
-            activations: amount(|f| f.activations),
+            activations: amount(crate::engine::Footprint::scratch),
             total: Amount {
                 measured: total,
                 ..amount(crate::engine::Footprint::total)

@@ -56,7 +56,7 @@ pub fn capacity(question: &Question<'_>) -> Result<Capacity> {
         let source = WeightSource::of(model, variant)?;
         let predict = |slots, positions| {
             let limits = Limits::new(slots, positions, chunk).with_kv(question.kv);
-            Footprint::predict(&model.config, variant, act, &source, limits)
+            Footprint::predict(&model.config, variant, act, &source, limits, device)
         };
         // An error would be of the variant, not of the numbers; it shows here.
         let one = predict(1, 1)?;

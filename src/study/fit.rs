@@ -41,10 +41,10 @@ pub(super) fn check_fit(
         }
         let source = WeightSource::of(model, variant)?;
         let limits = limits(plan, device, cell, kv);
-        let need = Footprint::predict(config, variant, act, &source, limits)?;
+        let need = Footprint::predict(config, variant, act, &source, limits, device)?;
         if let Some(free) = free.filter(|&free| need.total() > free) {
             let most = limits.most_slots(free, |l| {
-                Footprint::predict(config, variant, act, &source, l).ok()
+                Footprint::predict(config, variant, act, &source, l, device).ok()
             });
             let advice = if most == 0 {
                 "no batch fits".to_owned()
@@ -52,14 +52,14 @@ pub(super) fn check_fit(
                 format!("--batch {most} is the largest that fits")
             };
             return Err(Error::Config(format!(
-                "{} in {variant}, batch {}, {needed} positions needs {} ({} weights, {} cache, {} activations), but {free} \
+                "{} in {variant}, batch {}, {needed} positions needs {} ({} weights, {} cache, {} scratch), but {free} \
                  are free: {advice}",
                 model.name,
                 cell.batch,
                 need.total(),
                 need.weights,
                 need.kv,
-                need.activations
+                need.scratch()
             )));
         }
     }

@@ -171,7 +171,8 @@ impl Score<'_> {
         witness: Option<&mut dyn Witness>,
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<Perplexity> {
-        let engine = runner.own(Limits::new(slots, layout.longest(), self.chunk))?;
+        let limits = Limits::new(slots, layout.longest(), self.chunk);
+        let engine = runner.own_for_scoring(limits)?;
         Ok(losses(
             layout,
             &perplexity(engine, layout, witness, progress)?,
@@ -203,7 +204,7 @@ fn under_load(runner: &mut Runner, layout: &Layout, batch: usize) -> Result<Vec<
         .collect();
     let batch = pieces.len();
     let mut scored = |slots: usize, chunk: usize| -> Result<Vec<f32>> {
-        let engine = runner.own(Limits::new(slots, length, chunk))?;
+        let engine = runner.own_for_scoring(Limits::new(slots, length, chunk))?;
         let mut all = Vec::new();
         for side_by_side in pieces.chunks(slots) {
             let prompts = side_by_side

@@ -434,6 +434,7 @@ impl Session<'_> {
                 job.act,
                 &weights.source,
                 limits,
+                self.device,
             )
             .ok()
         });

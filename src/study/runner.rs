@@ -124,6 +124,15 @@ impl Runner {
             .ok_or_else(|| Error::Internal("the engine was lost".into()))
     }
 
+    /// The same for scoring texts.
+    pub(super) fn own_for_scoring(&mut self, limits: Limits) -> Result<&mut Engine> {
+        let limits = match self {
+            Self::Own(Some(engine), _) => limits.for_scoring(engine.device()),
+            _ => limits,
+        };
+        self.own(limits)
+    }
+
     /// Whether our engine records its decode steps; candle's does not.
     pub(super) fn set_replays(&mut self, enabled: bool) {
         if let Self::Own(Some(engine), _) = self {

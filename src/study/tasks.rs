@@ -207,7 +207,7 @@ impl Job<'_> {
         let chunk = bench::chunk_for(wish.chunk, wish.device);
         let mut done_tokens = 0;
         for work in works.iter_mut().filter(|work| work.open() > 0) {
-            let engine = runner.own(work.limits(chunk))?;
+            let engine = runner.own_for_scoring(work.limits(chunk))?;
             let task = work.task.name.clone();
             let all = work.documents.len();
             let mut done = all - work.open();

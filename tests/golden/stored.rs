@@ -265,8 +265,15 @@ fn weights_take_what_their_packed_size_says_and_what_was_predicted() {
             let limits = Limits::new(2, 32, 16);
             let variant = Variant::as_is();
             let source = WeightSource::of(&model, &variant).unwrap();
-            let predicted =
-                Footprint::predict(&model.config, &variant, DType::F32, &source, limits).unwrap();
+            let predicted = Footprint::predict(
+                &model.config,
+                &variant,
+                DType::F32,
+                &source,
+                limits,
+                &Device::Cpu,
+            )
+            .unwrap();
             let engine = Engine::new(Device::Cpu, weights, limits).unwrap();
             let found = engine.footprint();
             if kind.contains("descact") {

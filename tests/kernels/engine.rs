@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use candlepower::engine::{DeviceWeights, Engine, Limits, Prompt};
+use candlepower::engine::{DeviceWeights, Engine, Footprint, Limits, Prompt, WeightSource};
 use candlepower::kernels::Device;
 use candlepower::model::{Model, ModelSpec, WeightsChoice};
 use candlepower::scheme::{DType, KvFormat};
@@ -375,4 +375,58 @@ fn a_decode_step_of_one_sequence_takes_few_launches() {
     }
     // Norms, rotation and activation by themselves; the final norm too, and the choice, and the rows that the head gets.
     assert_eq!(launches(&model, "bf16", false), 9 * layers + 6);
+}
+
+/// What a model needs is known before it is there, and no launch asks for more: recorded steps could not get it.
+#[test]
+fn memory_is_predicted_to_the_byte_launches_included() {
+    let own = tiny();
+    let foreign = stored("tiny-qwen3", "gptq-g32-sym-descact");
+    let cases = [
+        (&own, "bf16"),
+        (&own, "int8"),
+        (&own, "w8a8"),
+        (&own, "w4a16"),
+        (&foreign, "as-is"),
+    ];
+    for (model, variant) in cases {
+        let device = emulated(0);
+        let (act, limits) = (DType::BF16, Limits::new(5, 40, 30));
+        let wished = variant.parse().unwrap();
+        let source = WeightSource::of(model, &wished).unwrap();
+        let predicted =
+            Footprint::predict(&model.config, &wished, act, &source, limits, &device).unwrap();
+        let weights =
+            DeviceWeights::load(model, &wished, act, &device, &mut |_, _| Ok(())).unwrap();
+        let mut engine = Engine::new(device.clone(), weights, limits).unwrap();
+        let Footprint { workspace, .. } = engine.footprint();
+        assert!(workspace.0 > 0, "{variant}");
+        assert_eq!(
+            engine.footprint().workspace,
+            predicted.workspace,
+            "{variant}"
+        );
+        assert_eq!(engine.footprint().kv, predicted.kv, "{variant}");
+        assert_eq!(
+            engine.footprint().activations,
+            predicted.activations,
+            "{variant}"
+        );
+        let vocab = model.config.vocab as u32;
+        let tokens: Vec<u32> = (0..35).map(|i| (i * 389 + 17) % vocab).collect();
+        for rows in [5, 1, 3] {
+            let prompts: Vec<Prompt<'_>> = (0..rows)
+                .map(|slot| Prompt {
+                    slot,
+                    start: 0,
+                    tokens: &tokens[..35 - 6 * slot],
+                })
+                .collect();
+            let next = engine.prefill(&prompts).unwrap();
+            let positions: Vec<usize> = prompts.iter().map(|p| p.tokens.len()).collect();
+            engine.decode(&next, &positions).unwrap();
+            engine.log_probs(&prompts).unwrap();
+        }
+        assert_eq!(engine.footprint().workspace, workspace, "{variant}");
+    }
 }

@@ -9,9 +9,9 @@ use super::emulator;
 use super::gemm::Gemm;
 use super::launch::Address;
 use super::linear::{Choices, LinearKernel};
-use super::workspace::{Scratch, Workspace};
+use super::workspace::{Scratch, Workspace, WorkspaceNeed};
 use crate::error::{Error, Result};
-use crate::units::Seconds;
+use crate::units::{Bytes, Seconds};
 
 /// A GPU with the kernels of this program loaded. One host thread at a time drives it.
 pub struct Gpu {
@@ -356,6 +356,19 @@ impl Gpu {
     /// If there is not as much yet and a graph is being recorded, or the memory is not there.
     pub(super) fn scratch(&self, purpose: Scratch, bytes: usize) -> Result<Address> {
         lock(&self.workspace).get(self, purpose, bytes)
+    }
+
+    /// Holds the memory that launches will need beside their arguments, so that none of them has to ask for it.
+    ///
+    /// # Errors
+    /// If the memory is not there.
+    pub fn reserve(&self, need: &WorkspaceNeed) -> Result<()> {
+        lock(&self.workspace).reserve(self, need)
+    }
+
+    /// The memory that is held for launches beside their arguments.
+    pub fn workspace_bytes(&self) -> Bytes {
+        lock(&self.workspace).bytes()
     }
 
     /// Which kernels products get.

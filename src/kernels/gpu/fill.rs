@@ -1,6 +1,7 @@
 //! Buffers filled with made-up values.
 
 use super::device::Gpu;
+use super::driver::Facts;
 use super::launch::{Op, launch};
 use super::workspace::Scratch;
 use crate::error::Result;
@@ -41,11 +42,17 @@ pub(crate) fn fill(
     }
 }
 
+/// Bytes that [`evict_cache`] writes.
+pub(super) fn eviction_bytes(facts: &Facts) -> usize {
+    facts.cache_bytes.max(1 << 20) * 2
+}
+
 /// Writes so much that nothing else is left in the second-level cache.
 pub(super) fn evict_cache(gpu: &Gpu) -> Result<()> {
     let op = Op { gpu, name: "evict" };
-    let count = gpu.facts().cache_bytes.max(1 << 20) * 2 / size_of::<f32>();
-    let out = gpu.scratch(Scratch::Eviction, count * size_of::<f32>())?;
+    let bytes = eviction_bytes(gpu.facts());
+    let count = bytes / size_of::<f32>();
+    let out = gpu.scratch(Scratch::Eviction, bytes)?;
     let grid = op.grid(count.div_ceil(THREADS as usize).min(MAX_BLOCKS), 1, THREADS)?;
     let value = 0.0_f32;
     // SAFETY: the arguments of fill_constant in fill.cu; there are `count` elements.

@@ -5,7 +5,7 @@ use std::fmt;
 use super::attention::{AttentionArgs, suffix};
 use super::driver::{Facts, Grid};
 use super::launch::{Op, launch};
-use super::workspace::Scratch;
+use super::workspace::{Scratch, WorkspaceNeed};
 use crate::error::Result;
 use crate::kernels::attention::{Attention, Queries};
 use crate::scheme::{DType, KvFormat};
@@ -114,6 +114,28 @@ fn blocks(shape: &Attention, parts: usize, facts: &Facts) -> usize {
     parts.div_ceil(each)
 }
 
+/// Adds what launches for up to `shape.tokens` tokens that are alone in their slots need.
+pub(super) fn add_need(shape: &Attention, dtype: DType, facts: &Facts, need: &mut WorkspaceNeed) {
+    // More tokens than these have no parts: each has a block of its own.
+    for tokens in 1..=shape.tokens.min(2 * facts.multiprocessors) {
+        let here = Attention { tokens, ..*shape };
+        if let AttentionKernel::Single { parts, blocks } =
+            AttentionKernel::plan(&here, dtype, facts)
+            && blocks > 1
+        {
+            let (numbers, counters) = workspace(&here, parts);
+            need.at_least(Scratch::Partial, numbers * 4);
+            need.at_least(Scratch::Counters, counters * 4);
+        }
+    }
+}
+
+/// f32 numbers that parts of a token's keys leave, and counters.
+const fn workspace(shape: &Attention, parts: usize) -> (usize, usize) {
+    let numbers = shape.tokens * parts * shape.heads * (shape.head_dim + 2);
+    (numbers, shape.tokens * shape.kv_heads)
+}
+
 /// Runs `kernel`, which is one of the two; `args` are complete but for the workspace.
 pub(super) fn run(
     op: Op<'_>,
@@ -132,11 +154,10 @@ pub(super) fn run(
     let (name, blocks) = match kernel {
         AttentionKernel::Single { parts, blocks } => {
             if blocks > 1 {
-                let shared = tokens * kv_heads;
-                let numbers = tokens * parts * heads * (head_dim + 2);
+                let (numbers, counters) = workspace(shape, parts);
                 args.most_parts = op.dim("parts", parts)?;
                 args.partial = op.gpu.scratch(Scratch::Partial, numbers * 4)?;
-                args.arrived = op.gpu.scratch(Scratch::Counters, shared * 4)?;
+                args.arrived = op.gpu.scratch(Scratch::Counters, counters * 4)?;
             }
             ("single", [blocks, kv_heads, tokens])
         }

@@ -24,6 +24,7 @@ mod gemm;
 mod launch;
 mod linear;
 mod names;
+mod need;
 mod quantize;
 mod round_input;
 mod rows;
@@ -44,7 +45,9 @@ pub(crate) use linear::{
 };
 #[doc(hidden)]
 pub use names::names;
+pub use need::{ProductNeed, StepNeed};
 pub(crate) use quantize::{quantize_act, quantize_rows, rms_norm_to_codes, silu_mul_to_codes};
 pub(crate) use round_input::round_input;
 pub(crate) use rows::{argmax, gather, log_prob, rms_norm, silu_mul};
 pub(crate) use stream::{copy_all, nothing, read_all};
+pub use workspace::WorkspaceNeed;

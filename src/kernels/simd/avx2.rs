@@ -56,6 +56,7 @@ impl Simd for Avx2 {
     type I = (__m256i, __m256i);
     /// Zero points as bytes, and the scale.
     type Nibbles = (__m128i, __m256);
+    const TILE_TOKENS: usize = 2;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {

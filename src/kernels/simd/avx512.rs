@@ -24,6 +24,7 @@ impl Simd for Avx512 {
     type I = __m512i;
     /// All sixteen weights: a permutation takes the place of subtracting, converting and multiplying.
     type Nibbles = __m512;
+    const TILE_TOKENS: usize = 6;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

@@ -105,6 +105,8 @@ pub(crate) trait Simd: Copy {
     type I: Copy;
     /// What turns nibbles into the weights of one group.
     type Nibbles: Copy;
+    /// Tokens of a tile of a product with four rows, whose sums and operands the registers hold: six, or two.
+    const TILE_TOKENS: usize;
 
     /// The same value in every lane.
     fn splat(self, x: f32) -> Self::V;

@@ -18,6 +18,7 @@ impl Simd for Portable {
     type I = [i32; LANES];
     /// Zero point and scale.
     type Nibbles = (f32, f32);
+    const TILE_TOKENS: usize = 2;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {

@@ -83,8 +83,21 @@ fn key(problem: &Problem) -> Problem {
     }
 }
 
+/// Where runs that tell the time leave results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spare {
+    /// Where they are wanted: the run that counts replaces them.
+    InPlace,
+    /// Where nobody looks, for what lies in their place is needed, or there is no room for them.
+    Elsewhere,
+}
+
 /// Chooses, and remembers it.
-pub(super) fn choose(product: &Product<'_>, problem: &Problem) -> Result<LinearKernel> {
+pub(super) fn choose(
+    product: &Product<'_>,
+    problem: &Problem,
+    spare: Spare,
+) -> Result<LinearKernel> {
     let gpu = product.op.gpu;
     let candidates = problem.candidates(gpu.facts());
     if !gpu.is_timed() || gpu.is_recording() {
@@ -96,7 +109,7 @@ pub(super) fn choose(product: &Product<'_>, problem: &Problem) -> Result<LinearK
     }
     let mut best = (f64::INFINITY, candidates[0]);
     for &kernel in candidates.iter().take(TRIED) {
-        let seconds = time(product, problem, kernel)?;
+        let seconds = time(product, problem, kernel, spare)?;
         if seconds < best.0 {
             best = (seconds, kernel);
         }
@@ -106,14 +119,25 @@ pub(super) fn choose(product: &Product<'_>, problem: &Problem) -> Result<LinearK
 }
 
 /// Seconds that `kernel` takes where weights come from memory: the fastest run, each after the second-level cache was
-/// filled with something else. Results go where nobody looks.
-fn time(product: &Product<'_>, problem: &Problem, kernel: LinearKernel) -> Result<f64> {
+/// filled with something else.
+fn time(
+    product: &Product<'_>,
+    problem: &Problem,
+    kernel: LinearKernel,
+    spare: Spare,
+) -> Result<f64> {
     let op = product.op;
     let gpu = op.gpu;
-    let bytes = product.tokens * product.weight.n * product.out_type.size();
+    let out = match spare {
+        Spare::InPlace => product.outcome.out,
+        Spare::Elsewhere => {
+            let rows = product.tokens * product.outcome.row_stride as usize;
+            gpu.scratch(Scratch::Unwanted, rows * product.out_type.size())?
+        }
+    };
     let trial = Product {
         outcome: Outcome {
-            out: gpu.scratch(Scratch::Unwanted, bytes)?,
+            out,
             ..product.outcome
         },
         ..*product

@@ -1,6 +1,6 @@
 //! Launches of `linear_fused.cu`, and when they are worth it.
 
-use super::choose;
+use super::choose::{self, Spare};
 use super::plan::{LinearKernel, Problem, ROWS, STEP, THREADS, WARPS};
 use super::storage::Storage;
 use super::streamed::{ProductArgs, weight_args};
@@ -15,7 +15,7 @@ use crate::kernels::{Buf, BufType};
 use crate::scheme::DType;
 
 /// The most tokens that the kernels are compiled for.
-const MOST_TOKENS: usize = 8;
+pub(super) const MOST_TOKENS: usize = 8;
 /// Shared memory that a kernel has beside what its launch asks for, and a little.
 const RESERVED: usize = 1 << 10;
 /// Bytes of a step of a token.
@@ -100,9 +100,9 @@ impl Gpu {
 
 /// One way to launch `linear_fused.cu`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct FusedKernel {
+pub(super) struct FusedKernel {
     /// Tiles of 16 rows that a block has in hand.
-    tiles: usize,
+    pub(super) tiles: usize,
     /// Tokens that there are.
     tokens: usize,
     /// Parts of the columns.
@@ -152,7 +152,7 @@ impl FusedKernel {
     }
 
     /// The one for a product: columns in as many parts as the product by itself is summed in, for the same bits.
-    fn choose(problem: &Problem, alone: LinearKernel, facts: &Facts) -> Option<Self> {
+    pub(super) fn choose(problem: &Problem, alone: LinearKernel, facts: &Facts) -> Option<Self> {
         let splits = match alone {
             LinearKernel::Few { splits, .. } => splits,
             _ => 1,
@@ -170,6 +170,27 @@ impl FusedKernel {
         };
         let all = Self::all(problem.storage, problem.tokens, splits).into_iter();
         all.filter(fits).min_by(|a, b| time(a).total_cmp(&time(b)))
+    }
+
+    /// Blocks of its launch: no more than run at a time, each taking piece after piece.
+    pub(super) fn blocks(self, problem: &Problem, facts: &Facts) -> usize {
+        let groups = problem.n.div_ceil(ROWS).div_ceil(self.tiles);
+        let each = self.blocks_per_multiprocessor(problem.storage, problem.k, facts);
+        (groups * self.splits).min((facts.multiprocessors * each).max(1))
+    }
+
+    /// f32 numbers that parts of sums take, where columns are in parts.
+    fn sums(self, groups: usize) -> usize {
+        if self.splits > 1 {
+            groups * self.splits * self.columns() * self.tiles * ROWS
+        } else {
+            0
+        }
+    }
+
+    /// Numbers of four bytes for parts of sums and for the best of each of `picking` blocks, and counters of both.
+    pub(super) fn workspace(self, groups: usize, picking: usize) -> (usize, usize) {
+        (self.sums(groups) + 2 * picking * self.tokens, groups + 1)
     }
 }
 
@@ -231,7 +252,7 @@ pub(crate) fn fused_linear(
     let chosen = match chosen {
         Some(kernel) => kernel,
         // Its trials read as many rows of x as there are tokens.
-        None if x_rows >= tokens => choose::choose(&alone, &problem)?,
+        None if x_rows >= tokens => choose::choose(&alone, &problem, Spare::Elsewhere)?,
         None => problem.candidates(facts)[0],
     };
     let kernel = FusedKernel::choose(&problem, chosen, facts)
@@ -248,8 +269,7 @@ pub(crate) fn fused_linear(
         steps_per_split: op.dim("steps", k.div_ceil(STEP).div_ceil(kernel.splits))?,
     };
     let groups = n.div_ceil(ROWS).div_ceil(kernel.tiles);
-    let at_once = facts.multiprocessors * kernel.blocks_per_multiprocessor(storage, k, facts);
-    let blocks = (groups * kernel.splits).min(at_once.max(1));
+    let blocks = kernel.blocks(&problem, facts);
     let mut job = FusedArgs {
         product: args,
         norm: op.reads("norm", input.weight, kind, &[k])?,
@@ -290,19 +310,14 @@ impl FusedArgs {
         groups: usize,
         picking: usize,
     ) -> Result<()> {
-        let splits = kernel.splits;
-        let sums = if splits > 1 {
-            groups * splits * kernel.columns() * kernel.tiles * ROWS
-        } else {
-            0
-        };
-        let bests = picking * kernel.tokens;
+        let (sums, bests) = (kernel.sums(groups), picking * kernel.tokens);
         if sums + bests == 0 {
             return Ok(());
         }
-        let partial = op.gpu.scratch(Scratch::Partial, (sums + 2 * bests) * 4)?;
-        let counters = op.gpu.scratch(Scratch::Counters, (groups + 1) * 4)?;
-        if splits > 1 {
+        let (numbers, counters) = kernel.workspace(groups, picking);
+        let partial = op.gpu.scratch(Scratch::Partial, numbers * 4)?;
+        let counters = op.gpu.scratch(Scratch::Counters, counters * 4)?;
+        if kernel.splits > 1 {
             (self.product.partial, self.product.arrived) = (partial, counters);
         }
         if picking > 0 {

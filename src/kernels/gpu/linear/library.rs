@@ -3,12 +3,25 @@
 use super::plan::ROWS;
 use super::storage::Storage;
 use super::streamed::weight_args;
-use super::{Outcome, Product, SMALL_THREADS};
+use super::{CheckedInput, Outcome, Product, SMALL_THREADS};
 use crate::error::Result;
 use crate::kernels::gpu::gemm::{Gemm, Numbers};
 use crate::kernels::gpu::launch::{Address, WARP, launch};
 use crate::kernels::gpu::workspace::Scratch;
 use crate::scheme::DType;
+
+/// A library is not asked for as few tokens as these.
+pub(super) const FEWEST_TOKENS: usize = 8;
+/// Bytes of exact sums at a time, about what the second-level cache of a large GPU holds, but for fewer tokens than fill it.
+const SUMS_BYTES: usize = 64 << 20;
+const LEAST_AT_ONCE: usize = 512;
+/// Tokens of the largest tiles that libraries use: pieces are whole ones.
+const TILE: usize = 256;
+
+/// Tokens whose exact sums of `n` rows are held at once.
+pub(super) fn tokens_at_once(n: usize) -> usize {
+    (SUMS_BYTES / (n * 4).max(1)).max(LEAST_AT_ONCE) / TILE * TILE
+}
 
 /// Weights where they lie.
 pub(super) fn run(product: &Product<'_>, storage: Storage) -> Result<()> {
@@ -30,17 +43,24 @@ pub(super) fn run(product: &Product<'_>, storage: Storage) -> Result<()> {
         // SAFETY: every array holds its shape.
         return unsafe { op.gpu.gemm(&gemm) };
     }
-    let sums = op.gpu.scratch(Scratch::Sums, product.tokens * n * 4)?;
-    let exact = Gemm {
-        numbers: Numbers::Codes,
-        out: sums,
-        row_stride: n,
-        accumulate: false,
-        ..gemm
-    };
-    // SAFETY: every array holds its shape.
-    unsafe { op.gpu.gemm(&exact) }?;
-    product.scale_codes(sums, weight.scales())
+    let at_once = tokens_at_once(n).min(product.tokens);
+    let sums = op.gpu.scratch(Scratch::Sums, at_once * n * 4)?;
+    for first in (0..product.tokens).step_by(at_once) {
+        let part = product.some_tokens(first, at_once.min(product.tokens - first));
+        let exact = Gemm {
+            tokens: part.tokens,
+            x: part.input.x,
+            numbers: Numbers::Codes,
+            out: sums,
+            row_stride: n,
+            accumulate: false,
+            ..gemm
+        };
+        // SAFETY: every array holds its shape, of which this is a part.
+        unsafe { op.gpu.gemm(&exact) }?;
+        part.scale_codes(sums, weight.scales())?;
+    }
+    Ok(())
 }
 
 /// Weights as rows of the input's type, `tiles` tiles of 16 rows at a time.
@@ -85,6 +105,24 @@ pub(super) fn run_dequantized(product: &Product<'_>, storage: Storage, tiles: us
 }
 
 impl Product<'_> {
+    /// The part of a product of codes that `count` tokens from `first` on are in.
+    fn some_tokens(&self, first: usize, count: usize) -> Self {
+        let row = self.outcome.row_stride as usize * self.out_type.size();
+        Self {
+            tokens: count,
+            input: CheckedInput {
+                x: self.input.x.plus(first * self.weight.k),
+                scales: self.input.scales.plus(first * size_of::<f32>()),
+                ..self.input
+            },
+            outcome: Outcome {
+                out: self.outcome.out.plus(first * row),
+                ..self.outcome
+            },
+            ..*self
+        }
+    }
+
     /// A library adds to what is there but knows no bias along this dimension, so the bias goes there first. Whether there
     /// is something to add to.
     fn add_bias(&self) -> Result<bool> {

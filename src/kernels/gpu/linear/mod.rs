@@ -6,6 +6,7 @@ mod choose;
 mod fused;
 mod kept;
 mod library;
+mod need;
 mod plan;
 mod repack;
 mod storage;
@@ -19,7 +20,9 @@ use crate::kernels::linear::{Input, Linear, LinearWeight, WeightData};
 use crate::kernels::{Buf, BufType};
 use crate::scheme::DType;
 pub(super) use choose::Choices;
+use choose::Spare;
 pub(crate) use fused::{fused_linear, fused_tokens};
+pub(super) use need::{add_need, unwanted_bytes};
 pub use plan::LinearKernel;
 use plan::Problem;
 pub(crate) use repack::{paired, rows_held, streamed};
@@ -142,7 +145,13 @@ fn one(
     };
     let kernel = match gpu.choices().of(&problem) {
         Some(kernel) => kernel,
-        None => choose::choose(&product, &problem)?,
+        None => {
+            let spare = match outcome.accumulate {
+                0 => Spare::InPlace,
+                _ => Spare::Elsewhere,
+            };
+            choose::choose(&product, &problem, spare)?
+        }
     };
     product.run(&problem, kernel)
 }

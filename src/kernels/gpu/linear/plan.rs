@@ -19,6 +19,11 @@ pub(super) const WGMMA_ON: (i32, i32) = (9, 0);
 pub(super) const THREADS: u32 = 256;
 /// Tokens of a matrix instruction.
 const BLOCK: usize = 8;
+/// The most tokens that `linear_few.cu` takes.
+pub(super) const STREAMED_FEW: usize = 16;
+/// Blocks that a kernel in parts may have for each place on the device, if a block takes part after part, or one part. More
+/// would leave sums for each other without filling more places.
+const PARTS_PER_PLACE: (usize, usize) = (4, 2);
 /// Parts that a tile's columns may be cut into.
 const SPLITS: [usize; 9] = [1, 2, 3, 4, 6, 8, 12, 16, 24];
 /// Shared memory that a multiprocessor keeps back for every block.
@@ -137,7 +142,7 @@ impl Problem {
         }
         found.retain(|kernel| {
             let needed = kernel.shared_bytes(self.storage);
-            needed <= facts.shared_bytes
+            needed <= facts.shared_bytes && kernel.parts_fill_places(self, facts)
         });
         let mut found: Vec<_> = found
             .into_iter()
@@ -147,7 +152,24 @@ impl Problem {
         found.into_iter().map(|(_, kernel)| kernel).collect()
     }
 
-    fn library(&self) -> Option<LinearKernel> {
+    /// Every kernel for more tokens than few that cuts columns into the most parts, for up to as many tokens as these.
+    pub(super) fn tiled_in_parts(&self) -> impl Iterator<Item = LinearKernel> + use<> {
+        let splits = self.splits(4).last().unwrap_or(1);
+        let problem = *self;
+        [32, 64, usize::MAX]
+            .into_iter()
+            .flat_map(move |tokens| {
+                let here = Self {
+                    tokens: problem.tokens.min(tokens),
+                    ..problem
+                };
+                here.tile().into_iter().chain(here.wgmma())
+            })
+            .map(move |kernel| kernel.in_parts(splits))
+    }
+
+    /// The library's way, whatever the number of tokens.
+    pub(super) fn library(&self) -> Option<LinearKernel> {
         match self.storage {
             Storage::Plain(_) => Some(LinearKernel::Library),
             // The matrix instructions of libraries for bytes want whole 16-byte rows on both sides.
@@ -356,6 +378,71 @@ impl LinearKernel {
         let all = facts.shared_bytes + RESERVED;
         let each = self.shared_bytes(storage) + RESERVED;
         (all / each).clamp(1, most)
+    }
+
+    /// Blocks of a launch, or pieces of work where blocks take one after another, with columns in one part; and how many may
+    /// come of parts for each place on the device. `None` where columns stay whole.
+    fn groups(self, problem: &Problem) -> Option<(usize, usize)> {
+        match self {
+            Self::Few { tiles, .. } => Some((problem.tiles().div_ceil(tiles), PARTS_PER_PLACE.0)),
+            Self::Tile { tiles, tokens, .. } | Self::Wgmma { tiles, tokens, .. } => {
+                let rows = problem.tiles().div_ceil(tiles * WARPS);
+                let groups = rows.saturating_mul(problem.tokens.div_ceil(tokens));
+                Some((groups, PARTS_PER_PLACE.1))
+            }
+            Self::Library | Self::Dequantized { .. } | Self::Any => None,
+        }
+    }
+
+    const fn splits(self) -> usize {
+        match self {
+            Self::Few { splits, .. } | Self::Tile { splits, .. } | Self::Wgmma { splits, .. } => {
+                splits
+            }
+            Self::Library | Self::Dequantized { .. } | Self::Any => 1,
+        }
+    }
+
+    /// The same with columns in so many parts.
+    const fn in_parts(mut self, parts: usize) -> Self {
+        if let Self::Few { splits, .. } | Self::Tile { splits, .. } | Self::Wgmma { splits, .. } =
+            &mut self
+        {
+            *splits = parts;
+        }
+        self
+    }
+
+    /// The most blocks that cutting columns may lead to.
+    fn most_blocks(self, storage: Storage, each: usize, facts: &Facts) -> usize {
+        facts.multiprocessors.max(1) * self.blocks_per_multiprocessor(storage, facts) * each
+    }
+
+    /// Whether columns are whole, or their parts find places on the device.
+    fn parts_fill_places(self, problem: &Problem, facts: &Facts) -> bool {
+        let splits = self.splits();
+        self.groups(problem).is_none_or(|(groups, each)| {
+            splits == 1
+                || groups.saturating_mul(splits) <= self.most_blocks(problem.storage, each, facts)
+        })
+    }
+
+    /// The most of [`Self::workspace`] in up to as many parts as these, for up to as many tokens as `problem` has, if it may
+    /// have been chosen for half as many.
+    pub(super) fn most_workspace(self, problem: &Problem, facts: &Facts) -> (usize, usize) {
+        let (
+            Self::Tile { tiles, tokens, .. } | Self::Wgmma { tiles, tokens, .. },
+            Some((groups, each)),
+        ) = (self, self.groups(problem))
+        else {
+            return (0, 0);
+        };
+        if self.splits() == 1 {
+            return (0, 0);
+        }
+        let most = 2 * self.most_blocks(problem.storage, each, facts);
+        let blocks = groups.saturating_mul(self.splits()).min(most);
+        (blocks * tokens * tiles * WARPS * ROWS, blocks / 2)
     }
 
     /// f32 numbers that blocks leave for the last of a tile to add up, and counters of such tiles.

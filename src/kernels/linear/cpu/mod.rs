@@ -22,9 +22,9 @@ use crate::kernels::parallel::{for_column_tiles, least};
 use crate::kernels::simd::{NIBBLES, dispatch};
 use crate::scheme::{BLOCK, CodeFormat, DType, Elem};
 use few::FewTask;
-use panel::PanelTask;
+use panel::{PanelMemory, PanelTask};
 
-/// Rows and tokens of the innermost tile.
+/// Rows of the innermost tile.
 pub(super) const TILE: usize = 4;
 /// Tokens up to which weights are widened in registers.
 pub(super) const FEW: usize = 16;
@@ -259,18 +259,23 @@ impl Job<'_> {
             LinearPlan::Panels { rows } => rows,
         };
         let each = tile * rows.k() * self.tokens;
+        let tiles = match self.plan {
+            LinearPlan::Registers => Vec::new(),
+            LinearPlan::Panels { .. } => panel::tiles_of(self.x, rows.k().next_multiple_of(BLOCK)),
+        };
         for_column_tiles(out, self.n, tile, each, |columns| match self.plan {
             LinearPlan::Registers => dispatch(FewTask {
                 job: self,
                 rows,
                 columns,
             }),
-            LinearPlan::Panels { .. } => PANEL.with_borrow_mut(|panel| {
+            LinearPlan::Panels { .. } => PANEL.with_borrow_mut(|memory| {
                 dispatch(PanelTask {
                     job: self,
+                    x: &tiles,
                     rows,
                     columns,
-                    panel,
+                    memory,
                 });
             }),
         });
@@ -278,6 +283,5 @@ impl Job<'_> {
 }
 
 thread_local! {
-    /// A thread's panel, kept so that a product does not pay for fresh memory.
-    static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static PANEL: RefCell<PanelMemory> = RefCell::default();
 }

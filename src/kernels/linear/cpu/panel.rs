@@ -1,128 +1,222 @@
-//! Products of many tokens: rows are widened into a panel that stays in the cache while every token uses it.
+//! Products of many tokens: inputs are laid out once, and rows widened a panel at a time, as the innermost loop reads them:
+//! sixteen columns of each token or row of a tile side by side. A panel stays in the second-level cache while every token
+//! uses it; a tile's inputs stay in the first while every row of the panel passes.
+
+use rayon::prelude::*;
 
 use super::{Job, TILE};
 use crate::kernels::linear::rows::{Rows, rest};
-use crate::kernels::parallel::Columns;
-use crate::kernels::simd::{LANES, Simd, Work};
+use crate::kernels::parallel::{Columns, least};
+use crate::kernels::simd::{LANES, Simd, Work, dispatch};
 use crate::scheme::BLOCK;
+
+/// Sixteen columns of a token or a row, where a whole register is read at once.
+#[repr(align(64))]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Lanes([f32; LANES]);
+
+/// Steps of sixteen columns between which sums leave the registers: the inputs of a tile take a third of a first-level
+/// cache then.
+const STEPS: usize = 48;
+
+/// Tokens of a tile at the level of vector instructions that is in use.
+struct TileTokens;
+
+impl Work for TileTokens {
+    type Out = usize;
+    #[inline(always)]
+    fn run<S: Simd>(self, _s: S) -> usize {
+        S::TILE_TOKENS
+    }
+}
+
+/// `x [tokens, padded]` as tiles read it: `[tile, step, token of the tile]`, missing tokens of the last tile zeros.
+pub(super) fn tiles_of(x: &[f32], padded: usize) -> Vec<Lanes> {
+    let tokens = dispatch(TileTokens);
+    let tile = padded / LANES * tokens;
+    let count = (x.len() / padded.max(1)).div_ceil(tokens);
+    let mut tiles = vec![Lanes::default(); count * tile];
+    tiles
+        .par_chunks_exact_mut(tile.max(1))
+        .with_min_len(least(tokens * padded))
+        .zip(x.par_chunks(tokens * padded.max(1)))
+        .for_each(|(tile, x)| {
+            for (token, x) in x.chunks_exact(padded).enumerate() {
+                for (step, x) in x.as_chunks().0.iter().enumerate() {
+                    tile[step * tokens + token] = Lanes(*x);
+                }
+            }
+        });
+    tiles
+}
 
 /// Many tokens times a panel of rows.
 pub(super) struct PanelTask<'a, 'p, R> {
     pub(super) job: Job<'a>,
+    /// By [`tiles_of`].
+    pub(super) x: &'a [Lanes],
     pub(super) rows: R,
     pub(super) columns: Columns<'a, f32>,
-    pub(super) panel: &'p mut Vec<f32>,
+    pub(super) memory: &'p mut PanelMemory,
+}
+
+/// What a thread keeps, so that a product does not pay for fresh memory.
+#[derive(Default)]
+pub(super) struct PanelMemory {
+    /// `[tile of rows, step, row of the tile]`.
+    panel: Vec<Lanes>,
+    /// Sums of a tile of tokens with every tile of rows, between one part of the columns and the next.
+    sums: Vec<Lanes>,
 }
 
 impl<R: Rows> Work for PanelTask<'_, '_, R> {
     type Out = ();
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        let padded = self.rows.k().next_multiple_of(BLOCK);
-        self.fill(s, padded);
-        let panel = std::mem::take(self.panel);
-        let mut token = 0;
-        while token + TILE <= self.job.tokens {
-            self.tokens::<S, TILE>(s, &panel, token, padded);
-            token += TILE;
+    fn run<S: Simd>(self, s: S) {
+        match S::TILE_TOKENS {
+            6 => self.all::<S, 6>(s),
+            _ => self.all::<S, 2>(s),
         }
-        match self.job.tokens - token {
-            3 => self.tokens::<S, 3>(s, &panel, token, padded),
-            2 => self.tokens::<S, 2>(s, &panel, token, padded),
-            1 => self.tokens::<S, 1>(s, &panel, token, padded),
-            _ => {}
-        }
-        *self.panel = panel;
     }
 }
 
 impl<R: Rows> PanelTask<'_, '_, R> {
+    #[inline(always)]
+    fn all<S: Simd, const M: usize>(mut self, s: S) {
+        let steps = self.rows.k().next_multiple_of(BLOCK) / LANES;
+        let mut memory = std::mem::take(self.memory);
+        self.fill(s, steps, &mut memory.panel);
+        let x = self.x;
+        for (tile, x) in x.chunks_exact((steps * M).max(1)).enumerate() {
+            self.tokens::<S, M>(s, x, &mut memory, tile * M);
+        }
+        *self.memory = memory;
+    }
+
     /// Widens this task's rows into the panel; missing rows of the last tile are zeros.
     #[inline(always)]
-    fn fill<S: Simd>(&mut self, s: S, padded: usize) {
+    fn fill<S: Simd>(&mut self, s: S, steps: usize, panel: &mut Vec<Lanes>) {
         let range = self.columns.range();
         let k = self.rows.k();
-        self.panel.clear();
-        self.panel
-            .resize(range.len().next_multiple_of(TILE) * padded, 0.0);
-        for (row, wide) in range.zip(self.panel.chunks_exact_mut(padded)) {
+        panel.clear();
+        panel.resize(range.len().next_multiple_of(TILE) * steps, Lanes::default());
+        for (place, row) in range.enumerate() {
+            let at = |step: usize| (place / TILE * steps + step) * TILE + place % TILE;
             let row = self.rows.row(row);
-            let (whole, _) = wide[..k / BLOCK * BLOCK].as_chunks_mut::<BLOCK>();
+            let mut group_number = 0;
             let mut block = 0;
-            for (number, wide) in whole.chunks_mut(self.rows.blocks_per_group()).enumerate() {
-                let group = self.rows.group(s, row, number);
-                for wide in wide {
+            while block < k / BLOCK {
+                let group = self.rows.group(s, row, group_number);
+                let last = block
+                    .saturating_add(self.rows.blocks_per_group())
+                    .min(k / BLOCK);
+                while block < last {
                     let (low, high) = R::load(s, row, block, group);
-                    let (out_low, out_high) = wide.split_at_mut(LANES);
-                    s.store(low, out_low.try_into().expect("half a block"));
-                    s.store(high, out_high.try_into().expect("half a block"));
+                    s.store(low, &mut panel[at(2 * block)].0);
+                    s.store(high, &mut panel[at(2 * block + 1)].0);
                     block += 1;
                 }
+                group_number += 1;
             }
             if !k.is_multiple_of(BLOCK) {
-                wide[k / BLOCK * BLOCK..].copy_from_slice(&rest(&self.rows, row));
+                let rest = rest(&self.rows, row);
+                for (i, half) in rest.as_chunks().0.iter().enumerate() {
+                    panel[at(2 * block + i)] = Lanes(*half);
+                }
             }
         }
     }
 
+    /// `M` tokens from `token` on, of which the last ones may be missing, times the panel.
     #[inline(always)]
     fn tokens<S: Simd, const M: usize>(
         &mut self,
         s: S,
-        panel: &[f32],
+        x: &[Lanes],
+        memory: &mut PanelMemory,
         token: usize,
-        padded: usize,
+    ) {
+        let steps = x.len() / M;
+        let PanelMemory { panel, sums } = memory;
+        let tiles = panel.len() / (steps * TILE).max(1);
+        sums.clear();
+        sums.resize(tiles * M * TILE, Lanes::default());
+        let mut first = 0;
+        while first < steps {
+            let last = (first + STEPS).min(steps);
+            let x = &x[first * M..last * M];
+            for tile in 0..tiles {
+                let w = &panel[(tile * steps + first) * TILE..(tile * steps + last) * TILE];
+                let held = &mut sums[tile * M * TILE..][..M * TILE];
+                let mut sums = [[s.splat(0.0); TILE]; M];
+                if first > 0 {
+                    for i in 0..M {
+                        for r in 0..TILE {
+                            sums[i][r] = s.load(&held[i * TILE + r].0);
+                        }
+                    }
+                }
+                let sums = add_products::<S, M>(s, x, w, sums);
+                if last == steps {
+                    self.store::<S, M>(s, sums, token, tile);
+                } else {
+                    for i in 0..M {
+                        for r in 0..TILE {
+                            s.store(sums[i][r], &mut held[i * TILE + r].0);
+                        }
+                    }
+                }
+            }
+            first = last;
+        }
+    }
+
+    #[inline(always)]
+    fn store<S: Simd, const M: usize>(
+        &mut self,
+        s: S,
+        sums: [[S::V; TILE]; M],
+        token: usize,
+        tile: usize,
     ) {
         let range = self.columns.range();
-        let x: [&[f32]; M] = std::array::from_fn(|i| &self.job.x[(token + i) * padded..][..padded]);
-        for (tile, w) in panel.chunks_exact(TILE * padded).enumerate() {
-            let w: [&[f32]; TILE] = std::array::from_fn(|i| &w[i * padded..][..padded]);
-            let sums = tile_of_dots::<S, M>(s, x, w);
-            let columns = tile * TILE..(tile * TILE + TILE).min(range.len());
-            let mut scales = [1.0; TILE];
-            for (scale, column) in scales.iter_mut().zip(columns.clone()) {
-                *scale = self.rows.scale(range.start + column);
-            }
-            for (i, sums) in sums.iter().enumerate() {
-                let out = self.columns.row(token + i);
-                for (column, (sum, scale)) in columns.clone().zip(sums.iter().zip(scales)) {
-                    let row = range.start + column;
-                    let out = &mut out[column];
-                    self.job.epilogue.store(sum * scale, row, out);
-                }
+        let first = tile * TILE;
+        let count = TILE.min(range.len() - first);
+        let mut scales = [1.0; TILE];
+        for (i, scale) in scales[..count].iter_mut().enumerate() {
+            *scale = self.rows.scale(range.start + first + i);
+        }
+        for i in 0..M.min(self.job.tokens - token) {
+            let out = &mut self.columns.row(token + i)[first..first + count];
+            for (r, out) in out.iter_mut().enumerate() {
+                let sum = s.sum(sums[i][r]) * scales[r];
+                self.job.epilogue.store(sum, range.start + first + r, out);
             }
         }
     }
 }
 
-/// `M` tokens times four rows, all of the same padded length.
+/// Adds the products of `M` tokens, `x [steps, M]`, with four rows, `w [steps, 4]`, to `sums`.
 #[inline(always)]
-fn tile_of_dots<S: Simd, const M: usize>(
+#[allow(clippy::needless_range_loop)] // plain loops over lanes; see `Work`
+fn add_products<S: Simd, const M: usize>(
     s: S,
-    x: [&[f32]; M],
-    w: [&[f32]; TILE],
-) -> [[f32; TILE]; M] {
-    let steps = w[0].len() / LANES;
-    let x = x.map(|x| &x.as_chunks::<LANES>().0[..steps]);
-    let w = w.map(|w| &w.as_chunks::<LANES>().0[..steps]);
-    let mut sums = [[s.splat(0.0); TILE]; M];
-    for step in 0..steps {
+    x: &[Lanes],
+    w: &[Lanes],
+    mut sums: [[S::V; TILE]; M],
+) -> [[S::V; TILE]; M] {
+    let (x, w) = (x.as_chunks::<M>().0, w.as_chunks::<TILE>().0);
+    for (x, w) in x.iter().zip(w) {
         let mut wide = [s.splat(0.0); TILE];
-        for (wide, w) in wide.iter_mut().zip(w) {
-            *wide = s.load(&w[step]);
+        for r in 0..TILE {
+            wide[r] = s.load(&w[r].0);
         }
-        for (sums, x) in sums.iter_mut().zip(x) {
-            let x = s.load(&x[step]);
-            for (sum, w) in sums.iter_mut().zip(wide) {
-                *sum = s.fma(w, x, *sum);
+        for i in 0..M {
+            let x = s.load(&x[i].0);
+            for r in 0..TILE {
+                sums[i][r] = s.fma(wide[r], x, sums[i][r]);
             }
         }
     }
-    let mut out = [[0.0; TILE]; M];
-    for (out, sums) in out.iter_mut().zip(sums) {
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = s.sum(sum);
-        }
-    }
-    out
+    sums
 }
