@@ -11,7 +11,6 @@ use super::calibration::Statistics;
 use super::grid::{Form, Grid, range};
 use super::layer::Matrix;
 use super::linalg::Quadratic;
-use crate::error::Result;
 
 /// Exponents that the search tries, from 0 on in equal steps below 1.
 const RATIOS: usize = 20;
@@ -29,11 +28,11 @@ pub(super) struct Found {
 }
 
 /// The best factors for the input of `members`, whose statistics these are.
-pub(super) fn search(statistics: &Statistics, members: &[Matrix], form: Form) -> Result<Found> {
+pub(super) fn search(statistics: &Statistics, members: &[Matrix], form: Form) -> Found {
     let k = statistics.k;
-    let gram = Quadratic::new(&statistics.gram, k)?;
+    let gram = Quadratic::new(&statistics.gram, k);
     let means = (statistics.means(), weight_means(members, k, form.group));
-    let error = |scales: &[f32]| -> Result<f64> {
+    let error = |scales: &[f32]| -> f64 {
         let parts = members
             .iter()
             .map(|m| gram.sum(&differences(m, scales, form)));
@@ -43,11 +42,11 @@ pub(super) fn search(statistics: &Statistics, members: &[Matrix], form: Form) ->
         scales: vec![1.0; k],
         ratio: None,
     };
-    let mut least = error(&best.scales)?;
+    let mut least = error(&best.scales);
     for i in 0..RATIOS {
         let ratio = i as f64 / RATIOS as f64;
         let scales = candidate(&means.0, &means.1, ratio);
-        let found = error(&scales)?;
+        let found = error(&scales);
         if found < least {
             least = found;
             best = Found {
@@ -56,7 +55,7 @@ pub(super) fn search(statistics: &Statistics, members: &[Matrix], form: Form) ->
             };
         }
     }
-    Ok(best)
+    best
 }
 
 /// Mean magnitude of each column over all rows, each weight as a share of the largest of its group, `[k]`.
@@ -214,7 +213,7 @@ mod tests {
             .map(|i| noise() * if i % k == 9 { 40.0 } else { 1.0 })
             .collect();
         let mut statistics = Statistics::new(k);
-        statistics.add(&x).unwrap();
+        statistics.add(&x);
         statistics.finish();
         // Its weights are small, so that they are rounded coarsely and can be multiplied up without being the largest.
         let weights = (0..n * k)
@@ -235,13 +234,13 @@ mod tests {
     #[test]
     fn a_channel_that_matters_is_multiplied_up() {
         let (statistics, matrix) = case();
-        let gram = Quadratic::new(&statistics.gram, 64).unwrap();
-        let found = search(&statistics, std::slice::from_ref(&matrix), FORM).unwrap();
+        let gram = Quadratic::new(&statistics.gram, 64);
+        let found = search(&statistics, std::slice::from_ref(&matrix), FORM);
         assert!(found.ratio.is_some());
         let others = found.scales.iter().enumerate().filter(|&(i, _)| i != 9);
         let most = others.fold(0.0_f32, |m, (_, &s)| m.max(s));
         assert!(found.scales[9] > 2.0 * most, "{:?}", found.scales);
-        let error = |scales: &[f32]| gram.sum(&differences(&matrix, scales, FORM)).unwrap();
+        let error = |scales: &[f32]| gram.sum(&differences(&matrix, scales, FORM));
         assert!(error(&found.scales) < 0.5 * error(&[1.0; 64]));
     }
 

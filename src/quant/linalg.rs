@@ -1,42 +1,51 @@
-//! The few products and the one factorisation that quantisers need. Products are candle's; the factorisation is done here,
-//! in f64, blocked so that what a thread touches stays in its cache.
+//! The few products and the one factorisation that quantisers need. Products are the engine's own on the CPU; the factorisation
+//! is in f64, blocked so that what a thread touches stays in its cache.
 
-use candle_core::{Device as CandleDevice, Tensor};
 use rayon::prelude::*;
 
-use crate::error::{Error, Result};
+use crate::kernels::linear::multiply;
 
-/// Columns of the result that one product makes: the part above the diagonal's blocks is not computed.
+/// Rows of the result that one product makes: the part above the diagonal's blocks is not computed.
 const GRAM_BLOCK: usize = 384;
 /// Columns of a block of the factorisation.
 const BLOCK: usize = 64;
+/// Rows and columns of a tile of a transposition: both sides of it stay in the cache.
+const TRANSPOSED: usize = 32;
 
-fn fault(error: candle_core::Error) -> Error {
-    Error::Internal(format!("a product on the CPU: {error}"))
-}
-
-fn matrix(elements: &[f32], rows: usize, columns: usize) -> Result<Tensor> {
-    Tensor::from_slice(elements, (rows, columns), &CandleDevice::Cpu).map_err(fault)
+/// `x [rows, k]` with rows and columns exchanged, `[k, rows]`.
+fn transposed(x: &[f32], k: usize) -> Vec<f32> {
+    let rows = x.len() / k.max(1);
+    let mut out = vec![0.0; x.len()];
+    out.par_chunks_mut((TRANSPOSED * rows).max(1))
+        .enumerate()
+        .for_each(|(block, out)| {
+            let first = block * TRANSPOSED;
+            for begin in (0..rows).step_by(TRANSPOSED) {
+                let end = (begin + TRANSPOSED).min(rows);
+                for (column, out) in out.chunks_exact_mut(rows).enumerate() {
+                    for (out, row) in out[begin..end].iter_mut().zip(begin..end) {
+                        *out = x[row * k + first + column];
+                    }
+                }
+            }
+        });
+    out
 }
 
 /// Adds `xᵀ x` to the lower triangle, block by block, of `gram [k, k]`, for `x [tokens, k]`.
-pub(super) fn add_gram(x: &[f32], k: usize, gram: &mut [f32]) -> Result<()> {
-    let x = matrix(x, x.len() / k, k)?;
+pub(super) fn add_gram(x: &[f32], k: usize, gram: &mut [f32]) {
+    let tokens = x.len() / k;
+    let columns = transposed(x, k);
     for first in (0..k).step_by(GRAM_BLOCK) {
-        let width = GRAM_BLOCK.min(k - first);
-        let last = first + width;
-        let rows = x.narrow(1, first, width).and_then(|part| part.t());
-        let part = x.narrow(1, 0, last);
-        let product = rows
-            .and_then(|rows| rows.matmul(&part?))
-            .and_then(|product| product.flatten_all()?.to_vec1::<f32>())
-            .map_err(fault)?;
+        let last = (first + GRAM_BLOCK).min(k);
+        let mut product = vec![0.0; (last - first) * last];
+        let rows = &columns[first * tokens..last * tokens];
+        multiply(rows, &columns[..last * tokens], tokens, &mut product);
         gram[first * k..last * k]
             .par_chunks_mut(k)
             .zip(product.par_chunks(last))
             .for_each(|(row, more)| row.iter_mut().zip(more).for_each(|(a, b)| *a += b));
     }
-    Ok(())
 }
 
 /// Copies the lower triangle of `gram [k, k]` to the upper one.
@@ -49,31 +58,26 @@ pub(super) fn mirror(gram: &mut [f32], k: usize) {
 }
 
 /// A symmetric matrix `[k, k]` that forms are taken of.
-pub(super) struct Quadratic {
-    matrix: Tensor,
+#[derive(Clone, Copy)]
+pub(super) struct Quadratic<'a> {
+    gram: &'a [f32],
     k: usize,
 }
 
-impl Quadratic {
-    /// Takes a copy of `gram [k, k]`.
-    pub(super) fn new(gram: &[f32], k: usize) -> Result<Self> {
-        Ok(Self {
-            matrix: matrix(gram, k, k)?,
-            k,
-        })
+impl<'a> Quadratic<'a> {
+    pub(super) const fn new(gram: &'a [f32], k: usize) -> Self {
+        Self { gram, k }
     }
 
     /// The sum of `d g dᵀ` over the rows `d` of `rows [n, k]`.
-    pub(super) fn sum(&self, rows: &[f32]) -> Result<f64> {
-        let product = matrix(rows, rows.len() / self.k, self.k)?
-            .matmul(&self.matrix)
-            .and_then(|product| product.flatten_all()?.to_vec1::<f32>())
-            .map_err(fault)?;
-        Ok(product
+    pub(super) fn sum(self, rows: &[f32]) -> f64 {
+        let mut product = vec![0.0; rows.len()];
+        multiply(rows, self.gram, self.k, &mut product);
+        product
             .par_chunks(self.k)
             .zip(rows.par_chunks(self.k))
             .map(|(a, b)| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>())
-            .sum())
+            .sum()
     }
 }
 
@@ -205,8 +209,8 @@ mod tests {
         let (tokens, k) = (9, 401);
         let x = numbers(tokens, k);
         let mut gram = vec![0.0; k * k];
-        add_gram(&x[..4 * k], k, &mut gram).unwrap();
-        add_gram(&x[4 * k..], k, &mut gram).unwrap();
+        add_gram(&x[..4 * k], k, &mut gram);
+        add_gram(&x[4 * k..], k, &mut gram);
         mirror(&mut gram, k);
         for (i, j) in [(0, 0), (3, 400), (400, 3), (399, 400), (385, 2)] {
             let truth: f32 = (0..tokens).map(|t| x[t * k + i] * x[t * k + j]).sum();
@@ -219,7 +223,7 @@ mod tests {
         let (tokens, k) = (7, 48);
         let (x, d) = (numbers(tokens, k), numbers(3, k));
         let mut gram = vec![0.0; k * k];
-        add_gram(&x, k, &mut gram).unwrap();
+        add_gram(&x, k, &mut gram);
         mirror(&mut gram, k);
         let dot =
             |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
@@ -227,7 +231,7 @@ mod tests {
             .chunks(k)
             .flat_map(|d| x.chunks(k).map(move |x| dot(d, x).powi(2)))
             .sum();
-        let found = Quadratic::new(&gram, k).unwrap().sum(&d).unwrap();
+        let found = Quadratic::new(&gram, k).sum(&d);
         assert!((found - truth).abs() < 1e-4 * truth, "{found} {truth}");
     }
 
@@ -236,7 +240,7 @@ mod tests {
         for k in [1, 3, 64, 65, 150] {
             let x = numbers(2 * k + 3, k);
             let mut h = vec![0.0; k * k];
-            add_gram(&x, k, &mut h).unwrap();
+            add_gram(&x, k, &mut h);
             mirror(&mut h, k);
             let u = inverse_factor(&h, k).unwrap();
             // uᵀ u h must be the identity.

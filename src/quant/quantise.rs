@@ -344,7 +344,7 @@ pub(super) fn rounded(
 struct Rounding<'a> {
     variant: &'a Variant,
     statistics: Option<&'a Statistics>,
-    gram: Option<Quadratic>,
+    gram: Option<Quadratic<'a>>,
     propagation: Option<Propagation>,
 }
 
@@ -355,9 +355,7 @@ impl<'a> Rounding<'a> {
         statistics: Option<&'a Statistics>,
     ) -> Result<Self> {
         let statistics = statistics.filter(|_| form.is_some());
-        let gram = statistics
-            .map(|s| Quadratic::new(&s.gram, s.k))
-            .transpose()?;
+        let gram = statistics.map(|s| Quadratic::new(&s.gram, s.k));
         let propagation = statistics
             .filter(|_| variant.method.has_gptq())
             .map(|s| Propagation::new(&s.gram, s.k, DAMPENING))
@@ -398,7 +396,7 @@ impl<'a> Rounding<'a> {
         packed
             .check()
             .map_err(|what| Error::Config(format!("{}: {what}", report.module)))?;
-        report.error = Some(share_of(self.gram.as_ref(), weights, &dequantise(&packed))?);
+        report.error = Some(share_of(self.gram, weights, &dequantise(&packed)));
         Ok(packed)
     }
 
@@ -433,14 +431,14 @@ fn nearest_errors(
             continue;
         };
         let gram = statistics.map(|all| &all[site.index()]);
-        let gram = gram.map(|s| Quadratic::new(&s.gram, s.k)).transpose()?;
+        let gram = gram.map(|s| Quadratic::new(&s.gram, s.k));
         for member in site.members() {
             let matrix = &layer.matrices[member];
             let grids = grids(&matrix.weights, matrix.k, form, |group| {
                 of_range(group, form)
             });
             let rounded = nearest(&matrix.weights, &grids, form);
-            errors[member] = Some(share_of(gram.as_ref(), &matrix.weights, &rounded)?);
+            errors[member] = Some(share_of(gram, &matrix.weights, &rounded));
         }
     }
     Ok(errors)
@@ -463,14 +461,14 @@ fn nearest(weights: &[f32], grids: &[Grid], form: Form) -> Vec<f32> {
 }
 
 /// The squared error of `rounded` as a share of the squares of `weights`; of the outputs where there is a Gram matrix.
-fn share_of(gram: Option<&Quadratic>, weights: &[f32], rounded: &[f32]) -> Result<f64> {
+fn share_of(gram: Option<Quadratic<'_>>, weights: &[f32], rounded: &[f32]) -> f64 {
     let difference: Vec<f32> = weights.iter().zip(rounded).map(|(w, q)| w - q).collect();
     let size = |rows: &[f32]| match gram {
         Some(gram) => gram.sum(rows),
-        None => Ok(rows.iter().map(|x| f64::from(x * x)).sum()),
+        None => rows.iter().map(|x| f64::from(x * x)).sum(),
     };
-    let (error, whole) = (size(&difference)?, size(weights)?);
-    Ok(if whole > 0.0 { error / whole } else { 0.0 })
+    let (error, whole) = (size(&difference), size(weights));
+    if whole > 0.0 { error / whole } else { 0.0 }
 }
 
 /// A name for what this would write: the same for the same model, scheme, text and version of this program, whatever it

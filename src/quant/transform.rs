@@ -35,7 +35,7 @@ pub(super) fn scale(
             if !has_source(layer, site) {
                 continue;
             }
-            let found = awq::search(&statistics[at], layer.at(site), form)?;
+            let found = awq::search(&statistics[at], layer.at(site), form);
             moved[at].awq_ratio = found.ratio;
             if found.ratio.is_none() {
                 continue;

@@ -12,6 +12,7 @@ pub use super::gpu::LinearKernel;
 use super::{Cost, check_len};
 use crate::error::Result;
 use crate::scheme::DType;
+pub use cpu::multiply;
 pub use fused::{FusedLinear, Normed, Then};
 pub use weight::{LevelBufs, LinearWeight, PackedBufs, WeightData};
 

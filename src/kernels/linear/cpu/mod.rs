@@ -147,6 +147,28 @@ impl Linear {
     }
 }
 
+/// `out [tokens, n] = x [tokens, k] wᵀ` for `w [n, k]`, on the CPU, for those who hold slices; with the bits that [`Linear`]
+/// gives.
+pub fn multiply(x: &[f32], w: &[f32], k: usize, out: &mut [f32]) {
+    let (tokens, n) = (x.len() / k, w.len() / k);
+    assert!(out.len() == tokens * n && k > 0);
+    let shape = Linear {
+        tokens,
+        accumulate: false,
+    };
+    let job = Job {
+        x: &widen(x, k, None),
+        tokens,
+        plan: shape.plan(n, k, rayon::current_num_threads()),
+        n,
+        epilogue: Epilogue {
+            bias: None,
+            accumulate: false,
+        },
+    };
+    job.run(Plain { w, k }, out);
+}
+
 /// What happens to a sum before it is stored.
 #[derive(Clone, Copy)]
 struct Epilogue<'a> {
