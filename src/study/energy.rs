@@ -120,9 +120,16 @@ impl Meter {
         #[cfg(unix)]
         ours.push(std::os::unix::process::parent_id());
         match self.source.processes().map(|list| others(&list, &ours)) {
-            Some(others @ 1..) => Some(Unavailable::because(format!(
-                "the GPU is shared: {others} other processes have a context on it, and energy is counted for the whole board"
-            ))),
+            Some(others @ 1..) => {
+                let them = if others == 1 {
+                    "process has"
+                } else {
+                    "processes have"
+                };
+                Some(Unavailable::because(format!(
+                    "the GPU is shared: {others} other {them} a context on it, and energy is counted for the whole board"
+                )))
+            }
             _ => None,
         }
     }

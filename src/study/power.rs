@@ -20,7 +20,7 @@ const SETTLE: Seconds = Seconds(3.0);
 /// Length of each part of the test.
 const PART: Seconds = Seconds(5.0);
 /// Half a period of load and pause.
-const HALF_PERIOD: Seconds = Seconds(0.12);
+const HALF_PERIOD: Seconds = Seconds(0.125);
 /// Length of each of the stretches with and without the sampler, and their number.
 const STRETCH: Seconds = Seconds(0.5);
 const STRETCHES: usize = 8;

@@ -128,7 +128,7 @@ mod tests {
     fn what_is_no_tape_says_where() {
         let head = "at_s,cost_s,energy_j,power_w,average_w,sm_clock_mhz,memory_clock_mhz,temperature_c,throttle_mask,memory_used_bytes\n";
         for (line, word) in [
-            ("1,0,x,,,,,,,\n", "energy_j"),
+            ("1,0,x,,,,,,,\n", "line: 2"),
             ("1,0\n", "fields"),
             ("2,0,,,,,,,,\n1,0,,,,,,,,\n", "after"),
             ("nan,0,,,,,,,,\n", "after"),
