@@ -117,8 +117,9 @@ impl EnergyReading {
     }
 
     fn differs_by_more_than(&self, most: f64) -> bool {
-        // Not less, so that NaN does.
-        self.disagreement().is_some_and(|share| !(share <= most))
+        // NaN is no agreement.
+        self.disagreement()
+            .is_some_and(|share| share.is_nan() || share > most)
     }
 }
 

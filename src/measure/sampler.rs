@@ -28,7 +28,7 @@ pub enum PowerSource {
     Board(Arc<dyn Board>),
     /// A recording, at the pace of the clock: whoever samples from one reading of the clock to another gets what was
     /// read between the two.
-    Tape(Recording),
+    Tape(Box<Recording>),
     /// Nowhere.
     None(Unavailable),
 }

@@ -219,7 +219,7 @@ mod tests {
         match ms {
             ..4000 => 70.0,
             4000..8000 => 500.0 + f64::from(ms % 7),
-            _ if ms / 100 % 2 == 0 => 500.0,
+            _ if (ms / 100).is_multiple_of(2) => 500.0,
             _ => 70.0,
         }
     }
@@ -237,13 +237,13 @@ mod tests {
         let (mut drawn, mut counted, mut shown) = (0.0, 0.0, 70.0);
         let mut samples = Vec::new();
         for ms in 0..=12_000_u32 {
-            if ms % sensors.tick == 0 {
+            if ms.is_multiple_of(sensors.tick) {
                 counted = drawn;
             }
-            if ms % sensors.renewal == 0 {
+            if ms.is_multiple_of(sensors.renewal) {
                 shown = power(ms);
             }
-            if ms % 2 == 0 {
+            if ms.is_multiple_of(2) {
                 let from = ms.saturating_sub(sensors.window - 1);
                 let averaged: f64 = (from..=ms).map(power).sum();
                 let factor = if shown < 100.0 {

@@ -216,7 +216,7 @@ fn throttling(found: &record::Throttling) -> Option<Throttling> {
     let mut reasons: Vec<String> = slowed.chain(&found.counted).cloned().collect();
     reasons.sort_unstable();
     reasons.dedup();
-    (!reasons.is_empty()).then(|| Throttling {
+    (!reasons.is_empty()).then_some(Throttling {
         left_out: found.left_out.len(),
         all: !found.counted.is_empty(),
         reasons,

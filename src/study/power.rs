@@ -207,13 +207,14 @@ mod tests {
     fn recording() -> Recording {
         let busy = |at: f64| {
             let (loaded, turns) = (SETTLE.0 + PART.0, SETTLE.0 + 2.0 * PART.0);
-            at >= loaded && (at < turns || ((at - turns) / HALF_PERIOD.0) as u32 % 2 == 0)
+            at >= loaded
+                && (at < turns || (((at - turns) / HALF_PERIOD.0) as u32).is_multiple_of(2))
         };
         let (mut joules, mut shown) = (1e6, 1e6);
         let samples = (0..10_000_u32).map(|i| {
             let at = f64::from(i) * POLL.0;
             let watts = if busy(at) { 500.0 } else { 80.0 };
-            if i % 50 == 0 {
+            if i.is_multiple_of(50) {
                 shown = joules;
             }
             joules += watts * POLL.0;
@@ -234,7 +235,7 @@ mod tests {
     #[test]
     fn the_parts_of_the_test_are_read_as_they_go_by() {
         let clock = Arc::new(VirtualClock::new());
-        let source = PowerSource::Tape(recording());
+        let source = PowerSource::Tape(Box::new(recording()));
         let interrupt = Interrupt::new();
         let bed = Bed {
             source: &source,

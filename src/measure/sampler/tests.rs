@@ -143,10 +143,10 @@ fn a_recording_replays_at_the_pace_of_the_clock() {
         power: Some(Watts(f64::from(seconds))),
         ..Sample::default()
     };
-    let recording = PowerSource::Tape(Recording {
+    let recording = PowerSource::Tape(Box::new(Recording {
         tape: Tape::of((0..100).map(at).collect()),
         ..Recording::default()
-    });
+    }));
     let clock = Arc::new(VirtualClock::new());
     clock.set(Seconds(9.5));
     let sampler = Sampler::start(&recording, DEFAULT_PERIOD, clock.clone());

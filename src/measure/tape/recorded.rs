@@ -40,7 +40,13 @@ pub(crate) const SCRIPTS: [Script; 5] = [
     Script {
         name: "square-wave",
         about: "100 W and 300 W in turns of 200 ms",
-        power: |ms| if ms / 200 % 2 == 0 { 100.0 } else { 300.0 },
+        power: |ms| {
+            if (ms / 200).is_multiple_of(2) {
+                100.0
+            } else {
+                300.0
+            }
+        },
         ..PLAIN
     },
     Script {
@@ -77,10 +83,10 @@ impl Script {
             if self.reset == Some(ms) {
                 millijoules = 0.0;
             }
-            if ms % TICK == 0 {
+            if ms.is_multiple_of(TICK) {
                 shown = millijoules;
             }
-            if ms % POLL == 0 {
+            if ms.is_multiple_of(POLL) {
                 samples.push(self.sample(ms, shown / 1e3));
             }
             millijoules += (self.power)(ms);
@@ -102,7 +108,7 @@ impl Script {
             energy: self.counter.then_some(Joules(joules)),
             power: Some(Watts((self.power)(ms) * self.factor)),
             average: None,
-            state: (ms % (5 * POLL) == 0).then_some(state),
+            state: ms.is_multiple_of(5 * POLL).then_some(state),
         }
     }
 

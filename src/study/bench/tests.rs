@@ -89,7 +89,7 @@ fn record_beside(board: &str) -> Record {
     )
     .unwrap();
     let clock: Arc<dyn Clock> = Arc::new(Ticking(VirtualClock::new()));
-    let source = PowerSource::Tape(script(board).recording());
+    let source = PowerSource::Tape(Box::new(script(board).recording()));
     let meter = Meter::new(source, clock.clone(), plan.energy, plan.seed);
     let interrupt = Interrupt::new();
     let bench = Bench {
@@ -120,7 +120,11 @@ fn study_of(record: &Record) -> Study {
     let store = Store::open(folder.path()).unwrap();
     let read = store.get(&record.key).unwrap();
     assert_eq!(read, record);
-    Study::from_records(Environment::default(), Vec::new(), &[read.clone()])
+    Study::from_records(
+        Environment::default(),
+        Vec::new(),
+        std::slice::from_ref(read),
+    )
 }
 
 #[test]

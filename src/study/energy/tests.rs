@@ -36,7 +36,7 @@ const PLAN: EnergyPlan = EnergyPlan {
 /// The energy of work whose rounds take so long, on this recording.
 fn energy_of(recording: Recording, plan: EnergyPlan, [prefill, decode]: [f64; 2]) -> Energy {
     let clock = Arc::new(VirtualClock::new());
-    let source = PowerSource::Tape(recording);
+    let source = PowerSource::Tape(Box::new(recording));
     let meter = Meter::new(source, clock.clone(), plan, 7);
     let interrupt = Interrupt::new();
     meter.rest(&interrupt).unwrap();
@@ -189,7 +189,7 @@ fn what_stands_in_the_way_is_a_reason_and_no_zero() {
     );
     assert_eq!(clock.now(), Seconds(0.0), "no time is spent on nothing");
     interrupt.request();
-    let meter = Meter::new(PowerSource::Tape(usual()), clock, PLAN, 0);
+    let meter = Meter::new(PowerSource::Tape(Box::new(usual())), clock, PLAN, 0);
     let ended = meter.cell(&mut rounds, &interrupt);
     assert!(matches!(ended, Err(Error::Interrupted)));
 }
@@ -197,7 +197,7 @@ fn what_stands_in_the_way_is_a_reason_and_no_zero() {
 #[test]
 fn the_draw_of_an_idle_board_is_found_once_for_what_is_loaded() {
     let clock = Arc::new(VirtualClock::new());
-    let source = PowerSource::Tape(script("constant-load").recording());
+    let source = PowerSource::Tape(Box::new(script("constant-load").recording()));
     let meter = Meter::new(source, clock.clone(), PLAN, 0);
     let interrupt = Interrupt::new();
     meter.rest(&interrupt).unwrap();
