@@ -268,7 +268,7 @@ leave_out() {
 variants=bf16,int8,w8a8,w4a16
 on=(--device "$device")
 # A product's figures are said in terms of ceilings; a dry run has none worth it.
-timing=() speed=(--trials 3)
+timing=() speed=(--trials 3 --energy-window 3 --energy-preroll 1 --idle-window 3)
 if [[ -n $dry ]]; then
   timing=(--trials 3 --min-time 0 --max-time 1 --warmup 1 --no-ceilings)
   speed=(--trials 2 --min-time 0 --warmup 1 --energy-window 0.1 --no-ceilings)
@@ -297,9 +297,11 @@ check_torch() {
 step_info() {
   into=info.json part whole 20 info "$program" info --json "${on[@]}"
   if [[ $device == cuda ]]; then
+    into=power.json part whole 30 power "$program" info --power --json --tape "$dir/power.csv" "${on[@]}"
     part whole 5 nvidia-smi nvidia-smi --id=0 --format=csv \
       --query-gpu=name,driver_version,vbios_version,memory.total,power.limit,clocks.max.sm,clocks.max.mem,ecc.mode.current
   else
+    leave_out power 'there is no GPU'
     leave_out nvidia-smi 'there is no GPU'
   fi
 }

@@ -13,7 +13,7 @@
 //! | [`engine`] | loading onto a device, the forward pass of every family, the KV cache, sampling; candle's models as the baseline | that it is timed |
 //! | [`quant`] | this program's quantisers: weights and a text in, packed weights and checkpoints out | texts as files, scores, records |
 //! | [`quality`] | texts, perplexity by named protocols, predictions against those of a base, tasks by lm_eval's rules | time, records |
-//! | [`measure`] | clocks, trials, the NVML sampler, memory, the environment | what is measured |
+//! | [`measure`] | clocks, trials, the sensors of a board and what they are worth, energy, memory, the environment | what is measured |
 //! | [`results`] | the record and its wire form, the store, the study made of records, tables, exports, the report; the same for single ops | candle, CUDA, clocks |
 //! | [`study`] | what to run, running one point of it, putting points on record; single ops and the device's ceilings: where both sides meet | how anything is shown |
 //! | [`cli`] | one file per command: parse, call, print | how anything is computed |

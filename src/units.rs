@@ -131,6 +131,13 @@ pub fn three_digits(x: f64) -> String {
 pub trait Clock: Send + Sync {
     /// Seconds since an arbitrary origin; never decreases.
     fn now(&self) -> Seconds;
+
+    /// Lets `span` pass. Unless the clock has a way of its own, the thread sleeps.
+    fn wait(&self, span: Seconds) {
+        if span.0 > 0.0 {
+            std::thread::sleep(std::time::Duration::from_secs_f64(span.0));
+        }
+    }
 }
 
 #[cfg(test)]

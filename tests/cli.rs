@@ -13,6 +13,8 @@ mod eval;
 mod interrupt;
 #[path = "cli/kernels.rs"]
 mod kernels;
+#[path = "cli/measurement.rs"]
+mod measurement;
 #[path = "cli/quality.rs"]
 mod quality;
 #[cfg(unix)]

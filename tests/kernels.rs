@@ -28,6 +28,8 @@ mod mutations;
 mod stored;
 #[path = "kernels/streamed.rs"]
 mod streamed;
+#[path = "kernels/study.rs"]
+mod study;
 
 use std::path::Path;
 

@@ -17,8 +17,8 @@ use crate::results::record::Cell;
 use crate::results::study::QualityAxis;
 use crate::scheme::{DType, KvFormat, Variant};
 use crate::study::{
-    BasePlan, Calibration, DeviceChoice, Effort, EngineKind, QualityPlan, Quantising, Switches,
-    ceilings, notice, open_device,
+    BasePlan, Calibration, DeviceChoice, Effort, EnergyPlan, EngineKind, QualityPlan, Quantising,
+    Switches, ceilings, notice, open_device,
 };
 use crate::units::Seconds;
 
@@ -304,9 +304,15 @@ pub(super) struct SpeedFlags {
     /// Trials of each cell that run before the first counted one
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub(super) warmup: usize,
-    /// Length of each of the two windows that energy is measured over, in seconds
+    /// Length of each of the two windows that energy is measured over on a GPU, in seconds; 0 for none
+    #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = parse_seconds)]
+    energy_window: Seconds,
+    /// How long the same work runs before each window, in seconds
     #[arg(long, default_value = "3", value_name = "SECONDS", value_parser = parse_seconds)]
-    pub(super) energy_window: Seconds,
+    energy_preroll: Seconds,
+    /// How long each loaded variant's idle power is watched, in seconds; 0 for not at all
+    #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = parse_seconds)]
+    idle_window: Seconds,
     /// Seed of the random prompts
     #[arg(long, default_value_t = 42, value_name = "N")]
     pub(super) seed: u64,
@@ -359,6 +365,14 @@ impl SpeedFlags {
         }
         super::progress::say("measuring the device's ceilings");
         ceilings(device, Effort::Brief, interrupt).map(Some)
+    }
+
+    pub(super) fn energy(&self) -> EnergyPlan {
+        EnergyPlan {
+            window: self.energy_window,
+            pre_roll: self.energy_preroll,
+            idle: self.idle_window,
+        }
     }
 
     pub(super) fn rule(&self) -> StopRule {

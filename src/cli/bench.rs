@@ -73,7 +73,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         chunk: args.device.chunk,
         rule: args.speed.rule(),
         warm_up: args.speed.warm_up(),
-        energy_window: args.speed.energy_window,
+        energy: args.speed.energy(),
         seed: args.speed.seed,
         force: args.force,
     };

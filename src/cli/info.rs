@@ -1,5 +1,6 @@
-//! `candlepower info`: the device, or with `--model` what of a model fits into its memory.
+//! `candlepower info`: the device, with `--power` its power sensors, or with `--model` what of a model fits into its memory.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
@@ -8,7 +9,7 @@ use serde_json::json;
 use super::args::{DeviceFlags, ModelFlags, parse_positive};
 use super::list::Numbers;
 use super::progress::width;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::Interrupt;
 use crate::model::{Model, WeightsChoice, presets};
@@ -20,6 +21,7 @@ use crate::units::{Bytes, Seconds, three_digits};
 #[derive(ClapArgs)]
 #[command(after_help = "Example:
   candlepower info --json
+  candlepower info --power --device cuda
   candlepower info --model llama-3.1-8b --variants bf16,w4a16 --memory 80GiB --context 2048,8192")]
 pub(super) struct Args {
     /// Prints JSON
@@ -28,6 +30,13 @@ pub(super) struct Args {
     /// Leaves the measured ceilings out
     #[arg(long)]
     no_ceilings: bool,
+    /// Tests the GPU's power sensors instead, in some 30 seconds: how often they renew themselves, over how long they average,
+    /// what a query costs, and whether energy counter and integrated power agree
+    #[arg(long, conflicts_with = "model")]
+    power: bool,
+    /// Keeps what the sensors read as CSV in this file
+    #[arg(long, value_name = "FILE", requires = "power")]
+    tape: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceFlags,
     #[command(flatten)]
@@ -134,8 +143,27 @@ fn fit(args: &Args, device: &Device, name: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What the power sensors are worth.
+fn power(args: &Args, device: &Device, interrupt: &Interrupt) -> Result<ExitCode> {
+    let (card, tape) = study::power_self_test(device, interrupt)?;
+    if let Some(file) = &args.tape {
+        std::fs::write(file, tape.to_csv()).map_err(|e| Error::io(file, "cannot write", e))?;
+    }
+    if args.json {
+        super::print_json(&card)?;
+    } else {
+        for (name, value) in card.rows() {
+            super::print(&format!("{name:<14} {value}\n"));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     let device = args.device.open()?;
+    if args.power {
+        return power(args, &device, interrupt);
+    }
     if let Some(model) = &args.fit.model {
         return fit(args, &device, model);
     }

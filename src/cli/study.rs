@@ -120,7 +120,7 @@ impl Args {
             chunk: self.device.chunk,
             rule: self.speed.rule(),
             warm_up: self.speed.warm_up(),
-            energy_window: self.speed.energy_window,
+            energy: self.speed.energy(),
             seed: self.speed.seed,
             force: self.force,
         })

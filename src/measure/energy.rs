@@ -23,8 +23,10 @@ pub const MIN_TICKS: usize = 6;
 pub const MAX_EDGE_ERROR: f64 = 0.05;
 /// Longest time without a power reading inside a window that is integrated.
 pub const MAX_GAP: Seconds = Seconds(0.25);
-/// Difference between counter and integral, as a share of the counter, above which neither is to be trusted.
+/// Difference between counter and integral, as a share of the counter, above which a figure is to be doubted.
 pub const SUSPECT_ABOVE: f64 = 0.05;
+/// And above which it is no figure: whoever compares does without.
+pub const REJECTED_ABOVE: f64 = 0.15;
 
 /// The energy of a window by the counter.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -101,13 +103,23 @@ impl EnergyReading {
     pub fn disagreement(&self) -> Option<f64> {
         let counter = self.counter.as_ref().ok()?.energy;
         let integrated = *self.integrated.as_ref().ok()?;
-        Some((integrated.0 - counter.0).abs() / counter.0)
+        Some(((integrated.0 - counter.0) / counter.0).abs())
     }
 
     /// Whether counter and integral differ by more than [`SUSPECT_ABOVE`].
     pub fn is_suspect(&self) -> bool {
+        self.differs_by_more_than(SUSPECT_ABOVE)
+    }
+
+    /// Whether they differ by more than [`REJECTED_ABOVE`].
+    pub fn is_rejected(&self) -> bool {
+        self.differs_by_more_than(REJECTED_ABOVE)
+    }
+
+    fn differs_by_more_than(&self, most: f64) -> bool {
+        // NaN is no agreement.
         self.disagreement()
-            .is_some_and(|share| share.is_nan() || share > SUSPECT_ABOVE)
+            .is_some_and(|share| share.is_nan() || share > most)
     }
 }
 

@@ -9,6 +9,7 @@ use std::thread;
 use jiff::{Timestamp, Unit};
 use sysinfo::{CpuRefreshKind, System};
 
+use super::board::Board;
 use super::gpu::GpuFacts;
 use super::nvml::{GpuSelector, NvmlGpu};
 use super::unavailable::Unavailable;

@@ -2,7 +2,7 @@
 //!
 //! Every figure is optional: a driver, a permission or a MIG slice may withhold any of them.
 
-use crate::units::{Bytes, Joules, Watts};
+use crate::units::{Bytes, Joules, Seconds, Watts};
 
 /// What does not change while a program runs.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -58,6 +58,49 @@ pub struct GpuState {
     pub memory_used: Option<Bytes>,
 }
 
+/// Energy and power at one moment: what a sampler reads at every step, in one call to the driver.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct PowerReading {
+    /// Energy since the driver was loaded.
+    pub energy: Option<Joules>,
+    /// Power now.
+    pub instant: Option<Watts>,
+    /// Power over the last second.
+    pub average: Option<Watts>,
+}
+
+/// For how long heat and the power supply have slowed the device since the driver was loaded, by its own counters (NVML
+/// fields of clock event reasons, in nanoseconds). Unlike the mask of a moment they miss nothing between two looks.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct ThrottleTime {
+    /// The driver lowered the clocks because of heat.
+    pub sw_thermal: Option<Seconds>,
+    /// The board did.
+    pub hw_thermal: Option<Seconds>,
+    /// The power supply asked for it.
+    pub hw_power_brake: Option<Seconds>,
+}
+
+impl ThrottleTime {
+    /// What slowed the device between `before` and this, by the names of [`Throttle::names`].
+    pub fn since(&self, before: &Self) -> Vec<&'static str> {
+        let counters = [
+            ("sw_thermal_slowdown", before.sw_thermal, self.sw_thermal),
+            ("hw_thermal_slowdown", before.hw_thermal, self.hw_thermal),
+            (
+                "hw_power_brake_slowdown",
+                before.hw_power_brake,
+                self.hw_power_brake,
+            ),
+        ];
+        let moved = |(_, before, after): &(&str, Option<Seconds>, Option<Seconds>)| {
+            before.zip(*after).is_some_and(|(a, b)| b > a)
+        };
+        let moved = counters.into_iter().filter(moved);
+        moved.map(|(name, _, _)| name).collect()
+    }
+}
+
 /// Everything that can be asked at one moment.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct GpuSnapshot {
@@ -88,16 +131,14 @@ pub struct GpuProcess {
     pub memory: Option<Bytes>,
 }
 
-impl GpuSnapshot {
-    /// How many processes other than `own` use the device; `None` where the driver does not tell.
-    pub fn others(&self, own: u32) -> Option<usize> {
-        let processes = self.processes.as_ref()?;
-        Some(
-            processes
-                .iter()
-                .filter(|process| process.pid != own)
-                .count(),
-        )
+/// How many of `processes` are none of `ours`. Where none of ours is among them, one of them is this one under the id that
+/// the host knows it by, which inside a container is another; so ask while this process has a context.
+pub fn others(processes: &[GpuProcess], ours: &[u32]) -> usize {
+    let others = processes.iter().filter(|p| !ours.contains(&p.pid)).count();
+    if others == processes.len() {
+        others.saturating_sub(1)
+    } else {
+        others
     }
 }
 
@@ -123,9 +164,14 @@ const REASONS: [(u64, &str); 9] = [
 const FAULTS: u64 = 0x008 | 0x020 | 0x040 | 0x080;
 
 impl Throttle {
-    /// The mask as NVML gives it.
+    /// From the mask as NVML gives it.
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)
+    }
+
+    /// The mask as NVML gives it.
+    pub const fn bits(self) -> u64 {
+        self.0
     }
 
     /// The names of the reasons, in the order of their bits; a bit without a name is left out.
@@ -134,6 +180,12 @@ impl Throttle {
             .into_iter()
             .filter(move |(bit, _)| self.0 & bit != 0)
             .map(|(_, name)| name)
+    }
+
+    /// The part of it that is heat and the power supply.
+    #[must_use]
+    pub const fn faults(self) -> Self {
+        Self(self.0 & FAULTS)
     }
 
     /// Whether heat or the power supply slows the device, so that what is timed meanwhile is not valid.
@@ -158,13 +210,30 @@ mod tests {
     }
 
     #[test]
-    fn others_leave_out_this_process_and_stay_unknown_when_not_told() {
-        let process = |pid| GpuProcess { pid, memory: None };
-        let snapshot = GpuSnapshot {
-            processes: Some(vec![process(7), process(8)]),
-            ..GpuSnapshot::default()
+    fn only_the_counters_of_heat_and_supply_that_moved_are_named() {
+        let time = |sw, hw| ThrottleTime {
+            sw_thermal: Some(Seconds(sw)),
+            hw_thermal: Some(Seconds(hw)),
+            hw_power_brake: None,
         };
-        assert_eq!(snapshot.others(7), Some(1));
-        assert_eq!(GpuSnapshot::default().others(7), None);
+        let (before, after) = (time(1.0, 0.5), time(1.0, 0.6));
+        assert_eq!(after.since(&before), ["hw_thermal_slowdown"]);
+        assert!(before.since(&before).is_empty());
+        // Counters that start over, with the driver, say nothing.
+        assert!(before.since(&after).is_empty());
+        assert!(after.since(&ThrottleTime::default()).is_empty());
+    }
+
+    #[test]
+    fn others_leave_out_our_processes_whatever_ids_the_host_gives_them() {
+        let processes = |pids: &[u32]| -> Vec<GpuProcess> {
+            let process = |&pid| GpuProcess { pid, memory: None };
+            pids.iter().map(process).collect()
+        };
+        assert_eq!(others(&processes(&[7, 8]), &[7]), 1);
+        assert_eq!(others(&processes(&[7, 8]), &[7, 8]), 0);
+        assert_eq!(others(&processes(&[31_007]), &[7]), 0);
+        assert_eq!(others(&processes(&[31_007, 31_008]), &[7]), 1);
+        assert_eq!(others(&[], &[7]), 0);
     }
 }

@@ -4,6 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
+use crate::units::{Clock, Seconds};
+
+/// Longest time that somebody who waits does not look at the flag.
+const LOOK: Seconds = Seconds(0.1);
 
 /// A flag that is raised once, by the handler of Ctrl-C for one, and looked at between units of work. All clones share
 /// it.
@@ -44,11 +48,38 @@ impl Interrupt {
         }
         Ok(())
     }
+
+    /// Lets `span` pass by `clock`, unless the flag is raised meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] once it is.
+    pub fn wait(&self, span: Seconds, clock: &dyn Clock) -> Result<()> {
+        let end = clock.now() + span;
+        loop {
+            self.check()?;
+            let left = end - clock.now();
+            if left <= Seconds(0.0) {
+                return Ok(());
+            }
+            clock.wait(Seconds(left.0.min(LOOK.0)));
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::clock::VirtualClock;
+
+    #[test]
+    fn waiting_takes_its_time_and_ends_with_a_request() {
+        let (clock, interrupt) = (VirtualClock::new(), Interrupt::new());
+        interrupt.wait(Seconds(2.05), &clock).unwrap();
+        assert!((clock.now().0 - 2.05).abs() < 1e-6, "{:?}", clock.now());
+        interrupt.request();
+        let ended = interrupt.wait(Seconds(1.0), &clock);
+        assert!(matches!(ended, Err(Error::Interrupted)));
+    }
 
     #[test]
     fn a_request_on_one_clone_is_seen_by_all() {

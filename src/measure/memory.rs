@@ -1,4 +1,4 @@
-//! Memory of this process on the host, and the account of what is where on the device.
+//! Memory of this process on the host.
 
 use std::fs;
 use std::io;
@@ -104,62 +104,6 @@ impl PeakMeter {
     }
 }
 
-/// One line of a [`Ledger`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Account {
-    /// From shapes and types, before anything is allocated.
-    pub predicted: Option<Bytes>,
-    /// As found on the device.
-    pub measured: Option<Bytes>,
-}
-
-impl Account {
-    /// The measured amount, else the predicted one.
-    pub fn best(self) -> Option<Bytes> {
-        self.measured.or(self.predicted)
-    }
-
-    /// Measured less predicted, in bytes.
-    pub fn error(self) -> Option<i64> {
-        Some(difference(self.measured?, self.predicted?))
-    }
-}
-
-/// Where the device's memory went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Ledger {
-    /// Weights in the form the kernels read, scales and embeddings included.
-    pub weights: Account,
-    /// Keys and values.
-    pub kv: Account,
-    /// High-water mark of everything a forward pass makes and drops.
-    pub activations: Account,
-    /// Outside the program's own arenas: context, modules, library workspaces.
-    pub other: Account,
-    /// The whole: predicted as the sum of the parts, measured by the device.
-    pub total: Account,
-}
-
-impl Ledger {
-    /// What the device says is used beyond the sum of the parts, in bytes; negative where the parts claim more. `None`
-    /// where the device does not tell, or where no part is known. To be printed, never spread over the parts.
-    pub fn residual(&self) -> Option<i64> {
-        let parts = [self.weights, self.kv, self.activations, self.other];
-        let known = parts.into_iter().filter_map(Account::best);
-        let sum = known.map(|bytes| bytes.0).reduce(u64::saturating_add)?;
-        Some(difference(self.total.measured?, Bytes(sum)))
-    }
-}
-
-/// `a − b`, at the limit of the type where it does not fit.
-fn difference(a: Bytes, b: Bytes) -> i64 {
-    i64::try_from(i128::from(a.0) - i128::from(b.0)).unwrap_or(if a > b {
-        i64::MAX
-    } else {
-        i64::MIN
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,27 +153,5 @@ mod tests {
         let peak = meter.peak().unwrap();
         drop(touched);
         assert!(peak.bytes >= Bytes(64 * MIB), "{peak:?}");
-    }
-
-    #[test]
-    fn the_residual_is_what_no_part_accounts_for() {
-        let measured = |bytes| Account {
-            measured: Some(Bytes(bytes)),
-            ..Account::default()
-        };
-        let mut ledger = Ledger {
-            weights: measured(100),
-            kv: Account {
-                predicted: Some(Bytes(50)),
-                measured: None,
-            },
-            total: measured(190),
-            ..Ledger::default()
-        };
-        assert_eq!(ledger.residual(), Some(40));
-        ledger.kv.measured = Some(Bytes(120));
-        assert_eq!(ledger.kv.error(), Some(70));
-        assert_eq!(ledger.residual(), Some(-30));
-        assert_eq!(Ledger::default().residual(), None);
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! - [`clock`], [`window`]: real and scripted time, and spans of it.
 //! - [`interrupt`], [`trial`]: how long something is repeated, and how the user ends it early.
-//! - [`gpu`], [`nvml`]: what a GPU is and does, and the one place that asks NVML.
+//! - [`gpu`], [`board`], [`nvml`]: what a GPU is and does, its sensors, and the one place that asks NVML.
 //! - [`tape`], [`sampler`], [`energy`]: readings taken beside a timed loop, and joules found from them.
-//! - [`memory`]: host memory, and the account of device memory.
+//! - [`throttle`]: whether heat or the power supply slowed a trial, and waiting until they no longer do.
+//! - [`self_test`]: how often the sensors of a board renew themselves, and whether they agree.
+//! - [`memory`]: host memory.
 //! - [`unavailable`]: the absence of a figure, with its reason.
 //! - [`environment`]: the facts about the machine that a record needs to be reproduced.
 //!
@@ -12,6 +14,7 @@
 //! from the outside takes it through [`Clock`](crate::units::Clock), so that all but the calls into NVML is tested on
 //! tapes.
 
+pub mod board;
 pub mod clock;
 pub mod energy;
 pub mod environment;
@@ -20,20 +23,24 @@ pub mod interrupt;
 pub mod memory;
 pub mod nvml;
 pub mod sampler;
+pub mod self_test;
 pub mod tape;
+pub mod throttle;
 pub mod trial;
 pub mod unavailable;
 pub mod window;
 
+pub use board::Board;
 pub use clock::{SystemClock, VirtualClock};
 pub use energy::{EnergyReading, energy_in};
 pub use environment::Environment;
 pub use gpu::{GpuFacts, GpuSnapshot, GpuState, Throttle};
 pub use interrupt::Interrupt;
-pub use memory::{HostMemory, Ledger, PeakMeter};
+pub use memory::{HostMemory, PeakMeter};
 pub use nvml::{GpuSelector, NvmlGpu};
-pub use sampler::{PowerSource, Sampler};
+pub use sampler::{PowerSource, Recording, Sampler};
 pub use tape::{Conditions, Sample, Tape};
+pub use throttle::{Cooling, ThrottleWatch};
 pub use trial::{StopReason, StopRule, Trials, WarmUp};
 pub use unavailable::Unavailable;
 pub use window::Window;

@@ -11,9 +11,12 @@ use nvml_wrapper::structs::device::FieldId;
 use nvml_wrapper::sys_exports::field_id;
 use nvml_wrapper::{Device, Nvml, cuda_driver_version_major, cuda_driver_version_minor};
 
-use super::gpu::{GpuFacts, GpuProcess, GpuSnapshot, GpuState, Throttle};
+use super::board::Board;
+use super::gpu::{
+    GpuFacts, GpuProcess, GpuSnapshot, GpuState, PowerReading, Throttle, ThrottleTime,
+};
 use super::unavailable::Unavailable;
-use crate::units::{Bytes, Joules, Watts};
+use crate::units::{Bytes, Joules, Seconds, Watts};
 
 /// Which GPU is meant. CUDA's ordinal is none of these: `CUDA_VISIBLE_DEVICES` and `CUDA_DEVICE_ORDER` change it, and
 /// NVML sees neither.
@@ -51,17 +54,6 @@ impl fmt::Display for GpuSelector {
     }
 }
 
-/// Energy and power at one moment: what a sampler reads at every step, in one call to the driver.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct PowerReading {
-    /// Energy since the driver was loaded.
-    pub energy: Option<Joules>,
-    /// Power now.
-    pub instant: Option<Watts>,
-    /// Power over the last second.
-    pub average: Option<Watts>,
-}
-
 /// A GPU that NVML knows.
 #[derive(Debug)]
 pub struct NvmlGpu {
@@ -86,8 +78,23 @@ impl NvmlGpu {
         }
     }
 
-    /// What stays as it is.
-    pub fn facts(&self) -> GpuFacts {
+    /// Everything that can be asked now.
+    pub fn snapshot(&self) -> GpuSnapshot {
+        let power = self.power().unwrap_or_default();
+        GpuSnapshot {
+            state: self.state(),
+            power_instant: power.instant,
+            power_average: power.average,
+            energy: power.energy,
+            memory_total: self.device.memory_info().ok().map(|info| Bytes(info.total)),
+            utilization_percent: self.device.utilization_rates().ok().map(|rates| rates.gpu),
+            processes: self.processes(),
+        }
+    }
+}
+
+impl Board for NvmlGpu {
+    fn facts(&self) -> GpuFacts {
         let (device, nvml) = (&self.device, self.device.nvml());
         GpuFacts {
             name: device.name().ok(),
@@ -116,11 +123,7 @@ impl NvmlGpu {
         }
     }
 
-    /// Energy and power, in one call to the driver.
-    ///
-    /// # Errors
-    /// What the driver says when it answers nothing at all, as for a GPU that fell off the bus.
-    pub fn power(&self) -> Result<PowerReading, Unavailable> {
+    fn power(&self) -> Result<PowerReading, Unavailable> {
         const FIELDS: [FieldId; 3] = [
             FieldId(field_id::NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION),
             FieldId(field_id::NVML_FI_DEV_POWER_INSTANT),
@@ -143,8 +146,7 @@ impl NvmlGpu {
         })
     }
 
-    /// Clocks, heat, throttling and memory.
-    pub fn state(&self) -> GpuState {
+    fn state(&self) -> GpuState {
         let device = &self.device;
         GpuState {
             sm_clock_mhz: device.clock_info(ClockDomain::SM).ok(),
@@ -158,17 +160,24 @@ impl NvmlGpu {
         }
     }
 
-    /// Everything that can be asked now.
-    pub fn snapshot(&self) -> GpuSnapshot {
-        let power = self.power().unwrap_or_default();
-        GpuSnapshot {
-            state: self.state(),
-            power_instant: power.instant,
-            power_average: power.average,
-            energy: power.energy,
-            memory_total: self.device.memory_info().ok().map(|info| Bytes(info.total)),
-            utilization_percent: self.device.utilization_rates().ok().map(|rates| rates.gpu),
-            processes: self.processes(),
+    fn throttle_time(&self) -> ThrottleTime {
+        const FIELDS: [FieldId; 3] = [
+            FieldId(field_id::NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN),
+            FieldId(field_id::NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN),
+            FieldId(field_id::NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN),
+        ];
+        let Ok(answers) = self.device.field_values_for(&FIELDS) else {
+            return ThrottleTime::default();
+        };
+        let mut times = answers.into_iter().map(|answer| {
+            let value = answer.and_then(|sample| sample.value).ok().map(number)?;
+            Some(Seconds(value / 1e9))
+        });
+        let mut next = || times.next().flatten();
+        ThrottleTime {
+            sw_thermal: next(),
+            hw_thermal: next(),
+            hw_power_brake: next(),
         }
     }
 

@@ -1,9 +1,14 @@
 //! Readings in the order they were taken, and what they say of a window. A tape that was recorded on one machine
 //! replays on any other.
 
+#[cfg(test)]
+pub(crate) mod recorded;
+mod text;
+
 use super::gpu::GpuState;
 use super::unavailable::Unavailable;
 use super::window::Window;
+use crate::stats;
 use crate::units::{Bytes, Joules, Seconds, Watts};
 
 /// One reading of a GPU's sensors.
@@ -17,6 +22,8 @@ pub struct Sample {
     pub energy: Option<Joules>,
     /// Power now.
     pub power: Option<Watts>,
+    /// Power over the last second.
+    pub average: Option<Watts>,
     /// Clocks, heat, throttling and memory; not read every time.
     pub state: Option<GpuState>,
 }
@@ -33,8 +40,12 @@ pub struct Tape {
 /// What sampling cost the host.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SamplingCost {
+    /// Queries.
+    pub reads: usize,
     /// Mean time of a query.
     pub mean: Seconds,
+    /// 99th percentile of it; `None` of fewer than a hundred.
+    pub p99: Option<Seconds>,
     /// Longest time of a query.
     pub max: Seconds,
     /// Share of the tape's length that was spent in queries, on a thread of their own.
@@ -79,6 +90,16 @@ impl Tape {
         }
     }
 
+    /// The part that was taken during `window`.
+    #[must_use]
+    pub fn during(&self, window: Window) -> Self {
+        let inside = self.samples.iter().filter(|s| window.contains(s.at));
+        Self {
+            samples: inside.copied().collect(),
+            fault: self.fault.clone(),
+        }
+    }
+
     /// What taking the samples cost; `None` for a tape without length.
     pub fn cost(&self) -> Option<SamplingCost> {
         let (first, last) = (self.samples.first()?, self.samples.last()?);
@@ -86,12 +107,15 @@ impl Tape {
         if length <= Seconds(0.0) {
             return None;
         }
-        let total: Seconds = self.samples.iter().map(|sample| sample.cost).sum();
-        let max = self.samples.iter().map(|sample| sample.cost.0);
+        let mut costs: Vec<f64> = self.samples.iter().map(|sample| sample.cost.0).collect();
+        costs.sort_unstable_by(f64::total_cmp);
+        let total: f64 = costs.iter().sum();
         Some(SamplingCost {
-            mean: Seconds(total.0 / self.samples.len() as f64),
-            max: Seconds(max.fold(0.0, f64::max)),
-            share: total.0 / length.0,
+            reads: costs.len(),
+            mean: Seconds(total / costs.len() as f64),
+            p99: stats::quantile(&costs, 0.99).map(Seconds),
+            max: Seconds(*costs.last()?),
+            share: total / length.0,
         })
     }
 
@@ -203,9 +227,13 @@ mod tests {
     fn the_cost_of_sampling_is_on_the_tape() {
         let tape = Tape::of((0..4).map(|i| sample(f64::from(i), 0, 0)).collect());
         let cost = tape.cost().unwrap();
+        assert_eq!((cost.reads, cost.p99), (4, None));
         assert!((cost.mean.0 - 0.0025).abs() < 1e-12);
         assert!((cost.max.0 - 0.004).abs() < 1e-12);
         assert!((cost.share - 0.010 / 3.0).abs() < 1e-12);
         assert_eq!(Tape::default().cost(), None);
+        let long = Tape::of((0..101).map(|i| sample(f64::from(i), 0, 0)).collect());
+        let p99 = long.cost().unwrap().p99.unwrap();
+        assert!((p99.0 - 0.100).abs() < 1e-9, "{p99:?}");
     }
 }

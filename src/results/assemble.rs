@@ -37,6 +37,9 @@ impl Study {
                 });
             add(&mut variants[place], record);
         }
+        for variant in &mut variants {
+            compare_configurations(variant, records);
+        }
         let mut study = Self {
             schema: Version::V1,
             environment,
@@ -249,6 +252,33 @@ fn add_loaded(variant: &mut Variant, loaded: &Loaded) {
     });
 }
 
+/// Adds the check that the cells of a variant were timed as its perplexity was scored, where the records tell.
+fn compare_configurations(variant: &mut Variant, records: &[Record]) {
+    let own = || records.iter().filter(|r| is_of(variant, &r.subject));
+    let scored = own().find_map(|record| match &record.body {
+        Body::Quality { outcome, .. } => outcome.as_ref().ok()?.configuration.as_deref(),
+        Body::Speed { .. } => None,
+    });
+    let timed = own().filter_map(|record| match &record.body {
+        Body::Speed { outcome, .. } => outcome.as_ref().ok()?.configuration.as_deref(),
+        Body::Quality { .. } => None,
+    });
+    let timed: Vec<&str> = timed.collect();
+    let (Some(scored), Some(first)) = (scored, timed.first()) else {
+        return;
+    };
+    let other = timed.iter().find(|timed| **timed != scored);
+    let check = Check {
+        name: "what is timed is what is scored".to_owned(),
+        passed: other.is_none(),
+        detail: format!("configurations {scored} and {}", other.unwrap_or(first)),
+    };
+    if let Some(verification) = &mut variant.verification {
+        verification.passed &= check.passed;
+        verification.checks.push(check);
+    }
+}
+
 fn compare(base: &Variant, variant: &mut Variant) {
     if let (Some(base), Some(own)) = (&base.perplexity, &mut variant.perplexity) {
         own.recovery_percent = Some(100.0 * base.value / own.value);
@@ -323,6 +353,30 @@ mod tests {
             "w8a8 is worse and slower than int8"
         );
         assert!(study.models.is_empty());
+    }
+
+    #[test]
+    fn a_variant_that_was_timed_otherwise_than_scored_has_no_numbers() {
+        let mut records = fixture::records_of(&fixture::usual()[..1], &[1]);
+        let check = |records: &[Record]| {
+            let variant = study_of(records).variants.swap_remove(0);
+            let checks = variant.verification.unwrap().checks;
+            (checks.last().cloned().unwrap(), variant.failed)
+        };
+        let (last, failed) = check(&records);
+        assert_eq!(last.name, "what is timed is what is scored");
+        assert!(last.passed && !failed);
+        let Body::Speed { outcome, .. } = &mut records[1].body else {
+            panic!("the second record is of speed");
+        };
+        outcome.as_mut().unwrap().configuration = Some("blake3:other".to_owned());
+        let (last, failed) = check(&records);
+        assert!(!last.passed && failed);
+        assert!(
+            last.detail.contains("blake3:c0 and blake3:other"),
+            "{}",
+            last.detail
+        );
     }
 
     #[test]

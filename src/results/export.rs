@@ -155,11 +155,24 @@ struct SpeedColumns<'a> {
     memory_weights_bytes: Option<u64>,
     memory_kv_bytes: Option<u64>,
     memory_activations_bytes: Option<u64>,
+    memory_other_bytes: Option<u64>,
     memory_total_bytes: Option<u64>,
+    memory_total_predicted_bytes: Option<u64>,
+    memory_residual_bytes: Option<i64>,
+    throttled_trials_left_out: Option<usize>,
     j_per_prompt_token: Option<f64>,
     j_per_generated_token: Option<f64>,
+    net_j_per_prompt_token: Option<f64>,
     net_j_per_generated_token: Option<f64>,
+    prompt_tokens_per_joule: Option<f64>,
+    generated_tokens_per_joule: Option<f64>,
+    prefill_watts: Option<f64>,
     mean_watts: Option<f64>,
+    decode_percent_of_power_limit: Option<f64>,
+    idle_watts: Option<f64>,
+    energy_disagreement_percent: Option<f64>,
+    energy_suspect: Option<bool>,
+    energy_rejected: Option<&'a str>,
     on_pareto_front: bool,
 }
 
@@ -309,11 +322,28 @@ fn speed_columns<'a>(variant: &'a Variant, speed: Option<&'a Speed>) -> SpeedCol
         memory_weights_bytes: memory(|m| m.weights),
         memory_kv_bytes: memory(|m| m.kv),
         memory_activations_bytes: memory(|m| m.activations),
+        memory_other_bytes: speed
+            .and_then(|s| s.memory?.other?.best())
+            .map(|bytes| bytes.0),
         memory_total_bytes: memory(|m| m.total),
+        memory_total_predicted_bytes: speed.and_then(|s| s.memory?.total.predicted_bytes),
+        memory_residual_bytes: speed.and_then(|s| s.memory?.residual_bytes),
+        throttled_trials_left_out: speed
+            .filter(|s| !s.failed)
+            .map(|s| s.throttling.as_ref().map_or(0, |found| found.left_out)),
         j_per_prompt_token: energy.and_then(|e| e.j_per_prompt_token),
         j_per_generated_token: energy.and_then(|e| e.j_per_generated_token),
+        net_j_per_prompt_token: energy.and_then(|e| e.net_j_per_prompt_token),
         net_j_per_generated_token: energy.and_then(|e| e.net_j_per_generated_token),
+        prompt_tokens_per_joule: energy.and_then(|e| e.prompt_tokens_per_joule),
+        generated_tokens_per_joule: energy.and_then(|e| e.generated_tokens_per_joule),
+        prefill_watts: energy.and_then(|e| e.prefill_watts),
         mean_watts: energy.and_then(|e| e.mean_watts),
+        decode_percent_of_power_limit: energy.and_then(|e| e.decode_percent_of_power_limit),
+        idle_watts: energy.and_then(|e| e.idle_watts),
+        energy_disagreement_percent: energy.and_then(|e| e.disagreement_percent),
+        energy_suspect: energy.map(|e| e.suspect),
+        energy_rejected: energy.and_then(|e| e.rejected.as_deref()),
         on_pareto_front: speed.is_some_and(|s| s.on_pareto_front),
     }
 }

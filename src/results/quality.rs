@@ -226,6 +226,7 @@ mod tests {
             nll_squares: Some(losses.iter().map(|loss| loss * loss * tokens as f64).sum()),
             divergence: None,
             under_load: Vec::new(),
+            configuration: None,
         };
         perplexity(&fixture::quality_task(), &result).unwrap()
     }

@@ -10,7 +10,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::roofline::{Cost, Limits};
-use crate::units::{Bytes, Joules, Seconds, Watts};
+use crate::units::{Bytes, Seconds};
+
+mod energy;
+mod memory;
+
+pub use energy::{Energy, EnergyCheck, EnergyUse, Sampling};
+pub use memory::{Amount, Memory};
 
 /// One point: what was measured, and what came of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -257,6 +263,8 @@ pub struct Perplexity {
     pub divergence: Option<Divergence>,
     /// Whether the losses depend on what runs beside a sequence, where that was asked.
     pub under_load: Vec<UnderLoad>,
+    /// A digest of how the model really ran, to be held against that of the timed cells.
+    pub configuration: Option<String>,
 }
 
 /// The same tokens scored alone, in whole prompts, and again under other circumstances.
@@ -356,6 +364,30 @@ pub struct Speed {
     pub energy: Energy,
     /// What the work costs at least, where that is known.
     pub work: Option<Box<Work>>,
+    /// Trials during which heat or the power supply slowed the device.
+    pub throttling: Throttling,
+    /// A digest of how the model really ran: that of a perplexity of the same variant must be the same.
+    pub configuration: Option<String>,
+}
+
+/// Trials during which heat or the power supply slowed the device. Such a trial is made again once the device has cooled.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Throttling {
+    /// Those that are not among the counted ones for it, in their order.
+    pub left_out: Vec<ThrottledTrial>,
+    /// What slowed the counted ones; empty unless no trial at all went without, so that slowed ones had to count.
+    pub counted: Vec<String>,
+    /// How long the device was left alone to cool.
+    pub cooled: Seconds,
+}
+
+/// A trial that was slowed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ThrottledTrial {
+    /// What slowed it, by the names that `nvidia-smi` prints.
+    pub reasons: Vec<String>,
+    /// What it gave.
+    pub trial: Trial,
 }
 
 /// What the work of a cell costs at least, and what the device could do at best when it was measured.
@@ -393,92 +425,4 @@ pub struct DeviceTime {
     pub prefill: Seconds,
     /// From there to the last tokens.
     pub decode: Seconds,
-}
-
-/// Where the device memory went.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Memory {
-    /// Weights with scales and zeros.
-    pub weights: Amount,
-    /// The key-value cache.
-    pub kv: Amount,
-    /// Scratch for activations, at its high-water mark.
-    pub activations: Amount,
-    /// Everything this process holds on the device.
-    pub total: Amount,
-}
-
-/// One line of the memory ledger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Amount {
-    /// Computed before the run.
-    pub predicted: Option<Bytes>,
-    /// Found after it.
-    pub measured: Option<Bytes>,
-}
-
-impl Amount {
-    /// What was measured, or else predicted.
-    pub fn best(self) -> Option<Bytes> {
-        self.measured.or(self.predicted)
-    }
-}
-
-/// What the trials drew.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Energy {
-    /// Nothing is known.
-    Unavailable {
-        /// Why.
-        reason: String,
-    },
-    /// The device's own counter, over all counted trials.
-    Measured(EnergyUse),
-}
-
-/// Energy over all counted trials of a cell, gross: the idle draw is in it.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct EnergyUse {
-    /// Drawn while prompts were processed.
-    pub prefill: Joules,
-    /// Drawn while tokens were generated.
-    pub decode: Joules,
-    /// How long prompts were processed.
-    pub prefill_time: Seconds,
-    /// How long tokens were generated.
-    pub decode_time: Seconds,
-    /// Prompt tokens processed, over the whole batch.
-    pub prompt_tokens: u64,
-    /// Tokens generated in the decode windows, over the whole batch.
-    pub generated_tokens: u64,
-    /// The mean of sampled power: the cross-check of the counter.
-    pub mean_power: Option<Watts>,
-    /// What the device draws with the model loaded and nothing running.
-    pub idle_power: Option<Watts>,
-    /// The mean clock of the multiprocessors, in MHz.
-    pub sm_clock_mhz: Option<f64>,
-    /// The mean memory clock, in MHz.
-    pub memory_clock_mhz: Option<f64>,
-    /// The highest temperature, in °C.
-    pub temperature_c: Option<f64>,
-    /// Each reason the device gave for lowering its clocks.
-    pub throttle_reasons: Vec<String>,
-}
-
-impl EnergyUse {
-    /// Joules per prompt token; `None` if there was none.
-    pub fn per_prompt_token(&self) -> Option<f64> {
-        (self.prompt_tokens > 0).then(|| self.prefill.0 / self.prompt_tokens as f64)
-    }
-
-    /// Joules per generated token; `None` if there was none.
-    pub fn per_generated_token(&self) -> Option<f64> {
-        (self.generated_tokens > 0).then(|| self.decode.0 / self.generated_tokens as f64)
-    }
-
-    /// Joules per generated token above the idle draw; `None` if that is unknown.
-    pub fn net_per_generated_token(&self) -> Option<f64> {
-        let idle = self.idle_power?.0 * self.decode_time.0;
-        (self.generated_tokens > 0).then(|| (self.decode.0 - idle) / self.generated_tokens as f64)
-    }
 }

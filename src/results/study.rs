@@ -10,6 +10,12 @@ use serde::{Deserialize, Serialize};
 use super::environment::Environment;
 use super::roofline::Cost;
 
+mod energy;
+mod memory;
+
+pub use energy::{Energy, EnergyUse, Sampling};
+pub use memory::{Amount, Memory};
+
 /// The versions of the document that this program reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Version {
@@ -338,8 +344,24 @@ pub struct Speed {
     pub memory: Option<Memory>,
     /// What its work draws.
     pub energy: Option<Energy>,
+    /// Trials that heat or the power supply slowed; null where there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttling: Option<Throttling>,
     /// Whether no variant beats it in both quality and decode speed in this cell.
     pub on_pareto_front: bool,
+}
+
+/// Trials that heat or the power supply slowed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Throttling {
+    /// How many the figures leave out.
+    pub left_out: usize,
+    /// Whether the figures are of slowed trials, because there was no other.
+    pub all: bool,
+    /// What slowed them.
+    pub reasons: Vec<String>,
+    /// How long the device was left alone to cool.
+    pub cooled_s: f64,
 }
 
 /// What the device's own clock says of a cell: sums over sums.
@@ -421,72 +443,6 @@ pub struct Interval {
     pub low: f64,
     /// The upper end.
     pub high: f64,
-}
-
-/// Where the device memory went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Memory {
-    /// Weights with scales and zeros.
-    pub weights: Amount,
-    /// The key-value cache.
-    pub kv: Amount,
-    /// Scratch for activations at its high-water mark.
-    pub activations: Amount,
-    /// In use on a GPU, by whatever program; on the CPU, what this process has resident, the program itself included.
-    pub total: Amount,
-}
-
-/// One line of the memory ledger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Amount {
-    /// Computed before the run.
-    pub predicted_bytes: Option<u64>,
-    /// Found after it.
-    pub measured_bytes: Option<u64>,
-}
-
-/// What a cell's work draws.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "status", rename_all = "snake_case")]
-pub enum Energy {
-    /// Nothing is known.
-    Unavailable {
-        /// Why.
-        reason: String,
-    },
-    /// The device's own counter, gross.
-    Measured(EnergyUse),
-}
-
-/// Energy over two windows after the trials of a cell, one of prefill and one of decode; gross unless it says net.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct EnergyUse {
-    /// Drawn while prompts were processed.
-    pub prefill_joules: f64,
-    /// Drawn while tokens were generated.
-    pub decode_joules: f64,
-    /// Prompt tokens processed.
-    pub prompt_tokens: u64,
-    /// Tokens generated in the decode windows.
-    pub generated_tokens: u64,
-    /// Prefill energy per prompt token.
-    pub j_per_prompt_token: Option<f64>,
-    /// Decode energy per generated token.
-    pub j_per_generated_token: Option<f64>,
-    /// The same above the idle draw.
-    pub net_j_per_generated_token: Option<f64>,
-    /// The mean of sampled power.
-    pub mean_watts: Option<f64>,
-    /// The idle draw.
-    pub idle_watts: Option<f64>,
-    /// The mean clock of the multiprocessors.
-    pub sm_clock_mhz: Option<f64>,
-    /// The mean memory clock.
-    pub memory_clock_mhz: Option<f64>,
-    /// The highest temperature.
-    pub temperature_c: Option<f64>,
-    /// Reasons the device gave for lowering its clocks.
-    pub throttle_reasons: Vec<String>,
 }
 
 /// Whether a variant computes what it must.

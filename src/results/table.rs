@@ -3,6 +3,7 @@
 use super::columns::{Column, column, filled, laid_out};
 use super::format;
 use super::record::Cell;
+use super::remarks::{DOUBTED, remarks};
 use super::study::{Perplexity, Speed, Study, Utilisation, Variant};
 use crate::units::{Bytes, three_digits};
 
@@ -212,7 +213,9 @@ pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
         of("TTFT p50\nms", 9, &|s| Some(format::plain(s.ttft_ms?.p50))),
         of("memory", 8, &|s| Some(s.memory?.total.best()?.to_string())),
         of("energy\nJ/token", 6, &|s| {
-            s.energy_use()?.j_per_generated_token.map(format::plain)
+            let used = s.energy_use()?;
+            let mark = if used.suspect { DOUBTED } else { "" };
+            Some(format::plain(used.j_per_generated_token?) + mark)
         }),
     ];
     filled(columns)
@@ -256,6 +259,7 @@ fn notes(study: &Study) -> Vec<String> {
                 .to_owned(),
         );
     }
+    lines.extend(remarks(study));
     for variant in &study.variants {
         let label = study.label(variant);
         if let Some(reason) = &variant.reason {

@@ -2,12 +2,9 @@
 
 use super::record;
 use super::roofline::{Cost, Limits};
-use super::study::{
-    Amount, DeviceFigures, Energy, EnergyUse, Histogram, Interval, Memory, Speed, Stats,
-    Utilisation,
-};
+use super::study::{DeviceFigures, Histogram, Interval, Speed, Stats, Throttling, Utilisation};
 use crate::stats::{self, Ratio, Summary};
-use crate::units::{Bytes, Seconds};
+use crate::units::Seconds;
 
 /// Bins of an inter-token histogram.
 const BINS: usize = 48;
@@ -66,7 +63,8 @@ pub(super) fn measured(cell: record::Cell, speed: &record::Speed) -> Speed {
         }),
         device: device(trials),
         memory: Some(speed.memory.into()),
-        energy: Some(energy(&speed.energy)),
+        energy: Some((&speed.energy).into()),
+        throttling: throttling(&speed.throttling),
         ..empty(cell)
     }
 }
@@ -98,6 +96,7 @@ fn empty(cell: record::Cell) -> Speed {
         device: None,
         memory: None,
         energy: None,
+        throttling: None,
         on_pareto_front: false,
     }
 }
@@ -211,27 +210,18 @@ fn histogram(mut samples: Vec<f64>) -> Option<Histogram> {
     })
 }
 
-fn energy(energy: &record::Energy) -> Energy {
-    match energy {
-        record::Energy::Unavailable { reason } => Energy::Unavailable {
-            reason: reason.clone(),
-        },
-        record::Energy::Measured(used) => Energy::Measured(EnergyUse {
-            prefill_joules: used.prefill.0,
-            decode_joules: used.decode.0,
-            prompt_tokens: used.prompt_tokens,
-            generated_tokens: used.generated_tokens,
-            j_per_prompt_token: used.per_prompt_token(),
-            j_per_generated_token: used.per_generated_token(),
-            net_j_per_generated_token: used.net_per_generated_token(),
-            mean_watts: used.mean_power.map(|power| power.0),
-            idle_watts: used.idle_power.map(|power| power.0),
-            sm_clock_mhz: used.sm_clock_mhz,
-            memory_clock_mhz: used.memory_clock_mhz,
-            temperature_c: used.temperature_c,
-            throttle_reasons: used.throttle_reasons.clone(),
-        }),
-    }
+/// What is to be said of slowed trials; `None` if there was none.
+fn throttling(found: &record::Throttling) -> Option<Throttling> {
+    let slowed = found.left_out.iter().flat_map(|trial| &trial.reasons);
+    let mut reasons: Vec<String> = slowed.chain(&found.counted).cloned().collect();
+    reasons.sort_unstable();
+    reasons.dedup();
+    (!reasons.is_empty()).then_some(Throttling {
+        left_out: found.left_out.len(),
+        all: !found.counted.is_empty(),
+        reasons,
+        cooled_s: found.cooled.0,
+    })
 }
 
 impl From<Summary> for Stats {
@@ -257,33 +247,6 @@ impl From<stats::Interval> for Interval {
             low: interval.low,
             high: interval.high,
         }
-    }
-}
-
-impl From<record::Memory> for Memory {
-    fn from(memory: record::Memory) -> Self {
-        Self {
-            weights: memory.weights.into(),
-            kv: memory.kv.into(),
-            activations: memory.activations.into(),
-            total: memory.total.into(),
-        }
-    }
-}
-
-impl From<record::Amount> for Amount {
-    fn from(amount: record::Amount) -> Self {
-        Self {
-            predicted_bytes: amount.predicted.map(|bytes| bytes.0),
-            measured_bytes: amount.measured.map(|bytes| bytes.0),
-        }
-    }
-}
-
-impl Amount {
-    /// What was measured, or else predicted.
-    pub fn best(self) -> Option<Bytes> {
-        self.measured_bytes.or(self.predicted_bytes).map(Bytes)
     }
 }
 
@@ -333,7 +296,33 @@ mod tests {
                 reason: "not asked".to_owned(),
             },
             work: None,
+            throttling: record::Throttling::default(),
+            configuration: None,
         }
+    }
+
+    #[test]
+    fn slowed_trials_are_left_out_and_said() {
+        let slowed = |reason: &str| record::ThrottledTrial {
+            reasons: vec![reason.to_owned()],
+            trial: trial(9.0, &[9.0]),
+        };
+        let mut speed = speed(vec![trial(0.2, &[0.01])]);
+        assert_eq!(measured(CELL, &speed).throttling, None);
+        speed.throttling = record::Throttling {
+            left_out: vec![slowed("sw_thermal_slowdown"), slowed("hw_slowdown")],
+            counted: Vec::new(),
+            cooled: Seconds(4.5),
+        };
+        let figures = measured(CELL, &speed);
+        assert_eq!(figures.ttft_ms.unwrap().max, 200.0);
+        let expected = Throttling {
+            left_out: 2,
+            all: false,
+            reasons: vec!["hw_slowdown".into(), "sw_thermal_slowdown".into()],
+            cooled_s: 4.5,
+        };
+        assert_eq!(figures.throttling, Some(expected));
     }
 
     const CELL: record::Cell = record::Cell {

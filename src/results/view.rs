@@ -159,7 +159,7 @@ impl Speed {
     /// The energy, where it was measured.
     pub fn energy_use(&self) -> Option<&EnergyUse> {
         match &self.energy {
-            Some(Energy::Measured(energy)) => Some(energy),
+            Some(Energy::Measured(energy)) => Some(energy.as_ref()),
             _ => None,
         }
     }

@@ -6,25 +6,23 @@
 
 use std::sync::Arc;
 
+use super::energy::{Meter, Rounds};
+use super::ledger;
 use super::plan::{Plan, positions};
 use super::prompts::random_tokens;
 use super::runner::Runner;
+use super::throttled::Unslowed;
 use super::work;
-use crate::engine::{Arrivals, Limits};
+use crate::engine::{Arrivals, Footprint, Limits};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
-use crate::measure::energy::energy_in;
 use crate::measure::interrupt::Interrupt;
-use crate::measure::memory::HostMemory;
-use crate::measure::sampler::{DEFAULT_PERIOD, PowerSource, Sampler};
+use crate::measure::throttle::Cooling;
 use crate::measure::trial;
-use crate::measure::window::Window;
 use crate::results::environment::Ceilings;
-use crate::results::record::{
-    Amount, Cell, DeviceTime, Energy, EnergyUse, Memory, Speed, Trial, Work,
-};
+use crate::results::record::{Cell, DeviceTime, Energy, Speed, Throttling, Trial, Work};
 use crate::scheme::KvFormat;
-use crate::units::{Bytes, Clock};
+use crate::units::Clock;
 
 /// Chunks of a prompt that the CPU and a GPU take by default: large enough to be limited by arithmetic.
 const CPU_CHUNK: usize = 512;
@@ -39,7 +37,7 @@ pub(super) struct Bench<'a> {
     pub(super) device: &'a Device,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) interrupt: &'a Interrupt,
-    pub(super) power: &'a PowerSource,
+    pub(super) meter: &'a Meter,
     pub(super) vocab: usize,
     pub(super) kv: KvFormat,
     pub(super) ceilings: Option<&'a Ceilings>,
@@ -85,10 +83,12 @@ impl Bench<'_> {
         &self,
         runner: &mut Runner,
         cell: &Cell,
-        predicted: Option<crate::engine::Footprint>,
+        predicted: Option<Footprint>,
         mut progress: impl FnMut(f64),
     ) -> Result<Speed> {
         runner.prepare(limits(self.plan, self.device, cell, self.kv))?;
+        ledger::begin(self.device)?;
+        self.meter.rest(self.interrupt)?;
         if cell.depth > 0 {
             runner.prefill(&self.prompts(cell, DEPTH_TRIAL, cell.depth), 0)?;
         }
@@ -103,25 +103,35 @@ impl Bench<'_> {
             .warm_up
             .run(clock, self.interrupt, |_| one(runner).map(|_| ()))?;
         let begin = clock.now();
+        let mut unslowed = Unslowed {
+            board: self.meter.board(),
+            clock,
+            interrupt: self.interrupt,
+            cooling: Cooling::default(),
+            found: Throttling::default(),
+        };
         let trials = trial::run(&self.plan.rule, clock, self.interrupt, |i| {
-            let result = one(runner);
+            let result = unslowed.trial(&mut || one(runner));
             let rule = &self.plan.rule;
             let counted = (i + 1) as f64 / rule.min_trials.max(1) as f64;
             let timed = (clock.now() - begin).0 / rule.min_time.0.max(1e-9);
             progress(counted.min(timed).min(1.0));
             result
         })?;
-        let memory = self.memory(runner, predicted);
+        let memory = ledger::account(self.device, runner, predicted);
         let energy = self.energy(runner, cell)?;
         let stop_reason = Some(trials.stopped.name().to_owned());
         let work = self.work(runner, cell);
+        let (counted, throttling) = unslowed.settle(trials.values);
         Ok(Speed {
-            trials: trials.values,
+            trials: counted,
             warmup_trials,
             stop_reason,
             memory,
             energy,
             work,
+            throttling,
+            configuration: Some(runner.configuration()),
         })
     }
 
@@ -158,100 +168,61 @@ impl Bench<'_> {
                 .collect();
         }
         let arrivals = runner.generate(&prompts, cell.depth, cell.generate, &*self.clock)?;
+        // What is reported of a trial is what it produced, or nothing is.
+        let (steps, tokens) = (arrivals.at.len(), arrivals.tokens.len());
+        if (steps, tokens) != (cell.generate, cell.generate * cell.batch) {
+            return Err(Error::Internal(format!(
+                "a trial of {} sequences and {} tokens each gave {tokens} tokens in {steps} steps",
+                cell.batch, cell.generate
+            )));
+        }
         trial_of(&arrivals)
     }
 
-    fn memory(&self, runner: &Runner, predicted: Option<crate::engine::Footprint>) -> Memory {
-        let held = runner.footprint();
-        let amount = |pick: fn(&crate::engine::Footprint) -> Bytes| Amount {
-            predicted: predicted.as_ref().map(pick),
-            measured: held.as_ref().map(pick),
-        };
-        // On a GPU, what is used of it now; on the CPU, what this process has resident.
-        let total = match self.device.memory() {
-            Some((free, total)) => Some(Bytes(total - free)),
-            None => HostMemory::now().resident,
-        };
-        Memory {
-            weights: Amount {
-                measured: Some(runner.weight_bytes()),
-                ..amount(|f| f.weights)
-            },
-            kv: amount(|f| f.kv),
-            activations: amount(crate::engine::Footprint::scratch),
-            total: Amount {
-                measured: total,
-                ..amount(crate::engine::Footprint::total)
-            },
-        }
-    }
-
-    /// Prefill alone, then decode alone, each repeated for long enough that the counter can tell.
+    /// The energy of the cell's work. candle's cache cannot be wound back, so that its decode has no depth of its own to be
+    /// repeated at.
     fn energy(&self, runner: &mut Runner, cell: &Cell) -> Result<Energy> {
-        if let PowerSource::None(why) = self.power {
+        if matches!(runner, Runner::Candle(_)) {
             return Ok(Energy::Unavailable {
-                reason: why.reason.clone(),
+                reason: "candle's cache cannot be wound back to repeat a decode".into(),
             });
         }
-        let sampler = Sampler::start(self.power, DEFAULT_PERIOD, Arc::clone(&self.clock));
-        let prompts = self.prompts(cell, 0, cell.prompt);
-        let mut tokens = Vec::new();
-        let (prefill, passes) = self.repeat(|| {
-            tokens = runner.prefill(&prompts, cell.depth)?;
-            Ok(1)
-        })?;
-        // Each token goes on as a prompt of one, and with it come as many steps as fit behind the prompt.
-        let steps_each = (cell.generate - 1).max(1);
-        let (decode, steps) = self.repeat(|| {
-            let last: Vec<Vec<u32>> = tokens.iter().map(|&token| vec![token]).collect();
-            let at = cell.depth + cell.prompt;
-            runner.generate(&last, at, steps_each, &*self.clock)?;
-            Ok(steps_each)
-        })?;
-        let tape = sampler.stop();
-        let (in_prefill, in_decode) = (energy_in(&tape, prefill), energy_in(&tape, decode));
-        let (joules_prefill, joules_decode) = match (in_prefill.gross(), in_decode.gross()) {
-            (Ok((a, _)), Ok((b, _))) => (a, b),
-            (Err(why), _) | (_, Err(why)) => {
-                return Ok(Energy::Unavailable {
-                    reason: why.reason.clone(),
-                });
-            }
+        let mut rounds = CellRounds {
+            runner,
+            cell,
+            prompts: self.prompts(cell, 0, cell.prompt),
+            last: Vec::new(),
+            clock: &*self.clock,
         };
-        let conditions = tape.conditions(Window::new(prefill.begin, decode.end));
-        Ok(Energy::Measured(EnergyUse {
-            prefill: joules_prefill,
-            decode: joules_decode,
-            prefill_time: prefill.duration(),
-            decode_time: decode.duration(),
-            prompt_tokens: (passes * cell.batch * cell.prompt) as u64,
-            generated_tokens: (steps * cell.batch) as u64,
-            mean_power: in_decode.power(),
-            idle_power: None,
-            sm_clock_mhz: conditions.sm_clock_mhz,
-            memory_clock_mhz: conditions.memory_clock_mhz,
-            temperature_c: conditions
-                .temperature_celsius
-                .map(|(first, last)| f64::from(first.max(last))),
-            throttle_reasons: conditions
-                .throttled
-                .iter()
-                .map(|(name, _)| (*name).to_owned())
-                .collect(),
-        }))
-    }
-
-    /// Calls `work` for the length of an energy window; gives the window and the sum of what it returned.
-    fn repeat(&self, mut work: impl FnMut() -> Result<usize>) -> Result<(Window, usize)> {
-        let begin = self.clock.now();
-        let mut sum = 0;
-        loop {
-            self.interrupt.check()?;
-            sum += work()?;
-            let end = self.clock.now();
-            if end - begin >= self.plan.energy_window {
-                return Ok((Window::new(begin, end), sum));
-            }
-        }
+        self.meter.cell(&mut rounds, self.interrupt)
     }
 }
+
+/// The work of a cell, to be repeated.
+struct CellRounds<'a> {
+    runner: &'a mut Runner,
+    cell: &'a Cell,
+    prompts: Vec<Vec<u32>>,
+    /// What each prompt goes on with.
+    last: Vec<Vec<u32>>,
+    clock: &'a dyn Clock,
+}
+
+impl Rounds for CellRounds<'_> {
+    fn prefill(&mut self) -> Result<u64> {
+        let next = self.runner.prefill(&self.prompts, self.cell.depth)?;
+        self.last = next.into_iter().map(|token| vec![token]).collect();
+        Ok((self.cell.batch * self.cell.prompt) as u64)
+    }
+
+    /// Each token goes on as a prompt of one, and with it come as many steps as fit behind the prompt.
+    fn decode(&mut self) -> Result<u64> {
+        let steps = (self.cell.generate - 1).max(1);
+        let at = self.cell.depth + self.cell.prompt;
+        self.runner.generate(&self.last, at, steps, self.clock)?;
+        Ok((steps * self.cell.batch) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests;

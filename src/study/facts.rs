@@ -40,6 +40,14 @@ pub fn environment(device: &Device) -> Environment {
         "simd".into(),
         crate::kernels::SimdLevel::detect().name().into(),
     );
+    if let Device::Gpu(gpu) = device
+        && let Ok(pool) = gpu.pool()
+    {
+        extra.insert(
+            "memory pool keeps (bytes)".into(),
+            pool.release_threshold.to_string(),
+        );
+    }
     let system = &facts.system;
     let os = [
         system.name.as_deref(),

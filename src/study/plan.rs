@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::energy::EnergyPlan;
 use super::quantise::Quantising;
 use super::runner::check_kv;
 use crate::error::{Error, Result};
@@ -11,7 +12,6 @@ use crate::model::ModelSpec;
 use crate::quality::{Protocol, Reading, TextFormat};
 use crate::results::record::Cell;
 use crate::scheme::{DType, KvFormat, Variant};
-use crate::units::Seconds;
 
 /// Everything that a run is told.
 #[derive(Debug, Clone)]
@@ -40,8 +40,8 @@ pub struct Plan {
     pub rule: StopRule,
     /// What runs before the first counted trial of a cell.
     pub warm_up: WarmUp,
-    /// Length of each of the two windows that energy is measured over.
-    pub energy_window: Seconds,
+    /// How long energy is measured.
+    pub energy: EnergyPlan,
     /// Chooses the random prompts.
     pub seed: u64,
     /// Measures points anew that are on record.

@@ -261,5 +261,6 @@ fn losses(layout: &Layout, segments: &[Segment]) -> Perplexity {
         nll_squares: Some(segments.iter().map(|s| s.nll_squares).sum()),
         divergence: None,
         under_load: Vec::new(),
+        configuration: None,
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::bench::{Bench, limits};
+use super::energy::Meter;
 use super::facts;
 use super::job::{Job, Point, jobs};
 use super::plan::{EngineKind, Plan};
@@ -116,7 +117,7 @@ pub fn run(
         store,
         interrupt,
         watcher,
-        power,
+        meter: Meter::new(power, clock.clone(), plan.energy, plan.seed),
         ceilings: environment.ceilings.as_ref(),
         clock,
         done: 0,
@@ -175,7 +176,7 @@ struct Session<'a> {
     store: &'a mut Store,
     interrupt: &'a Interrupt,
     watcher: &'a mut dyn Watcher,
-    power: PowerSource,
+    meter: Meter,
     ceilings: Option<&'a Ceilings>,
     clock: Arc<dyn Clock>,
     done: usize,
@@ -278,6 +279,7 @@ impl Session<'_> {
         if let Device::Gpu(gpu) = self.device {
             gpu.set_fused(self.plan.switches.fuse.unwrap_or(true));
         }
+        self.meter.forget();
         let meter = PeakMeter::start();
         let start = self.clock.now();
         let kind = self.plan.engine;
@@ -306,7 +308,7 @@ impl Session<'_> {
         let peak_host = meter.peak().map(|peak| peak.bytes);
         self.watcher.progress(name, &Stage::Verify, 0.0, overall);
         let context = job.model.config.max_positions;
-        let verification = verify(&mut runner, job.model.config.vocab, context)?;
+        let verification = verify(&mut runner, job.model.config.vocab, context, &*self.clock)?;
         let groups = runner
             .weights()
             .map(DeviceWeights::groups)
@@ -385,7 +387,9 @@ impl Session<'_> {
         if let Some(file) = new {
             watcher.base(name, file.path(), file.size());
         }
-        Ok(found.own)
+        let mut own = found.own;
+        own.configuration = Some(runner.configuration());
+        Ok(own)
     }
 
     fn point(
@@ -421,7 +425,7 @@ impl Session<'_> {
             device: self.device,
             clock: self.clock.clone(),
             interrupt,
-            power: &self.power,
+            meter: &self.meter,
             vocab: job.model.config.vocab,
             kv: job.kv,
             ceilings: self.ceilings,

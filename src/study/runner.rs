@@ -99,19 +99,32 @@ impl Runner {
     /// Our engine within `limits`, rebuilt where the present one has others; its cache stays in the format that it was
     /// loaded with.
     pub(super) fn own(&mut self, limits: Limits) -> Result<&mut Engine> {
-        let Self::Own(slot, stop) = self else {
+        let Self::Own(slot, _) = self else {
             return Err(Error::Usage(
                 "candle's engine has no logits to score: use --engine candlepower".into(),
             ));
         };
-        let limits = match slot {
-            Some(engine) => limits.with_kv(engine.limits().kv),
-            None => limits,
-        };
-        if slot.as_ref().is_none_or(|engine| engine.limits() != limits) {
+        let fits = |engine: &Engine| engine.limits() == limits.with_kv(engine.limits().kv);
+        if !slot.as_deref().is_some_and(fits) {
+            self.renew(limits)?;
+        }
+        match self {
+            Self::Own(Some(engine), _) => Ok(engine),
+            _ => Err(Error::Internal("the engine was lost".into())),
+        }
+    }
+
+    /// Makes our engine anew of its weights, so that it is as the device is switched now; nothing of its cache or of what it
+    /// has recorded remains.
+    ///
+    /// # Errors
+    /// If the memory is not there.
+    pub(super) fn renew(&mut self, limits: Limits) -> Result<()> {
+        if let Self::Own(slot, stop) = self {
             let engine = slot
                 .take()
                 .ok_or_else(|| Error::Internal("the engine was lost".into()))?;
+            let limits = limits.with_kv(engine.limits().kv);
             let device = engine.device().clone();
             let replays = engine.replays();
             // The old scratch goes before the new one comes.
@@ -120,8 +133,7 @@ impl Runner {
             engine.stop_when(stop.clone());
             *slot = Some(Box::new(engine));
         }
-        slot.as_deref_mut()
-            .ok_or_else(|| Error::Internal("the engine was lost".into()))
+        Ok(())
     }
 
     /// The same for scoring texts.
@@ -138,6 +150,37 @@ impl Runner {
         if let Self::Own(Some(engine), _) = self {
             engine.set_replays(enabled);
         }
+    }
+
+    /// A digest of how the model really runs: what runs it, on what, in which types and forms, and with what switched on.
+    /// Figures of one variant belong together only where this is the same, whatever was asked for.
+    pub(super) fn configuration(&self) -> String {
+        let text = match self {
+            Self::Own(Some(engine), _) => {
+                let weights = engine.weights();
+                let device = engine.device();
+                let switches = match device {
+                    Device::Cpu => None,
+                    Device::Gpu(gpu) => Some((gpu.fuses(), gpu.overlaps(), engine.replays())),
+                };
+                format!(
+                    "{:?} {:?} {:?} {:?} {:?} {} {:?} {:?} {:?}",
+                    weights.config,
+                    weights.act,
+                    weights.bytes(),
+                    weights.linear_bytes(),
+                    weights.groups(),
+                    device.kind(),
+                    engine.limits().kv,
+                    engine.plan(),
+                    switches,
+                )
+            }
+            Self::Own(None, _) => String::new(),
+            Self::Candle(engine) => format!("candle {}", engine.weight_bytes()),
+        };
+        let digest = blake3::hash(text.as_bytes()).to_hex();
+        format!("blake3:{}", &digest[..16])
     }
 
     /// Which launches our engine fuses.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::driver::{Driver, Facts, Grid, Mapped, Mark, Memory, Recording};
+use super::driver::{Driver, Facts, Grid, Mapped, Mark, Memory, Pool, Recording};
 use super::emulator;
 use super::gemm::Gemm;
 use super::launch::Address;
@@ -21,6 +21,7 @@ pub struct Gpu {
     driver: Box<dyn Driver>,
     capture: Arc<Capture>,
     overlaps: AtomicBool,
+    outside_at_open: Option<u64>,
 }
 
 /// An allocation on a GPU.
@@ -120,6 +121,7 @@ impl Gpu {
 
     fn new(driver: Box<dyn Driver>) -> Self {
         Self {
+            outside_at_open: outside(&*driver).ok(),
             workspace: Mutex::default(),
             choices: Mutex::default(),
             driver,
@@ -166,12 +168,45 @@ impl Gpu {
         self.driver.set_order(order);
     }
 
-    /// Free and total memory in bytes; the free part is what all programs on the GPU have left.
+    /// Free and total memory in bytes; the free part is what all programs on the GPU have left, and what this one's pool
+    /// keeps unused.
     ///
     /// # Errors
     /// If the driver does not answer.
     pub fn memory(&self) -> Result<(u64, u64)> {
-        self.driver.memory()
+        let ((free, total), pool) = (self.driver.memory()?, self.driver.pool()?);
+        Ok((free + pool.reserved.saturating_sub(pool.used), total))
+    }
+
+    /// What the allocator holds.
+    ///
+    /// # Errors
+    /// If the driver does not answer.
+    pub fn pool(&self) -> Result<Pool> {
+        self.driver.pool()
+    }
+
+    /// Waits for all work, gives unused memory back to the device, and lets the pool's peak begin at what is used now.
+    ///
+    /// # Errors
+    /// If the device fails, or a graph is being recorded.
+    pub fn settle_pool(&self) -> Result<()> {
+        self.not_recorded("an account of memory")?;
+        self.driver.synchronize()?;
+        self.driver.settle_pool()
+    }
+
+    /// Bytes in use on the device outside of the pool: context, modules, workspaces of libraries, other programs.
+    ///
+    /// # Errors
+    /// If the driver does not answer.
+    pub fn outside(&self) -> Result<u64> {
+        outside(&*self.driver)
+    }
+
+    /// The same as it was before anything was loaded; `None` if the driver did not answer.
+    pub fn outside_at_open(&self) -> Option<u64> {
+        self.outside_at_open
     }
 
     /// Allocates `bytes`, all zero.
@@ -200,6 +235,11 @@ impl Gpu {
             },
             words,
         })
+    }
+
+    /// Whether a kernel may start while the one before it still runs.
+    pub fn overlaps(&self) -> bool {
+        self.overlaps.load(Ordering::Relaxed)
     }
 
     /// Whether a kernel may start while the one before it still runs (programmatic dependent launch, from compute
@@ -422,7 +462,7 @@ impl Gpu {
         sizes: &[usize],
     ) -> Result<()> {
         let grid = Grid {
-            overlaps: grid.overlaps && self.overlaps.load(Ordering::Relaxed),
+            overlaps: grid.overlaps && self.overlaps(),
             ..grid
         };
         // SAFETY: by contract.
@@ -437,6 +477,12 @@ impl Gpu {
         // SAFETY: by contract.
         unsafe { self.driver.gemm(gemm) }
     }
+}
+
+/// What is in use beyond what the pool has taken.
+fn outside(driver: &dyn Driver) -> Result<u64> {
+    let ((free, total), pool) = (driver.memory()?, driver.pool()?);
+    Ok(total.saturating_sub(free).saturating_sub(pool.reserved))
 }
 
 /// The lock, also after a panic elsewhere: what it guards is whole between any two calls.

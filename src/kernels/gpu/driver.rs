@@ -28,6 +28,19 @@ pub struct Facts {
     pub memory_bus_bits: Option<u32>,
 }
 
+/// What the allocator of a GPU holds of its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pool {
+    /// Bytes in use now.
+    pub used: u64,
+    /// The most that was in use at once since [`Gpu::settle_pool`](super::Gpu::settle_pool).
+    pub used_peak: u64,
+    /// Bytes that it has taken from the device, in use or kept for later.
+    pub reserved: u64,
+    /// Bytes that it may keep: what is unused beyond them goes back to the device whenever the host waits for it.
+    pub release_threshold: u64,
+}
+
 #[cfg(test)]
 impl Facts {
     /// Those of an H100, for tests of plans.
@@ -131,6 +144,12 @@ pub(super) trait Driver: Send + Sync {
 
     /// Free and total memory in bytes.
     fn memory(&self) -> Result<(u64, u64)>;
+
+    /// What the allocator holds.
+    fn pool(&self) -> Result<Pool>;
+
+    /// Gives back what is unused, after all work, and lets the peak begin at what is used now.
+    fn settle_pool(&self) -> Result<()>;
 
     /// `bytes` bytes, all zero.
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>>;

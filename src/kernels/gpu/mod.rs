@@ -36,7 +36,7 @@ pub(crate) use attention::{MAX_HEAD_DIM, append_attend, attention, attention_ker
 #[cfg(feature = "cuda")]
 pub use cuda::KERNELS_HASH;
 pub use device::{Event, Gpu, GpuBytes, GpuMailbox, Graph};
-pub use driver::Facts;
+pub use driver::{Facts, Pool};
 pub(crate) use fill::fill;
 pub(crate) use flash::fast_head_dims;
 pub use linear::{LinearKernel, StreamedBufs};

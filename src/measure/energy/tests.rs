@@ -1,6 +1,7 @@
 //! Energies of scripted tapes, where the true answer is known.
 
 use super::*;
+use crate::measure::tape::recorded::SCRIPTS;
 
 /// Milliseconds between two polls and between two ticks of the counter.
 const POLL: u32 = 20;
@@ -121,7 +122,8 @@ fn a_disagreement_above_five_percent_is_suspect() {
     assert!(bent(1.06).is_suspect());
     assert!(bent(0.90).is_suspect());
     assert!((bent(0.90).disagreement().unwrap() - 0.1).abs() < 1e-9);
-    assert!(bent(f64::NAN).is_suspect());
+    assert!(!bent(0.90).is_rejected() && bent(0.84).is_rejected() && bent(1.16).is_rejected());
+    assert!(bent(f64::NAN).is_suspect() && bent(f64::NAN).is_rejected());
 }
 
 #[test]
@@ -201,4 +203,31 @@ fn polling_that_is_too_slow_for_the_window_is_refused() {
     let reading = energy_in(&tape, window(1000, 1900));
     assert_missing(&reading.counter, "polled too seldom");
     assert!(energy_in(&tape, window(1000, 4500)).counter.is_ok());
+}
+
+#[test]
+fn recorded_tapes_give_the_energy_that_their_boards_drew() {
+    for script in &SCRIPTS {
+        let tape = script.recording().tape;
+        let reading = energy_in(&tape, window(1000, 11_000));
+        let truth = script.joules(1000, 11_000);
+        match script.name {
+            "no-counter" => assert_missing(&reading.counter, "no energy counter"),
+            "counter-reset" => assert_missing(&reading.counter, "driver was reloaded"),
+            _ => {
+                let counter = reading.counter.as_ref().unwrap();
+                assert_near(counter.energy, truth, 0.012);
+                // Ticks are half a poll away from where they were seen.
+                let ms = |at: Seconds| ((at.0 * 1e3 / 100.0).round() * 100.0) as u32;
+                let snapped = script.joules(ms(counter.snapped.begin), ms(counter.snapped.end));
+                assert_near(counter.snapped_energy, snapped, 0.005);
+            }
+        }
+        let rejected = script.name == "idle-disagreement";
+        assert_eq!(reading.is_rejected(), rejected, "{}", script.name);
+        assert_eq!(reading.is_suspect(), rejected, "{}", script.name);
+        if !rejected {
+            assert_near(*reading.integrated.as_ref().unwrap(), truth, 0.005);
+        }
+    }
 }

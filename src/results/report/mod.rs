@@ -8,6 +8,7 @@ use minijinja::{Environment as Templates, UndefinedBehavior, context};
 
 use serde::Serialize;
 
+use super::remarks::remarks;
 use super::study::Study;
 use super::table;
 use super::verdict::verdict;
@@ -72,6 +73,7 @@ fn page(study: &Study) -> Result<Value> {
         failures => sections::failures(study),
         environment => sections::environment(&study.environment),
         method => sections::method(study, &cells),
+        remarks => remarks(study),
         command => study.command_line(),
         json => safe(&embedded(study)?),
     })

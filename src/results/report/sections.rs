@@ -8,7 +8,7 @@ use super::super::columns::Column;
 use super::super::environment::Environment;
 use super::super::format::{self, or_none};
 use super::super::record::Cell;
-use super::super::study::{Energy, QualityAxis, Speed, Study, Variant};
+use super::super::study::{QualityAxis, Speed, Study, Variant};
 use super::super::table;
 use super::safe;
 use crate::units::{Bytes, Joules, Seconds};
@@ -320,10 +320,6 @@ fn joined(parts: impl IntoIterator<Item = Option<String>>) -> Option<String> {
 pub(super) fn method(study: &Study, cells: &[Cell]) -> Value {
     let perplexity = study.variants.iter().find_map(|v| v.perplexity.as_ref());
     let speeds = || study.variants.iter().flat_map(|variant| &variant.speed);
-    let no_energy = speeds().find_map(|speed| match &speed.energy {
-        Some(Energy::Unavailable { reason }) => Some(reason.as_str()),
-        _ => None,
-    });
     let protocol = perplexity.map(|p| {
         format!(
             "protocol {}: {} ({}) with {} tokens of context, {} of {} tokens scored in {} segments",
@@ -342,7 +338,6 @@ pub(super) fn method(study: &Study, cells: &[Cell]) -> Value {
         tokenizers_differ => study.quality_axis == QualityAxis::BitsPerByte,
         protocol,
         energy => speeds().any(|speed| speed.energy_use().is_some()),
-        no_energy,
         tradeoff => study.variants.iter().any(|variant| variant.on_pareto_front),
         limits => speeds().any(Speed::has_limit),
         several_cells => cells.len() > 1,

@@ -3,9 +3,10 @@
 
 use super::super::record as domain;
 use super::{
-    Amount, Base, Body, Cell, Check, DeviceTime, Divergence, Energy, EnergyUse, KlSpread, Load,
-    Loaded, Memory, Model, Outcome, Perplexity, QualityTask, Record, Scheme, Segment, Speed,
-    Subject, Text, Trial, TrueTokenShift, UnderLoad, Verification, Version, Work,
+    Amount, Base, Body, Cell, Check, DeviceTime, Divergence, Energy, EnergyCheck, EnergyUse,
+    KlSpread, Load, Loaded, Memory, Model, Outcome, Perplexity, QualityTask, Record, Sampling,
+    Scheme, Segment, Speed, Subject, Text, ThrottledTrial, Throttling, Trial, TrueTokenShift,
+    UnderLoad, Verification, Version, Work,
 };
 use crate::units::{Bytes, Joules, Seconds, Watts};
 
@@ -101,6 +102,7 @@ mirror!(Perplexity {
     nll_squares = nll_squares,
     divergence = divergence: maybe,
     under_load = under_load: each,
+    configuration = configuration,
 });
 mirror!(UnderLoad {
     batch = batch,
@@ -136,7 +138,15 @@ mirror!(Speed {
     memory = memory: _,
     energy = energy: _,
     work = work: boxed,
+    throttling = throttling: _,
+    configuration = configuration,
 });
+mirror!(Throttling {
+    left_out = left_out: each,
+    counted = counted,
+    cooled_s = cooled: Seconds,
+});
+mirror!(ThrottledTrial { reasons = reasons, trial = trial: _ });
 mirror!(Work { prefill = prefill, decode_step = decode_step, limits = limits });
 mirror!(Trial {
     ttft_s = ttft: Seconds,
@@ -151,6 +161,7 @@ mirror!(Memory {
     weights = weights: _,
     kv = kv: _,
     activations = activations: _,
+    other = other: _,
     total = total: _,
 });
 mirror!(Amount {
@@ -166,10 +177,34 @@ mirror!(EnergyUse {
     generated_tokens = generated_tokens,
     mean_watts = mean_power: (Option Watts),
     idle_watts = idle_power: (Option Watts),
+    after_work_watts = after_work_power: (Option Watts),
+    power_limit_watts = power_limit: (Option Watts),
     sm_clock_mhz = sm_clock_mhz,
     memory_clock_mhz = memory_clock_mhz,
     temperature_c = temperature_c,
     throttle_reasons = throttle_reasons,
+    prefill_check = prefill_check: maybe,
+    decode_check = decode_check: maybe,
+    rejected = rejected,
+    sampling = sampling: maybe,
+    missing = missing,
+});
+mirror!(EnergyCheck {
+    source = source,
+    ticks = ticks,
+    edge_error = edge_error,
+    integrated_joules = integrated: (Option Joules),
+    disagreement = disagreement,
+    suspect = suspect,
+    rounds = rounds,
+    pauses_s = pauses: Seconds,
+});
+mirror!(Sampling {
+    reads = reads,
+    mean_s = mean: Seconds,
+    p99_s = p99: (Option Seconds),
+    max_s = max: Seconds,
+    share = share,
 });
 
 impl From<domain::Verification> for Verification {
@@ -195,7 +230,7 @@ impl From<domain::Energy> for Energy {
     fn from(value: domain::Energy) -> Self {
         match value {
             domain::Energy::Unavailable { reason } => Self::Unavailable { reason },
-            domain::Energy::Measured(energy) => Self::Measured(energy.into()),
+            domain::Energy::Measured(energy) => Self::Measured(Box::new((*energy).into())),
         }
     }
 }
@@ -204,7 +239,7 @@ impl From<Energy> for domain::Energy {
     fn from(value: Energy) -> Self {
         match value {
             Energy::Unavailable { reason } => Self::Unavailable { reason },
-            Energy::Measured(energy) => Self::Measured(energy.into()),
+            Energy::Measured(energy) => Self::Measured(Box::new((*energy).into())),
         }
     }
 }

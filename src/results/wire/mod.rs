@@ -4,12 +4,16 @@
 //! version; the domain types in [`super::record`] may change freely.
 
 mod convert;
+mod energy;
+mod memory;
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::energy::{Energy, EnergyCheck, EnergyUse, Sampling};
+use self::memory::{Amount, Memory};
 use super::roofline::{Cost, Limits};
 
 /// The versions of the wire form that this program reads.
@@ -183,6 +187,9 @@ pub(super) struct Perplexity {
     pub(super) divergence: Option<Divergence>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) under_load: Vec<UnderLoad>,
+    /// A digest of how the model really ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) configuration: Option<String>,
 }
 
 /// The same tokens scored alone, in whole prompts, and again under other circumstances.
@@ -264,6 +271,36 @@ pub(super) struct Speed {
     /// What the work costs at least; null where that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) work: Option<Box<Work>>,
+    /// Trials that heat or the power supply slowed; absent where there was none.
+    #[serde(default, skip_serializing_if = "Throttling::is_nothing")]
+    pub(super) throttling: Throttling,
+    /// A digest of how the model really ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) configuration: Option<String>,
+}
+
+/// Trials that heat or the power supply slowed.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Throttling {
+    /// Those that are not among `trials` for it, in their order.
+    pub(super) left_out: Vec<ThrottledTrial>,
+    /// What slowed those among `trials`; empty unless no trial went without.
+    pub(super) counted: Vec<String>,
+    /// How long the device was left alone to cool.
+    pub(super) cooled_s: f64,
+}
+
+/// A trial that was slowed.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct ThrottledTrial {
+    pub(super) reasons: Vec<String>,
+    pub(super) trial: Trial,
+}
+
+impl Throttling {
+    fn is_nothing(&self) -> bool {
+        self.left_out.is_empty() && self.counted.is_empty()
+    }
 }
 
 /// What the work of a cell costs at least, and measured ceilings of the device.
@@ -295,47 +332,4 @@ pub(super) struct Trial {
 pub(super) struct DeviceTime {
     pub(super) prefill_s: f64,
     pub(super) decode_s: f64,
-}
-
-/// Where the device memory went.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub(super) struct Memory {
-    pub(super) weights: Amount,
-    pub(super) kv: Amount,
-    pub(super) activations: Amount,
-    pub(super) total: Amount,
-}
-
-/// One line of the memory ledger.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub(super) struct Amount {
-    pub(super) predicted_bytes: Option<u64>,
-    pub(super) measured_bytes: Option<u64>,
-}
-
-/// What the trials drew.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "status", rename_all = "snake_case")]
-pub(super) enum Energy {
-    /// Nothing is known.
-    Unavailable { reason: String },
-    /// The device's own counter, over all counted trials, gross.
-    Measured(EnergyUse),
-}
-
-/// Energy over all counted trials of a cell, gross.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-pub(super) struct EnergyUse {
-    pub(super) prefill_joules: f64,
-    pub(super) decode_joules: f64,
-    pub(super) prefill_window_s: f64,
-    pub(super) decode_window_s: f64,
-    pub(super) prompt_tokens: u64,
-    pub(super) generated_tokens: u64,
-    pub(super) mean_watts: Option<f64>,
-    pub(super) idle_watts: Option<f64>,
-    pub(super) sm_clock_mhz: Option<f64>,
-    pub(super) memory_clock_mhz: Option<f64>,
-    pub(super) temperature_c: Option<f64>,
-    pub(super) throttle_reasons: Vec<String>,
 }

@@ -3,6 +3,7 @@
 mod fatbin;
 mod gemm;
 mod mapped;
+mod pool;
 mod timing;
 
 use std::collections::HashMap;
@@ -19,7 +20,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 
 use self::fatbin::{FATBINS, RUNS_ON};
-use super::driver::{Driver, Facts, Grid, Mapped, Mark, Memory, Recording};
+use super::driver::{Driver, Facts, Grid, Mapped, Mark, Memory, Pool, Recording};
 use super::gemm::Gemm;
 use crate::error::{Error, Result};
 
@@ -81,6 +82,7 @@ impl Cuda {
         let stream = candle.cuda_stream();
         let context = stream.context().clone();
         let facts = facts(&context).map_err(unanswered)?;
+        pool::keep(&context).map_err(unanswered)?;
         Ok(Self {
             functions: load_kernels(&context, &facts)?,
             facts,
@@ -115,6 +117,16 @@ impl Driver for Cuda {
             .mem_get_info()
             .map_err(|e| fault("memory information", e))?;
         Ok((free as u64, total as u64))
+    }
+
+    fn pool(&self) -> Result<Pool> {
+        self.bind()?;
+        pool::account(&self.context).map_err(|e| fault("the account of the memory pool", e))
+    }
+
+    fn settle_pool(&self) -> Result<()> {
+        self.bind()?;
+        pool::settle(&self.context).map_err(|e| fault("the reset of the memory pool", e))
     }
 
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {

@@ -23,6 +23,8 @@ const UNTOUCHED: u8 = 0xFF;
 #[derive(Default)]
 pub(super) struct Arena {
     allocations: BTreeMap<u64, usize>,
+    /// The most bytes at once since the peak was reset.
+    peak: u64,
     /// A fault that nobody has been told of yet.
     fault: Option<Error>,
 }
@@ -31,6 +33,16 @@ impl Arena {
     /// Bytes allocated.
     pub(super) fn bytes(&self) -> u64 {
         self.allocations.values().map(|&bytes| bytes as u64).sum()
+    }
+
+    /// The most bytes that were allocated at once since [`Arena::reset_peak`].
+    pub(super) fn peak(&self) -> u64 {
+        self.peak
+    }
+
+    /// Lets the peak begin at what is allocated now.
+    pub(super) fn reset_peak(&mut self) {
+        self.peak = self.bytes();
     }
 
     /// A fault found where it could not be told.
@@ -104,6 +116,7 @@ impl Allocation {
         } as u64;
         let mut state = emulator.state();
         state.arena.allocations.insert(address, bytes);
+        state.arena.peak = state.arena.peak.max(state.arena.bytes());
         drop(state);
         Some(Self {
             emulator: Arc::clone(emulator),

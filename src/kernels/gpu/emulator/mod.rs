@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use self::library::Kernel;
 use self::memory::{Allocation, Arena};
 use self::timing::Step;
-use super::driver::{Driver, Facts, Grid, Mapped, Mark, Memory, Recording};
+use super::driver::{Driver, Facts, Grid, Mapped, Mark, Memory, Pool, Recording};
 use super::gemm::Gemm;
 use crate::error::{Error, Result};
 
@@ -181,6 +181,23 @@ impl Driver for Arc<Emulator> {
     fn memory(&self) -> Result<(u64, u64)> {
         let used = self.state().arena.bytes();
         Ok((TOTAL_MEMORY.saturating_sub(used), TOTAL_MEMORY))
+    }
+
+    /// Memory goes back as soon as it is dropped.
+    fn pool(&self) -> Result<Pool> {
+        let state = self.state();
+        let used = state.arena.bytes();
+        Ok(Pool {
+            used,
+            used_peak: state.arena.peak(),
+            reserved: used,
+            release_threshold: 0,
+        })
+    }
+
+    fn settle_pool(&self) -> Result<()> {
+        self.state().arena.reset_peak();
+        Ok(())
     }
 
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {

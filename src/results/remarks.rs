@@ -1,0 +1,147 @@
+//! What must be known to read figures of energy, memory and speed: one sentence each, for a table's foot and a report.
+
+use super::study::{Energy, Speed, Study, Variant};
+use super::table::cell_title;
+use crate::units::{Bytes, Seconds};
+
+/// Marks an energy whose two sources differ more than they should.
+pub(super) const DOUBTED: &str = "?";
+
+/// Every remark, in the order of the columns that they are about.
+pub(super) fn remarks(study: &Study) -> Vec<String> {
+    let mut lines = throttled(study);
+    lines.extend(memory(study));
+    lines.extend(energy(study));
+    lines
+}
+
+/// Each cell of each variant with the words for it.
+fn cells(study: &Study) -> impl Iterator<Item = (String, &Variant, &Speed)> {
+    study.variants.iter().flat_map(|variant| {
+        let label = study.label(variant);
+        let named = move |speed: &Speed| format!("{label}, {}", cell_title(speed.cell()));
+        variant.speed.iter().map(move |s| (named(s), variant, s))
+    })
+}
+
+fn throttled(study: &Study) -> Vec<String> {
+    let line = |(name, _, speed): (String, &Variant, &Speed)| {
+        let found = speed.throttling.as_ref()?;
+        let why = found.reasons.join(", ");
+        Some(if found.all {
+            format!(
+                "{name}: every trial was slowed by {why}, so the figures are not the device's own"
+            )
+        } else {
+            let s = if found.left_out == 1 { "" } else { "s" };
+            format!(
+                "{name}: {} trial{s} slowed by {why} left out, {} to cool",
+                found.left_out,
+                Seconds(found.cooled_s)
+            )
+        })
+    };
+    cells(study).filter_map(line).collect()
+}
+
+/// How much of the memory in use no part accounts for, where that is most.
+fn memory(study: &Study) -> Option<String> {
+    let shares = cells(study).filter_map(|(name, _, speed)| {
+        let memory = speed.memory?;
+        let (residual, total) = (memory.residual_bytes?, memory.total.measured_bytes?);
+        Some((name, residual, residual as f64 / total.max(1) as f64))
+    });
+    let (name, bytes, share) = shares.max_by(|a, b| a.2.abs().total_cmp(&b.2.abs()))?;
+    let sign = if bytes < 0 { "−" } else { "" };
+    Some(format!(
+        "memory: at most {sign}{} ({:.2} % of the total; {name}) is in no part of the account",
+        Bytes(bytes.unsigned_abs()),
+        100.0 * share
+    ))
+}
+
+fn energy(study: &Study) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for (name, _, speed) in cells(study) {
+        match &speed.energy {
+            // The same for every cell, as a rule: said once.
+            Some(Energy::Unavailable { reason }) => {
+                let line = format!("no energy: {reason}");
+                if !lines.contains(&line) {
+                    lines.push(line);
+                }
+            }
+            Some(Energy::Measured(used)) => {
+                if let Some(why) = &used.rejected {
+                    lines.push(format!("{name}: energy is not concluded from: {why}"));
+                } else if let (true, Some(percent)) = (used.suspect, used.disagreement_percent) {
+                    lines.push(format!(
+                        "{DOUBTED} {name}: counter and integrated power differ by {percent:.1} %"
+                    ));
+                }
+            }
+            None => {}
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::fixture;
+
+    fn with_energy(change: impl Fn(&mut crate::results::study::EnergyUse)) -> String {
+        let mut study = fixture::study();
+        let Some(Energy::Measured(used)) = &mut study.variants[1].speed[0].energy else {
+            panic!("the fixture has energy");
+        };
+        change(used);
+        remarks(&study).join("\n")
+    }
+
+    #[test]
+    fn doubts_about_an_energy_are_told_with_the_cell_that_they_are_about() {
+        let usual = with_energy(|_| {});
+        assert!(
+            !usual.contains("differ") && !usual.contains("concluded"),
+            "{usual}"
+        );
+        let suspect = with_energy(|used| {
+            used.suspect = true;
+            used.disagreement_percent = Some(7.31);
+        });
+        assert!(
+            suspect.contains("? int8, batch 1 · prompt 512 · generate 128: counter and integrated power differ by 7.3 %"),
+            "{suspect}"
+        );
+        let rejected = with_energy(|used| used.rejected = Some("43 % apart".to_owned()));
+        assert!(
+            rejected.contains("not concluded from: 43 % apart"),
+            "{rejected}"
+        );
+    }
+
+    #[test]
+    fn what_was_slowed_and_what_is_unaccounted_for_is_told() {
+        let study = fixture::study();
+        let lines = remarks(&study).join("\n");
+        assert!(
+            lines.contains("1 trial slowed by sw_thermal_slowdown left out, 6.50 s to cool"),
+            "{lines}"
+        );
+        assert!(lines.contains("memory: at most"), "{lines}");
+    }
+
+    #[test]
+    fn a_reason_for_no_energy_is_told_once() {
+        let mut study = fixture::study();
+        for speed in study.variants.iter_mut().flat_map(|v| &mut v.speed) {
+            speed.energy = Some(Energy::Unavailable {
+                reason: "no sensors".to_owned(),
+            });
+        }
+        let lines = remarks(&study).join("\n");
+        assert_eq!(lines.matches("no energy: no sensors").count(), 1, "{lines}");
+    }
+}

@@ -1,0 +1,182 @@
+//! Trials that heat or the power supply slowed: each is kept, and made again once the device has cooled.
+
+use crate::error::Result;
+use crate::measure::throttle::{Cooling, ThrottleWatch};
+use crate::measure::{Board, Interrupt};
+use crate::results::record::{ThrottledTrial, Throttling, Trial};
+use crate::units::Clock;
+
+/// Makes trials on one board and remembers which were slowed.
+pub(super) struct Unslowed<'a> {
+    pub(super) board: Option<&'a dyn Board>,
+    pub(super) clock: &'a dyn Clock,
+    pub(super) interrupt: &'a Interrupt,
+    pub(super) cooling: Cooling,
+    pub(super) found: Throttling,
+}
+
+/// A trial with what slowed it, if anything did.
+pub(super) type Watched = (Trial, Vec<String>);
+
+impl Unslowed<'_> {
+    /// A trial that nothing slowed; once too many have been made again, one that is slowed after all.
+    ///
+    /// # Errors
+    /// What the trial fails with, or [`Interrupted`](crate::Error::Interrupted) while the device cools.
+    pub(super) fn trial(&mut self, one: &mut dyn FnMut() -> Result<Trial>) -> Result<Watched> {
+        loop {
+            let watch = ThrottleWatch::start(self.board);
+            let trial = one()?;
+            let reasons: Vec<String> = watch.reasons().into_iter().map(str::to_owned).collect();
+            let board = match self.board {
+                Some(board) if !reasons.is_empty() => board,
+                _ => return Ok((trial, reasons)),
+            };
+            if self.found.left_out.len() >= self.cooling.retries {
+                return Ok((trial, reasons));
+            }
+            self.found.left_out.push(ThrottledTrial { reasons, trial });
+            let cooled = self.cooling.wait(board, self.clock, self.interrupt)?;
+            self.found.cooled = self.found.cooled + cooled;
+        }
+    }
+
+    /// The trials that count: those that nothing slowed, or if there is none, all.
+    pub(super) fn settle(self, trials: Vec<Watched>) -> (Vec<Trial>, Throttling) {
+        let mut found = self.found;
+        let (good, slowed): (Vec<Watched>, Vec<Watched>) = trials
+            .into_iter()
+            .partition(|(_, reasons)| reasons.is_empty());
+        let trials_of = |watched: Vec<Watched>| watched.into_iter().map(|(trial, _)| trial);
+        if good.is_empty() {
+            let mut reasons: Vec<String> = slowed.iter().flat_map(|(_, r)| r.clone()).collect();
+            reasons.sort_unstable();
+            reasons.dedup();
+            found.counted = reasons;
+            return (trials_of(slowed).collect(), found);
+        }
+        let left_out = slowed
+            .into_iter()
+            .map(|(trial, reasons)| ThrottledTrial { reasons, trial });
+        found.left_out.extend(left_out);
+        (trials_of(good).collect(), found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::measure::VirtualClock;
+    use crate::measure::gpu::{GpuFacts, GpuProcess, GpuState, PowerReading, ThrottleTime};
+    use crate::measure::unavailable::Unavailable;
+    use crate::units::Seconds;
+
+    /// Its counter of slow time moves while the virtual clock is within `hot`.
+    #[derive(Debug)]
+    struct Oven {
+        clock: VirtualClock,
+        hot: (f64, f64),
+    }
+
+    impl Board for Oven {
+        fn facts(&self) -> GpuFacts {
+            GpuFacts::default()
+        }
+
+        fn power(&self) -> std::result::Result<PowerReading, Unavailable> {
+            Ok(PowerReading::default())
+        }
+
+        fn state(&self) -> GpuState {
+            GpuState::default()
+        }
+
+        fn throttle_time(&self) -> ThrottleTime {
+            let now = self.clock.now().0.clamp(self.hot.0, self.hot.1);
+            ThrottleTime {
+                hw_thermal: Some(Seconds(1.0 + now - self.hot.0)),
+                ..ThrottleTime::default()
+            }
+        }
+
+        fn processes(&self) -> Option<Vec<GpuProcess>> {
+            None
+        }
+    }
+
+    /// Five trials of a second each on a board that is too hot between two moments; each tells its number by its TTFT.
+    fn five(hot: (f64, f64), retries: usize) -> (Vec<f64>, Throttling) {
+        let oven = Oven {
+            clock: VirtualClock::new(),
+            hot,
+        };
+        let interrupt = Interrupt::new();
+        let mut unslowed = Unslowed {
+            board: Some(&oven),
+            clock: &oven.clock,
+            interrupt: &interrupt,
+            cooling: Cooling {
+                retries,
+                ..Cooling::default()
+            },
+            found: Throttling::default(),
+        };
+        let number = Cell::new(0.0);
+        let mut one = || {
+            oven.clock.advance(Seconds(1.0));
+            number.set(number.get() + 1.0);
+            Ok(Trial {
+                ttft: Seconds(number.get()),
+                ..Trial::default()
+            })
+        };
+        let trials = (0..5).map(|_| unslowed.trial(&mut one).unwrap()).collect();
+        let (trials, found) = unslowed.settle(trials);
+        (trials.iter().map(|trial| trial.ttft.0).collect(), found)
+    }
+
+    #[test]
+    fn a_slowed_trial_is_kept_and_made_again_after_cooling() {
+        let (trials, found) = five((1.5, 2.9), 10);
+        // The second trial is slowed; the wait of half a second and the first half of its repetition lie beyond.
+        assert_eq!(trials, [1.0, 4.0, 5.0, 6.0, 7.0]);
+        let left_out: Vec<f64> = found.left_out.iter().map(|t| t.trial.ttft.0).collect();
+        assert_eq!(left_out, [2.0, 3.0]);
+        assert_eq!(found.left_out[0].reasons, ["hw_thermal_slowdown"]);
+        assert!(found.counted.is_empty());
+        assert!((found.cooled.0 - 1.0).abs() < 1e-6, "{:?}", found.cooled);
+    }
+
+    #[test]
+    fn slowed_trials_beyond_the_retries_are_left_out_without_another() {
+        let (trials, found) = five((1.5, 100.0), 2);
+        assert_eq!(trials, [1.0]);
+        assert_eq!(found.left_out.len(), 6);
+        assert!(found.counted.is_empty());
+    }
+
+    #[test]
+    fn where_every_trial_is_slowed_they_count_and_it_is_said() {
+        let (trials, found) = five((0.0, 100.0), 1);
+        assert_eq!(trials.len(), 5);
+        assert_eq!(found.counted, ["hw_thermal_slowdown"]);
+        assert_eq!(found.left_out.len(), 1);
+    }
+
+    #[test]
+    fn without_a_board_nothing_is_slowed() {
+        let (clock, interrupt) = (VirtualClock::new(), Interrupt::new());
+        let mut unslowed = Unslowed {
+            board: None,
+            clock: &clock,
+            interrupt: &interrupt,
+            cooling: Cooling::default(),
+            found: Throttling::default(),
+        };
+        let watched = unslowed.trial(&mut || Ok(Trial::default())).unwrap();
+        assert!(watched.1.is_empty());
+        assert_eq!(unslowed.settle(vec![watched]).1, Throttling::default());
+    }
+}

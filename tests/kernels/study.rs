@@ -1,0 +1,125 @@
+//! A study on a GPU: what is checked before timing, and the account of its memory.
+
+use candlepower::kernels::Device;
+use candlepower::measure::Interrupt;
+use candlepower::measure::trial::{StopRule, WarmUp};
+use candlepower::model::{ModelSpec, WeightsChoice};
+use candlepower::quality::TextFormat;
+use candlepower::results::record::{Body, Cell, Record};
+use candlepower::results::{Environment, Store};
+use candlepower::scheme::KvFormat;
+use candlepower::study::{
+    self, EnergyPlan, EngineKind, Plan, Quantising, Stage, Switches, Watcher,
+};
+use candlepower::units::{Bytes, Seconds};
+
+use super::emulated;
+
+struct Silent;
+
+impl Watcher for Silent {
+    fn text(&mut self, _: &str, _: TextFormat, _: u64) {}
+    fn progress(&mut self, _: &str, _: &Stage, _: f64, _: f64) {}
+    fn base(&mut self, _: &str, _: &std::path::Path, _: Bytes) {}
+    fn quantised(&mut self, _: &str, _: &str) {}
+    fn point(&mut self, _: &Record, _: bool) {}
+}
+
+fn plan() -> Plan {
+    let cell = |prompt| Cell {
+        batch: 1,
+        prompt,
+        generate: 2,
+        depth: 0,
+    };
+    Plan {
+        models: vec![ModelSpec {
+            source: "tiny".into(),
+            revision: None,
+            weights: WeightsChoice::AsStored,
+            tokenizer: None,
+        }],
+        variants: vec!["w4a16".parse().unwrap()],
+        // The larger first: nothing of it may be counted for the other.
+        cells: vec![cell(24), cell(3)],
+        quality: None,
+        quantising: Quantising {
+            calibration: None,
+            cache: None,
+        },
+        act: None,
+        kv: vec![KvFormat::Auto],
+        engine: EngineKind::Candlepower,
+        switches: Switches::default(),
+        chunk: None,
+        rule: StopRule::exactly(1),
+        warm_up: WarmUp {
+            min_trials: 0,
+            min_time: Seconds(0.0),
+        },
+        // What a board draws is another test's.
+        energy: EnergyPlan {
+            window: Seconds(0.0),
+            pre_roll: Seconds(0.0),
+            idle: Seconds(0.0),
+        },
+        seed: 1,
+        force: false,
+    }
+}
+
+#[test]
+fn a_study_on_a_gpu_checks_every_way_to_launch_and_accounts_for_its_memory() {
+    for device in [emulated(1)].into_iter().chain(Device::cuda(0)) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path()).unwrap();
+        let (environment, interrupt) = (Environment::default(), Interrupt::new());
+        let plan = plan();
+        let outcome = study::run(
+            &plan,
+            &device,
+            &environment,
+            &mut store,
+            &interrupt,
+            &mut Silent,
+        )
+        .unwrap();
+        assert_eq!((outcome.records.len(), outcome.failed), (2, 0));
+        let checks = &outcome.records[0]
+            .loaded
+            .as_ref()
+            .unwrap()
+            .verification
+            .checks;
+        for name in [
+            "graphs and launch by launch give the same tokens",
+            "fused and op by op give the same tokens",
+            "with and without overlap come the same tokens",
+        ] {
+            let check = checks.iter().find(|check| check.name == name);
+            assert!(
+                check.is_some_and(|check| check.passed),
+                "{name}: {checks:?}"
+            );
+        }
+        let memory = outcome.records.iter().map(|record| match &record.body {
+            Body::Speed { outcome, .. } => outcome.as_ref().unwrap().memory,
+            Body::Quality { .. } => panic!("nothing was scored"),
+        });
+        let memory: Vec<_> = memory.collect();
+        for memory in &memory {
+            assert!(memory.total.measured.is_some() && memory.other.measured.is_some());
+            // What kernels ask for besides their arguments is not predicted from shapes.
+            assert!(memory.activations.error().unwrap() >= 0, "{memory:?}");
+            assert_eq!(memory.kv.error(), Some(0), "{memory:?}");
+            // A driver's pool takes memory in steps of megabytes.
+            let most = if device.kind() == "cuda" { 64 << 20 } else { 0 };
+            assert!(
+                (0..=most).contains(&memory.residual().unwrap()),
+                "{memory:?}"
+            );
+        }
+        assert!(memory[1].activations.measured < memory[0].activations.measured);
+        assert!(memory[1].total.measured <= memory[0].total.measured);
+    }
+}
