@@ -34,7 +34,7 @@ pub use memory::{HostMemory, Ledger, PeakMeter};
 pub use nvml::{GpuSelector, NvmlGpu};
 pub use sampler::{PowerSource, Sampler};
 pub use tape::{Conditions, Sample, Tape};
-pub use trial::{StopReason, StopRule, Trials, WarmUp};
+pub use trial::{StopReason, StopRule, Trials, Until, WarmUp};
 pub use unavailable::Unavailable;
 pub use window::Window;
 
