@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::plan::{Plan, positions};
 use super::prompts::random_tokens;
-use super::runner::Runner;
+use super::target::Target;
 use super::work;
 use crate::engine::{Arrivals, Limits};
 use crate::error::{Error, Result};
@@ -79,11 +79,18 @@ fn trial_of(arrivals: &Arrivals) -> Result<Trial> {
     })
 }
 
+/// What a stop rule watches of a trial: its TTFT, and its mean ITL if it decoded.
+fn watched(trial: &Trial) -> Vec<f64> {
+    let steps = trial.itl.len();
+    let gap = (steps > 0).then(|| trial.decode.0 / steps as f64);
+    [trial.ttft.0].into_iter().chain(gap).collect()
+}
+
 impl Bench<'_> {
     /// Times one cell; `progress` is told the share that is done.
     pub(super) fn cell(
         &self,
-        runner: &mut Runner,
+        runner: &mut dyn Target,
         cell: &Cell,
         predicted: Option<crate::engine::Footprint>,
         mut progress: impl FnMut(f64),
@@ -94,7 +101,7 @@ impl Bench<'_> {
         }
         let clock = &*self.clock;
         let mut number = 0;
-        let mut one = |runner: &mut Runner| {
+        let mut one = |runner: &mut dyn Target| {
             number += 1;
             self.trial(runner, cell, number)
         };
@@ -103,14 +110,20 @@ impl Bench<'_> {
             .warm_up
             .run(clock, self.interrupt, |_| one(runner).map(|_| ()))?;
         let begin = clock.now();
-        let trials = trial::run(&self.plan.rule, clock, self.interrupt, |i| {
-            let result = one(runner);
-            let rule = &self.plan.rule;
-            let counted = (i + 1) as f64 / rule.min_trials.max(1) as f64;
-            let timed = (clock.now() - begin).0 / rule.min_time.0.max(1e-9);
-            progress(counted.min(timed).min(1.0));
-            result
-        })?;
+        let trials = trial::run(
+            &self.plan.rule,
+            clock,
+            self.interrupt,
+            |i| {
+                let result = one(runner);
+                let rule = &self.plan.rule;
+                let counted = (i + 1) as f64 / rule.min_trials.max(1) as f64;
+                let timed = (clock.now() - begin).0 / rule.min_time.0.max(1e-9);
+                progress(counted.min(timed).min(1.0));
+                result
+            },
+            watched,
+        )?;
         let memory = self.memory(runner, predicted);
         let energy = self.energy(runner, cell)?;
         let stop_reason = Some(trials.stopped.name().to_owned());
@@ -126,8 +139,8 @@ impl Bench<'_> {
     }
 
     /// What a trial must move and compute at least; unknown of candle's models.
-    fn work(&self, runner: &Runner, cell: &Cell) -> Option<Box<Work>> {
-        let (weights, plan) = (runner.weights()?, runner.step_plan()?);
+    fn work(&self, runner: &dyn Target, cell: &Cell) -> Option<Box<Work>> {
+        let (weights, plan) = runner.known_work()?;
         let chunk = limits(self.plan, self.device, cell, self.kv).chunk;
         let work = work::of_cell(
             (weights, plan),
@@ -146,9 +159,9 @@ impl Bench<'_> {
     }
 
     /// A batch of prompts in, `generate` tokens of each out, every one stamped as it becomes visible here.
-    fn trial(&self, runner: &mut Runner, cell: &Cell, number: u64) -> Result<Trial> {
+    fn trial(&self, runner: &mut dyn Target, cell: &Cell, number: u64) -> Result<Trial> {
         let mut prompts = self.prompts(cell, number, cell.prompt);
-        if matches!(runner, Runner::Candle(_)) && cell.depth > 0 {
+        if runner.starts_anew() && cell.depth > 0 {
             // candle's models start every sequence anew: the depth is part of the prompt, and of the time.
             let depth = self.prompts(cell, DEPTH_TRIAL, cell.depth);
             prompts = depth
@@ -161,7 +174,7 @@ impl Bench<'_> {
         trial_of(&arrivals)
     }
 
-    fn memory(&self, runner: &Runner, predicted: Option<crate::engine::Footprint>) -> Memory {
+    fn memory(&self, runner: &dyn Target, predicted: Option<crate::engine::Footprint>) -> Memory {
         let held = runner.footprint();
         let amount = |pick: fn(&crate::engine::Footprint) -> Bytes| Amount {
             predicted: predicted.as_ref().map(pick),
@@ -187,7 +200,7 @@ impl Bench<'_> {
     }
 
     /// Prefill alone, then decode alone, each repeated for long enough that the counter can tell.
-    fn energy(&self, runner: &mut Runner, cell: &Cell) -> Result<Energy> {
+    fn energy(&self, runner: &mut dyn Target, cell: &Cell) -> Result<Energy> {
         if let PowerSource::None(why) = self.power {
             return Ok(Energy::Unavailable {
                 reason: why.reason.clone(),

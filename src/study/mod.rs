@@ -16,9 +16,12 @@ mod quality;
 mod quantise;
 mod run;
 mod runner;
+#[cfg(test)]
+mod scripted;
 mod sensors;
 mod single;
 mod stored;
+mod target;
 mod tasks;
 mod verify;
 mod work;
