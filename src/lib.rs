@@ -6,7 +6,7 @@
 //! | module | what it is | what it must never know |
 //! |---|---|---|
 //! | [`error`], [`units`] | the one error with its exit codes; quantities, and the `Clock` through which time enters | anything else |
-//! | [`stats`] | quantiles with validity, bootstrap intervals, paired differences; pure | what the numbers mean |
+//! | [`stats`] | quantiles with validity, bootstrap intervals, paired differences, runs against runs, verdicts, steady state; pure | what the numbers mean |
 //! | [`scheme`] | element types, variants, and the one canonical packed weight | files, models, devices |
 //! | [`kernels`] | the ops, one file each beside its `.cu`: shapes, cost, plan, CPU reference, GPU launch; buffers on a device | a model |
 //! | [`model`] | configurations of every family, presets, tokenizers, and one file per checkpoint format | devices, kernels |
@@ -14,7 +14,7 @@
 //! | [`quant`] | this program's quantisers: weights and a text in, packed weights and checkpoints out | texts as files, scores, records |
 //! | [`quality`] | texts, perplexity by named protocols, predictions against those of a base, tasks by lm_eval's rules | time, records |
 //! | [`measure`] | clocks, trials, the sensors of a board and what they are worth, energy, memory, the environment | what is measured |
-//! | [`results`] | the record and its wire form, the store, the study made of records, tables, exports, the report; the same for single ops | candle, CUDA, clocks |
+//! | [`results`] | the record and its wire form, the store, the study made of records, tables, exports, the report; runs compared; the same for single ops | candle, CUDA, clocks |
 //! | [`study`] | what to run, running one point of it, putting points on record; single ops and the device's ceilings: where both sides meet | how anything is shown |
 //! | [`cli`] | one file per command: parse, call, print | how anything is computed |
 //!

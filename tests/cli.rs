@@ -6,6 +6,8 @@ mod bad_input;
 mod commands;
 #[path = "cli/common.rs"]
 mod common;
+#[path = "cli/compare.rs"]
+mod compare;
 #[path = "cli/eval.rs"]
 mod eval;
 #[cfg(unix)]

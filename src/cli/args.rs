@@ -8,7 +8,7 @@ use super::list::Numbers;
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::Interrupt;
-use crate::measure::trial::{StopRule, WarmUp};
+use crate::measure::trial::{StopRule, Until, WarmUp};
 use crate::model::{Model, ModelSpec, WeightsChoice};
 use crate::quality::{Protocol, Rule, TextFormat};
 use crate::results::Study;
@@ -24,6 +24,8 @@ use crate::units::Seconds;
 
 /// Context of a perplexity with the embedded model, whose text is short.
 const TINY_CONTEXT: usize = 256;
+/// How long a cell is repeated at most for what noise may never allow, unless a limit is given.
+const LONGEST_UNTIL: Seconds = Seconds(60.0);
 /// Tokens of a base that are kept one by one.
 const TOP_K: usize = 256;
 
@@ -223,6 +225,14 @@ pub(super) fn parse_positive(s: &str) -> Result<usize, String> {
     }
 }
 
+/// A share from a percentage.
+pub(super) fn parse_percent(s: &str) -> Result<f64, String> {
+    match s.trim_end_matches('%').trim_end().parse::<f64>() {
+        Ok(x) if x.is_finite() && x >= 0.0 => Ok(x / 100.0),
+        _ => Err("expected a percentage, such as 2% or 0.5%".into()),
+    }
+}
+
 pub(super) fn parse_seconds(s: &str) -> Result<Seconds, String> {
     match s.trim_end_matches('s').parse::<f64>() {
         Ok(x) if x.is_finite() && x >= 0.0 => Ok(Seconds(x)),
@@ -298,7 +308,13 @@ pub(super) struct SpeedFlags {
     /// And at least for this long, in seconds
     #[arg(long, default_value = "3", value_name = "SECONDS", value_parser = parse_seconds)]
     pub(super) min_time: Seconds,
-    /// But no longer than this, in seconds, whatever the number of trials
+    /// Goes on until half of the 95 % interval of the medians of TTFT and ITL is no more than this share of them
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    pub(super) precision: Option<f64>,
+    /// Goes on until more trials no longer change how noisy TTFT and ITL are; with --precision, until one of the two holds
+    #[arg(long)]
+    pub(super) until_stable: bool,
+    /// But no longer than this, in seconds, whatever the number of trials [default: 60 with --precision or --until-stable]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub(super) max_time: Option<Seconds>,
     /// Trials of each cell that run before the first counted one
@@ -376,11 +392,17 @@ impl SpeedFlags {
     }
 
     pub(super) fn rule(&self) -> StopRule {
+        let until = Until {
+            precision: self.precision,
+            stable: self.until_stable,
+        };
+        let may_never_hold = (until != Until::NOTHING).then_some(LONGEST_UNTIL);
         StopRule {
             min_trials: self.trials,
             min_time: self.min_time,
+            until,
             max_trials: None,
-            max_time: self.max_time,
+            max_time: self.max_time.or(may_never_hold),
         }
     }
 

@@ -6,10 +6,12 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 
 use super::args::{CalibrationFlags, EngineFlags, ModelFlags, SpeedFlags};
+use super::compare::RuleFlags;
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
-use crate::results::{Store, Study, table, waterfall};
+use crate::results::compare::{Run, Side, compare};
+use crate::results::{Store, Study, export, table, waterfall};
 use crate::scheme::Variant;
 use crate::study::{self, Outcome, Plan, Switches};
 
@@ -17,6 +19,7 @@ use crate::study::{self, Outcome, Plan, Switches};
 #[command(after_help = "Examples:
   candlepower bench --batch 1,8 --prompt 512 --gen 128
   candlepower bench --model qwen3-0.6b --weights dummy --variants bf16,w4a16 --depth 0,2048
+  candlepower bench --against last-week --fail-on 2%
   candlepower bench --model model.gguf --variants bf16 --engine candle
   candlepower bench --model llama-3.1-8b --weights dummy --batch 1 --prompt 128 --ablate")]
 pub(super) struct Args {
@@ -37,6 +40,10 @@ pub(super) struct Args {
     /// what each part is worth
     #[arg(long, conflicts_with_all = ["engine", "graphs", "pdl", "fuse"])]
     ablate: bool,
+    /// Compares what is measured with a run on record (several of the same thing with commas), measured before and so not in
+    /// turn with it. With --json, it is the comparison that is printed
+    #[arg(long, value_name = "RUN", conflicts_with = "ablate")]
+    against: Option<String>,
     /// Prints JSON instead of the table
     #[arg(long)]
     json: bool,
@@ -48,6 +55,8 @@ pub(super) struct Args {
     device: EngineFlags,
     #[command(flatten)]
     speed: SpeedFlags,
+    #[command(flatten)]
+    rules: RuleFlags,
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
@@ -78,6 +87,13 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         force: args.force,
     };
     plan.check()?;
+    // What cannot be read is said before anything is measured.
+    let baseline = args.against.as_deref().map(Side::open).transpose()?;
+    if baseline.is_none() && args.rules.fail_on.is_some() {
+        return Err(Error::Usage(
+            "--fail-on is for a comparison: give --against RUN".into(),
+        ));
+    }
     let device = args.device.open()?;
     plan.check_device(&device)?;
     let mut environment = study::environment(&device);
@@ -116,9 +132,11 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         }
     }
     let study = Study::from_records(environment, std::env::args().collect(), &outcome.records);
-    if args.json {
+    // The environment is in it, for whoever compares with this run.
+    store.write(export::STUDY, export::json(&study)?.as_bytes())?;
+    if args.json && baseline.is_none() {
         super::print_json(&study)?;
-    } else {
+    } else if !args.json {
         say("");
         super::print(&if args.ablate {
             let engines: Vec<String> = stages.iter().map(Plan::engine_name).collect();
@@ -131,7 +149,20 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         say("interrupted");
         return Ok(ExitCode::from(Error::Interrupted.exit_code()));
     }
-    Ok(ExitCode::from(if outcome.failed > 0 {
+    let failed = outcome.failed;
+    if let Some(baseline) = baseline {
+        let own = Side::single(Run::made(&study, outcome.records));
+        let comparison = compare(&baseline, &own, &args.rules.rules())?;
+        if args.json {
+            super::print_json(&comparison)?;
+        } else {
+            super::print(&format!("\n{}", comparison.table(width())));
+        }
+        if failed == 0 {
+            return Ok(args.rules.verdict(&[comparison]));
+        }
+    }
+    Ok(ExitCode::from(if failed > 0 {
         super::SOME_FAILED
     } else {
         0

@@ -151,8 +151,8 @@ impl Args {
             rule: StopRule {
                 min_trials: self.trials,
                 min_time: self.min_time,
-                max_trials: None,
                 max_time: Some(self.max_time),
+                ..StopRule::default()
             },
             warm_up: WarmUp {
                 min_trials: self.warmup,

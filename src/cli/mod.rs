@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod compare;
 mod eval;
 mod export;
 mod generate;
@@ -25,6 +26,8 @@ use crate::measure::Interrupt;
 
 /// Finished, but some points failed.
 const SOME_FAILED: u8 = 3;
+/// A comparison found a regression.
+const REGRESSION: u8 = 4;
 
 #[derive(Parser)]
 #[command(
@@ -59,11 +62,13 @@ enum Command {
     Kernels(kernels::Args),
     /// The device, its measured ceilings, and the environment
     Info(info::Args),
+    /// Two runs against each other, or many: faster, slower, equivalent or inconclusive, figure by figure
+    Compare(compare::Args),
     /// Writes study.json, study.csv and report.html of a run anew from its records
     Report(report::Args),
     /// Prints a finished study as something else: the table of a model card, Markdown, CSV, JSON
     Export(export::Args),
-    /// Prints the JSON Schema of records, of study.json, and of what kernels writes
+    /// Prints the JSON Schema of records, of study.json, of comparisons, and of what kernels writes
     Schema,
     /// Prints the logits after every token of a sequence
     #[command(hide = true)]
@@ -71,7 +76,7 @@ enum Command {
 }
 
 /// Parses the command line, runs the command, and gives the exit code: 0 done, 2 usage, 3 finished but some points
-/// failed, 64 bad configuration, 65 corrupt model or data, 69 no device, 70 internal, 75 transient device fault, 130
+/// failed, 4 regression found, 64 bad configuration, 65 corrupt model or data, 69 no device, 70 internal, 75 transient device fault, 130
 /// interrupted.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
@@ -95,6 +100,7 @@ fn dispatch(command: Command, interrupt: &Interrupt) -> Result<ExitCode> {
         Command::Quantize(args) => quantize::run(&args, interrupt),
         Command::Kernels(args) => kernels::run(&args, interrupt),
         Command::Info(args) => info::run(&args, interrupt),
+        Command::Compare(args) => compare::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Schema => schema::run(),

@@ -41,7 +41,7 @@ pub use nvml::{GpuSelector, NvmlGpu};
 pub use sampler::{PowerSource, Recording, Sampler};
 pub use tape::{Conditions, Sample, Tape};
 pub use throttle::{Cooling, ThrottleWatch};
-pub use trial::{StopReason, StopRule, Trials, WarmUp};
+pub use trial::{StopReason, StopRule, Trials, Until, WarmUp};
 pub use unavailable::Unavailable;
 pub use window::Window;
 

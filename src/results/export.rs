@@ -137,11 +137,13 @@ struct SpeedColumns<'a> {
     decode_tflop_per_s: Option<f64>,
     decode_limit: Option<&'a str>,
     decode_percent_of_limit: Option<f64>,
+    ttft_samples: Option<usize>,
     ttft_mean_ms: Option<f64>,
     ttft_p50_ms: Option<f64>,
     ttft_p90_ms: Option<f64>,
     ttft_p95_ms: Option<f64>,
     ttft_p99_ms: Option<f64>,
+    itl_samples: Option<usize>,
     itl_mean_ms: Option<f64>,
     itl_p50_ms: Option<f64>,
     itl_p90_ms: Option<f64>,
@@ -304,11 +306,13 @@ fn speed_columns<'a>(variant: &'a Variant, speed: Option<&'a Speed>) -> SpeedCol
         decode_tflop_per_s: decoded.map(|u| u.tflop_per_s),
         decode_limit: decoded.and_then(|u| u.limit.as_deref()),
         decode_percent_of_limit: decoded.and_then(|u| u.percent_of_limit),
+        ttft_samples: ttft.map(|s| s.n),
         ttft_mean_ms: ttft.map(|s| s.mean),
         ttft_p50_ms: ttft.map(|s| s.p50),
         ttft_p90_ms: ttft.and_then(|s| s.p90),
         ttft_p95_ms: ttft.and_then(|s| s.p95),
         ttft_p99_ms: ttft.and_then(|s| s.p99),
+        itl_samples: itl.map(|s| s.n),
         itl_mean_ms: itl.map(|s| s.mean),
         itl_p50_ms: itl.map(|s| s.p50),
         itl_p90_ms: itl.and_then(|s| s.p90),
@@ -359,6 +363,9 @@ pub fn markdown(study: &Study) -> String {
             out.push_str(&markdown_table(&columns));
         }
     }
+    for note in table::speed_notes(study) {
+        let _ = write!(out, "\n{}\n", escaped(&note));
+    }
     if let Some(device) = &study.environment.device.name {
         let _ = write!(out, "\nMeasured on {}.\n", escaped(device));
     }
@@ -374,10 +381,11 @@ pub(super) fn markdown_table(columns: &[Column]) -> String {
         format!("| {} |\n", cells.join(" | "))
     };
     let mut out = line(&mut columns.iter().map(|column| escaped(&column.head)));
-    out += &line(&mut columns.iter().map(|column| {
-        let names = column.head == "variant";
-        if names { ":---" } else { "---:" }.to_owned()
-    }));
+    out += &line(
+        &mut columns
+            .iter()
+            .map(|column| if column.is_names() { ":---" } else { "---:" }.to_owned()),
+    );
     for row in 0..columns.first().map_or(0, |column| column.cells.len()) {
         out += &line(&mut columns.iter().map(|column| escaped(&column.cells[row])));
     }

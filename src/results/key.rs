@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::record::{Cell, Key, QualityTask, Subject};
+use super::record::{Body, Cell, Key, Model, QualityTask, Record, Subject};
 use super::wire;
 
 /// What is hashed. The version in front lets the rule change without old addresses being mistaken for new ones.
@@ -26,6 +26,32 @@ impl Key {
     pub fn of_speed(subject: &Subject, cell: Cell) -> Self {
         let subject = wire::Subject::from(subject.clone());
         Self::over("speed", subject, wire::Cell::from(cell))
+    }
+
+    /// The address of what a record asks, whoever answers: without the device, the version of this program, and the name of
+    /// the model, whose content is in it. Records of two runs that share it compare.
+    pub fn of_question(record: &Record) -> Self {
+        let subject = Subject {
+            device: String::new(),
+            tool_version: String::new(),
+            model: Model {
+                name: String::new(),
+                revision: None,
+                ..record.subject.model.clone()
+            },
+            ..record.subject.clone()
+        };
+        match &record.body {
+            // What predictions are compared with changes no loss.
+            Body::Quality { task, .. } => Self::of_quality(
+                &subject,
+                &QualityTask {
+                    base: None,
+                    ..task.clone()
+                },
+            ),
+            Body::Speed { cell, .. } => Self::of_speed(&subject, *cell),
+        }
     }
 
     /// The address of whatever this kind of subject and task identify.
@@ -78,6 +104,7 @@ fn write_canonical(value: &Value, out: &mut String) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::record::Failure;
     use super::*;
     use crate::results::fixture;
 
@@ -103,5 +130,18 @@ mod tests {
         let other_cell = Cell { depth: 1, ..cell };
         assert_ne!(key, Key::of_speed(&other_device, cell));
         assert_ne!(key, Key::of_speed(&subject, other_cell));
+        let question = |subject: &Subject, cell| {
+            let failure = Failure {
+                reason: String::new(),
+            };
+            let outcome = Err(failure);
+            Key::of_question(&Record::new(
+                subject.clone(),
+                None,
+                Body::Speed { cell, outcome },
+            ))
+        };
+        assert_eq!(question(&subject, cell), question(&other_device, cell));
+        assert_ne!(question(&subject, cell), question(&subject, other_cell));
     }
 }

@@ -4,7 +4,7 @@
 //! In reading order: [`record`] is what was measured, `wire` and `line` how it is written down, `key` how it is found
 //! again, [`store`] where it is kept; [`study`] is the document made of records, by `assemble` with the help of
 //! `quality`, `timing` and [`pareto`]; `view` answers what [`table`], [`export`], [`card`] and [`report`] ask it.
-//! [`microbench`] is the same for single ops.
+//! [`compare`] sets runs against each other; [`microbench`] is the same for single ops.
 //!
 //! Nothing here measures, reads a clock or knows a device; a run directory copied to another machine reports the same.
 
@@ -13,6 +13,7 @@ pub mod capacity;
 pub mod card;
 mod charts;
 mod columns;
+pub mod compare;
 pub mod environment;
 pub mod export;
 mod format;
@@ -68,11 +69,23 @@ pub fn microbench_schema() -> Value {
     schemars::schema_for!(microbench::Microbench).to_value()
 }
 
+/// The JSON Schema of what compares two runs, `candlepower.comparison/1`.
+pub fn comparison_schema() -> Value {
+    schemars::schema_for!(compare::Comparison).to_value()
+}
+
+/// The JSON Schema of what compares many, `candlepower.history/1`.
+pub fn history_schema() -> Value {
+    schemars::schema_for!(compare::History).to_value()
+}
+
 /// Every schema, by the name of what it describes.
 pub fn schemas() -> Value {
     json!({
         "candlepower.record/1": record_schema(),
         "candlepower.study/1": study_schema(),
+        "candlepower.comparison/1": comparison_schema(),
+        "candlepower.history/1": history_schema(),
         "candlepower.kernel/1": kernel_record_schema(),
         "candlepower.kernels/1": microbench_schema(),
     })
@@ -109,6 +122,6 @@ mod tests {
                 .unwrap();
         value["schema"] = "candlepower.record/2".into();
         assert!(!validator.is_valid(&value));
-        assert_eq!(schemas().as_object().unwrap().len(), 4);
+        assert_eq!(schemas().as_object().unwrap().len(), 6);
     }
 }

@@ -315,6 +315,12 @@ pub struct Speed {
     pub tpot_ms: Option<Stats>,
     /// Request handed over to last token, one sample per trial.
     pub e2e_ms: Option<Stats>,
+    /// Whether TTFT had settled, trial by trial; null of fewer than ten trials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttft_steadiness: Option<Steadiness>,
+    /// Whether the mean inter-token latency had settled, trial by trial; null of fewer than ten trials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub itl_steadiness: Option<Steadiness>,
     /// How the inter-token latencies are spread.
     pub itl_histogram: Option<Histogram>,
     /// Prompt tokens of the whole batch per second of prefill: sums over sums.
@@ -421,6 +427,29 @@ pub struct Stats {
     pub ci95_low: Option<f64>,
     /// The upper end.
     pub ci95_high: Option<f64>,
+}
+
+/// Whether a series of trials had settled, by change points of mean and variance. What counts is one percent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Steadiness {
+    /// What kind of series it is.
+    pub kind: SeriesKind,
+    /// The first trial, counted from one, from which on they are like the last.
+    pub from_trial: usize,
+}
+
+/// What kind of series trials make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SeriesKind {
+    /// The same from beginning to end.
+    Flat,
+    /// Slower at first.
+    WarmUp,
+    /// Faster at first.
+    Slowdown,
+    /// Still changing in the last quarter.
+    NoSteadyState,
 }
 
 /// Counts over bins of one width.

@@ -4,7 +4,7 @@ use super::columns::{Column, column, filled, laid_out};
 use super::format;
 use super::record::Cell;
 use super::remarks::{DOUBTED, remarks};
-use super::study::{Perplexity, Speed, Study, Utilisation, Variant};
+use super::study::{Perplexity, SeriesKind, Speed, Steadiness, Study, Utilisation, Variant};
 use crate::units::{Bytes, three_digits};
 
 /// Marks a variant that nothing beats in both quality and speed.
@@ -260,6 +260,7 @@ fn notes(study: &Study) -> Vec<String> {
         );
     }
     lines.extend(remarks(study));
+    lines.extend(speed_notes(study));
     for variant in &study.variants {
         let label = study.label(variant);
         if let Some(reason) = &variant.reason {
@@ -277,6 +278,62 @@ fn notes(study: &Study) -> Vec<String> {
         }
     }
     lines
+}
+
+/// What must be known to read the speeds: why a percentile is missing, and which trials had not settled.
+pub(super) fn speed_notes(study: &Study) -> Vec<String> {
+    missing_percentile(study)
+        .into_iter()
+        .chain(unsteady(study))
+        .collect()
+}
+
+/// Why some cells have no ITL p99; `None` if all that decoded have one.
+fn missing_percentile(study: &Study) -> Option<String> {
+    let speeds = study.variants.iter().flat_map(|variant| &variant.speed);
+    let few = speeds.filter_map(|speed| speed.itl_ms.filter(|itl| itl.p99.is_none()));
+    let most = few.map(|itl| itl.n).max()?;
+    Some(format!(
+        "ITL p99 takes 100 steps; where there is none, there were {most} or fewer"
+    ))
+}
+
+/// Series of trials that had not settled, or not from the start.
+fn unsteady(study: &Study) -> Vec<String> {
+    let mut lines = Vec::new();
+    for variant in &study.variants {
+        for speed in &variant.speed {
+            let series = [
+                ("TTFT", speed.ttft_steadiness),
+                ("ITL", speed.itl_steadiness),
+            ];
+            let said: Vec<String> = series
+                .into_iter()
+                .filter_map(|(name, found)| told(name, found?))
+                .collect();
+            if !said.is_empty() {
+                lines.push(format!(
+                    "{}, {}: {} of {} trials; the figures are of all",
+                    study.label(variant),
+                    cell_title(speed.cell()),
+                    said.join(" and "),
+                    speed.trials
+                ));
+            }
+        }
+    }
+    lines
+}
+
+/// What is to be said of a series that is not flat.
+fn told(name: &str, found: Steadiness) -> Option<String> {
+    let from = found.from_trial;
+    match found.kind {
+        SeriesKind::Flat => None,
+        SeriesKind::WarmUp => Some(format!("{name} was slower before trial {from}")),
+        SeriesKind::Slowdown => Some(format!("{name} was faster before trial {from}")),
+        SeriesKind::NoSteadyState => Some(format!("{name} had not settled by trial {from}")),
+    }
 }
 
 /// What must be known to read the quality figures: how much of a divergence is noise, and whether losses depend on what

@@ -2,8 +2,11 @@
 
 use super::record;
 use super::roofline::{Cost, Limits};
-use super::study::{DeviceFigures, Histogram, Interval, Speed, Stats, Throttling, Utilisation};
-use crate::stats::{self, Ratio, Summary};
+use super::study::{
+    DeviceFigures, Histogram, Interval, SeriesKind, Speed, Stats, Steadiness, Throttling,
+    Utilisation,
+};
+use crate::stats::{self, Ratio, Summary, steady};
 use crate::units::Seconds;
 
 /// Bins of an inter-token histogram.
@@ -33,6 +36,10 @@ pub(super) fn measured(cell: record::Cell, speed: &record::Speed) -> Speed {
         .iter()
         .map(|trial| trial.itl.iter().map(|gap| gap.millis()).collect())
         .collect();
+    let steadiness = |figure: fn(&record::Trial) -> f64| {
+        let series: Vec<f64> = trials.iter().map(figure).collect();
+        steady::classify(&series).map(Steadiness::from)
+    };
     let prefill = rates(trials, |trial| (cell.batch * cell.prompt, trial.prefill));
     let decode = rates(trials, |trial| (cell.batch * trial.itl.len(), trial.decode));
     Speed {
@@ -46,6 +53,8 @@ pub(super) fn measured(cell: record::Cell, speed: &record::Speed) -> Speed {
             (steps > 0).then(|| Seconds(trial.decode.0 / steps as f64))
         }),
         e2e_ms: each(|trial| Some(trial.e2e)),
+        ttft_steadiness: steadiness(|trial| trial.ttft.0),
+        itl_steadiness: steadiness(|trial| trial.decode.0 / trial.itl.len().max(1) as f64),
         itl_histogram: histogram(gaps.concat()),
         prefill_tokens_per_second: stats::rate(&prefill),
         prefill_tokens_per_second_ci95: stats::rate_interval(&prefill).map(Interval::from),
@@ -84,6 +93,8 @@ fn empty(cell: record::Cell) -> Speed {
         itl_ms: None,
         tpot_ms: None,
         e2e_ms: None,
+        ttft_steadiness: None,
+        itl_steadiness: None,
         itl_histogram: None,
         prefill_tokens_per_second: None,
         prefill_tokens_per_second_ci95: None,
@@ -241,6 +252,20 @@ impl From<Summary> for Stats {
     }
 }
 
+impl From<steady::Steadiness> for Steadiness {
+    fn from(found: steady::Steadiness) -> Self {
+        Self {
+            kind: match found.kind {
+                steady::Kind::Flat => SeriesKind::Flat,
+                steady::Kind::WarmUp => SeriesKind::WarmUp,
+                steady::Kind::Slowdown => SeriesKind::Slowdown,
+                steady::Kind::NoSteadyState => SeriesKind::NoSteadyState,
+            },
+            from_trial: found.from + 1,
+        }
+    }
+}
+
 impl From<stats::Interval> for Interval {
     fn from(interval: stats::Interval) -> Self {
         Self {
@@ -376,6 +401,21 @@ mod tests {
         assert!((prefill.floor_ms.unwrap() - 60.0).abs() < 1e-9);
         speed.work = None;
         assert_eq!(measured(CELL, &speed).decode_utilisation, None);
+    }
+
+    #[test]
+    fn a_cell_that_warmed_up_says_so() {
+        let of = |slow: usize, step: f64| {
+            let level = |i: usize| step * if i < slow { 1.2 } else { 1.0 };
+            let trials = (0..30).map(|i| trial(0.2, &[level(i); 4]));
+            measured(CELL, &speed(trials.collect()))
+        };
+        let warming = of(8, 0.01).itl_steadiness.unwrap();
+        assert_eq!((warming.kind, warming.from_trial), (SeriesKind::WarmUp, 9));
+        let flat = of(8, 0.01).ttft_steadiness.unwrap();
+        assert_eq!((flat.kind, flat.from_trial), (SeriesKind::Flat, 1));
+        let few = measured(CELL, &speed(vec![trial(0.2, &[0.01]); 9]));
+        assert_eq!((few.ttft_steadiness, few.itl_steadiness), (None, None));
     }
 
     #[test]

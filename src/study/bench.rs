@@ -10,7 +10,7 @@ use super::energy::{Meter, Rounds};
 use super::ledger;
 use super::plan::{Plan, positions};
 use super::prompts::random_tokens;
-use super::runner::Runner;
+use super::target::Target;
 use super::throttled::Unslowed;
 use super::work;
 use crate::engine::{Arrivals, Footprint, Limits};
@@ -77,11 +77,18 @@ fn trial_of(arrivals: &Arrivals) -> Result<Trial> {
     })
 }
 
+/// What a stop rule watches of a trial: its TTFT, and its mean ITL if it decoded.
+fn watched(trial: &Trial) -> Vec<f64> {
+    let steps = trial.itl.len();
+    let gap = (steps > 0).then(|| trial.decode.0 / steps as f64);
+    [trial.ttft.0].into_iter().chain(gap).collect()
+}
+
 impl Bench<'_> {
     /// Times one cell; `progress` is told the share that is done.
     pub(super) fn cell(
         &self,
-        runner: &mut Runner,
+        runner: &mut dyn Target,
         cell: &Cell,
         predicted: Option<Footprint>,
         mut progress: impl FnMut(f64),
@@ -94,7 +101,7 @@ impl Bench<'_> {
         }
         let clock = &*self.clock;
         let mut number = 0;
-        let mut one = |runner: &mut Runner| {
+        let mut one = |runner: &mut dyn Target| {
             number += 1;
             self.trial(runner, cell, number)
         };
@@ -110,14 +117,20 @@ impl Bench<'_> {
             cooling: Cooling::default(),
             found: Throttling::default(),
         };
-        let trials = trial::run(&self.plan.rule, clock, self.interrupt, |i| {
-            let result = unslowed.trial(&mut || one(runner));
-            let rule = &self.plan.rule;
-            let counted = (i + 1) as f64 / rule.min_trials.max(1) as f64;
-            let timed = (clock.now() - begin).0 / rule.min_time.0.max(1e-9);
-            progress(counted.min(timed).min(1.0));
-            result
-        })?;
+        let trials = trial::run(
+            &self.plan.rule,
+            clock,
+            self.interrupt,
+            |i| {
+                let result = unslowed.trial(&mut || one(runner));
+                let rule = &self.plan.rule;
+                let counted = (i + 1) as f64 / rule.min_trials.max(1) as f64;
+                let timed = (clock.now() - begin).0 / rule.min_time.0.max(1e-9);
+                progress(counted.min(timed).min(1.0));
+                result
+            },
+            |(trial, _)| watched(trial),
+        )?;
         let memory = ledger::account(self.device, runner, predicted);
         let energy = self.energy(runner, cell)?;
         let stop_reason = Some(trials.stopped.name().to_owned());
@@ -136,8 +149,8 @@ impl Bench<'_> {
     }
 
     /// What a trial must move and compute at least; unknown of candle's models.
-    fn work(&self, runner: &Runner, cell: &Cell) -> Option<Box<Work>> {
-        let (weights, plan) = (runner.weights()?, runner.step_plan()?);
+    fn work(&self, runner: &dyn Target, cell: &Cell) -> Option<Box<Work>> {
+        let (weights, plan) = runner.known_work()?;
         let chunk = limits(self.plan, self.device, cell, self.kv).chunk;
         let work = work::of_cell(
             (weights, plan),
@@ -156,9 +169,9 @@ impl Bench<'_> {
     }
 
     /// A batch of prompts in, `generate` tokens of each out, every one stamped as it becomes visible here.
-    fn trial(&self, runner: &mut Runner, cell: &Cell, number: u64) -> Result<Trial> {
+    fn trial(&self, runner: &mut dyn Target, cell: &Cell, number: u64) -> Result<Trial> {
         let mut prompts = self.prompts(cell, number, cell.prompt);
-        if matches!(runner, Runner::Candle(_)) && cell.depth > 0 {
+        if runner.starts_anew() && cell.depth > 0 {
             // candle's models start every sequence anew: the depth is part of the prompt, and of the time.
             let depth = self.prompts(cell, DEPTH_TRIAL, cell.depth);
             prompts = depth
@@ -181,8 +194,8 @@ impl Bench<'_> {
 
     /// The energy of the cell's work. candle's cache cannot be wound back, so that its decode has no depth of its own to be
     /// repeated at.
-    fn energy(&self, runner: &mut Runner, cell: &Cell) -> Result<Energy> {
-        if matches!(runner, Runner::Candle(_)) {
+    fn energy(&self, runner: &mut dyn Target, cell: &Cell) -> Result<Energy> {
+        if runner.starts_anew() {
             return Ok(Energy::Unavailable {
                 reason: "candle's cache cannot be wound back to repeat a decode".into(),
             });
@@ -200,7 +213,7 @@ impl Bench<'_> {
 
 /// The work of a cell, to be repeated.
 struct CellRounds<'a> {
-    runner: &'a mut Runner,
+    runner: &'a mut dyn Target,
     cell: &'a Cell,
     prompts: Vec<Vec<u32>>,
     /// What each prompt goes on with.

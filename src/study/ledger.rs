@@ -1,6 +1,6 @@
 //! The account of memory of one cell: predicted before anything is allocated, measured after the trials.
 
-use super::runner::Runner;
+use super::target::Target;
 use crate::engine::Footprint;
 use crate::error::Result;
 use crate::kernels::Device;
@@ -19,7 +19,11 @@ pub(super) fn begin(device: &Device) -> Result<()> {
 }
 
 /// The account since [`begin`]; `predicted` is what the cell was thought to take.
-pub(super) fn account(device: &Device, runner: &Runner, predicted: Option<Footprint>) -> Memory {
+pub(super) fn account(
+    device: &Device,
+    runner: &dyn Target,
+    predicted: Option<Footprint>,
+) -> Memory {
     let held = runner.footprint();
     let weights = runner.weight_bytes();
     let predicted_rest = predicted.map(|f| rest(f.total(), f.weights, f.kv));

@@ -19,9 +19,12 @@ mod quality;
 mod quantise;
 mod run;
 mod runner;
+#[cfg(test)]
+mod scripted;
 mod sensors;
 mod single;
 mod stored;
+mod target;
 mod tasks;
 mod throttled;
 mod verify;

@@ -69,6 +69,7 @@ fn page(study: &Study) -> Result<Value> {
         quality_notes => table::quality_notes(study),
         by_batch => sections::by_batch(study, &cells),
         cells => sections::cells(study, &cells),
+        speed_notes => table::speed_notes(study),
         variants => sections::variants(study),
         failures => sections::failures(study),
         environment => sections::environment(&study.environment),

@@ -15,6 +15,7 @@ use crate::study::energy::EnergyPlan;
 use crate::study::facts;
 use crate::study::plan::{EngineKind, Switches};
 use crate::study::quantise::Quantising;
+use crate::study::runner::Runner;
 use crate::units::Seconds;
 
 /// Every look at it takes ten milliseconds, so that a window of seconds passes in a few hundred looks.

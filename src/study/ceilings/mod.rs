@@ -7,7 +7,7 @@ mod products;
 
 use crate::error::{Error, Result};
 use crate::kernels::Device;
-use crate::measure::trial::{StopRule, WarmUp};
+use crate::measure::trial::{StopRule, Until, WarmUp};
 use crate::measure::{Interrupt, SystemClock};
 use crate::results::environment::{Ceiling, Ceilings, LeftOut};
 use crate::results::microbench::record::Timing;
@@ -71,6 +71,7 @@ const fn rule(trials: usize, least: f64, most: f64) -> StopRule {
     StopRule {
         min_trials: trials,
         min_time: Seconds(least),
+        until: Until::NOTHING,
         max_trials: None,
         max_time: Some(Seconds(most)),
     }

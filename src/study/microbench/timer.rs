@@ -137,9 +137,9 @@ impl<'a> Timer<'a> {
             ..self.warm_up
         };
         let more = rest.run(self.clock, self.interrupt, |_| sample().map(drop))?;
-        let trials = trial::run(&self.rule, self.clock, self.interrupt, |_| {
-            Ok(sample()?.0 / calls as f64)
-        })?;
+        let time = |_| Ok(sample()?.0 / calls as f64);
+        let watched = |&time: &f64| vec![time];
+        let trials = trial::run(&self.rule, self.clock, self.interrupt, time, watched)?;
         Ok((calls, tried + more, trials))
     }
 
@@ -258,8 +258,7 @@ mod tests {
         let rule = StopRule {
             min_trials: 3,
             min_time: Seconds(0.02),
-            max_trials: None,
-            max_time: None,
+            ..StopRule::default()
         };
         let timer = Timer::new(&Device::Cpu, &clock, &interrupt, rule, WarmUp::default());
         let mut turns = Vec::new();

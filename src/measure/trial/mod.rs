@@ -1,105 +1,14 @@
 //! How often something is repeated before its samples are believed.
 
-use std::fmt;
+mod stop;
 
 use super::interrupt::Interrupt;
 use super::window::Window;
 use crate::error::Result;
 use crate::units::{Clock, Seconds};
+use stop::Watch;
 
-/// When enough trials have been made: both minima are met, or one of the limits is reached.
-///
-/// The default is that of hyperfine: at least 10 trials and at least 3 s.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StopRule {
-    /// Fewest trials that count as enough.
-    pub min_trials: usize,
-    /// Shortest time that counts as enough.
-    pub min_time: Seconds,
-    /// Trials after which to stop although the minima are not met.
-    pub max_trials: Option<usize>,
-    /// Time after which to stop although the minima are not met. The trial under way is never cut short, and one trial
-    /// is always made.
-    pub max_time: Option<Seconds>,
-}
-
-impl Default for StopRule {
-    fn default() -> Self {
-        Self {
-            min_trials: 10,
-            min_time: Seconds(3.0),
-            max_trials: None,
-            max_time: None,
-        }
-    }
-}
-
-/// Which part of a [`StopRule`] ended the trials.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum StopReason {
-    /// Both minima are met.
-    Enough,
-    /// The limit on trials came first.
-    TrialLimit,
-    /// The limit on time came first.
-    TimeLimit,
-}
-
-impl StopReason {
-    /// The name used in records.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Enough => "enough",
-            Self::TrialLimit => "trial_limit",
-            Self::TimeLimit => "time_limit",
-        }
-    }
-}
-
-impl fmt::Display for StopReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// Whether to make another trial.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
-    /// Make another.
-    Continue,
-    /// Stop, and say why.
-    Stop(StopReason),
-}
-
-impl StopRule {
-    /// Exactly `trials` trials (at least one), however long they take: what a comparison that was planned beforehand
-    /// uses, because stopping on the data makes intervals too narrow.
-    pub const fn exactly(trials: usize) -> Self {
-        Self {
-            min_trials: trials,
-            min_time: Seconds(0.0),
-            max_trials: Some(trials),
-            max_time: None,
-        }
-    }
-
-    /// What to do after `trials` trials that took `elapsed` together.
-    pub fn decide(&self, trials: usize, elapsed: Seconds) -> Decision {
-        if trials == 0 {
-            return Decision::Continue;
-        }
-        if trials >= self.min_trials && elapsed >= self.min_time {
-            return Decision::Stop(StopReason::Enough);
-        }
-        if self.max_trials.is_some_and(|max| trials >= max) {
-            return Decision::Stop(StopReason::TrialLimit);
-        }
-        if self.max_time.is_some_and(|max| elapsed >= max) {
-            return Decision::Stop(StopReason::TimeLimit);
-        }
-        Decision::Continue
-    }
-}
+pub use stop::{StopReason, StopRule, Until};
 
 /// What is run and thrown away before the first trial that counts: lazy module loading, cuBLAS's choice of kernel, pool
 /// growth and the ramp of the clocks all fall on the first runs of a shape.
@@ -153,7 +62,8 @@ pub struct Trials<T> {
     pub window: Window,
 }
 
-/// Makes trials until `rule` says stop; `trial` is told its number, from zero.
+/// Makes trials until `rule` says stop; `trial` is told its number, from zero. `figures` are what the rule watches of a
+/// trial, the same ones of each.
 ///
 /// # Errors
 /// What `trial` fails with, or [`Interrupted`](crate::Error::Interrupted); the values so far are dropped.
@@ -162,14 +72,18 @@ pub fn run<T>(
     clock: &dyn Clock,
     interrupt: &Interrupt,
     mut trial: impl FnMut(usize) -> Result<T>,
+    figures: impl Fn(&T) -> Vec<f64>,
 ) -> Result<Trials<T>> {
     let mut values = Vec::new();
+    let mut watch = Watch::new(rule);
     let begin = clock.now();
     loop {
         interrupt.check()?;
-        values.push(trial(values.len())?);
+        let value = trial(values.len())?;
         let end = clock.now();
-        if let Decision::Stop(stopped) = rule.decide(values.len(), end - begin) {
+        let stopped = watch.after(&figures(&value), end - begin);
+        values.push(value);
+        if let Some(stopped) = stopped {
             return Ok(Trials {
                 values,
                 stopped,
@@ -188,10 +102,16 @@ mod tests {
     fn trials_of(each: f64, rule: &StopRule) -> (usize, StopReason, Seconds) {
         let clock = VirtualClock::new();
         clock.set(Seconds(100.0));
-        let trials = run(rule, &clock, &Interrupt::new(), |i| {
-            clock.advance(Seconds(each));
-            Ok(i)
-        })
+        let trials = run(
+            rule,
+            &clock,
+            &Interrupt::new(),
+            |i| {
+                clock.advance(Seconds(each));
+                Ok(i)
+            },
+            |_| vec![each],
+        )
         .unwrap();
         assert!(trials.values.iter().copied().eq(0..trials.values.len()));
         (
@@ -250,13 +170,19 @@ mod tests {
     fn an_interrupt_ends_the_trials_between_two_of_them() {
         let (clock, interrupt) = (VirtualClock::new(), Interrupt::new());
         let mut made = 0;
-        let outcome = run(&StopRule::default(), &clock, &interrupt, |i| {
-            made += 1;
-            if i == 2 {
-                interrupt.request();
-            }
-            Ok(())
-        });
+        let outcome = run(
+            &StopRule::default(),
+            &clock,
+            &interrupt,
+            |i| {
+                made += 1;
+                if i == 2 {
+                    interrupt.request();
+                }
+                Ok(())
+            },
+            |()| vec![],
+        );
         assert!(matches!(outcome, Err(Error::Interrupted)));
         assert_eq!(made, 3);
     }
@@ -264,12 +190,18 @@ mod tests {
     #[test]
     fn a_failed_trial_ends_the_trials_with_its_own_error() {
         let clock = VirtualClock::new();
-        let outcome = run(&StopRule::default(), &clock, &Interrupt::new(), |i| {
-            if i < 3 {
-                return Ok(());
-            }
-            Err(Error::Device("out of memory".to_owned()))
-        });
+        let outcome = run(
+            &StopRule::default(),
+            &clock,
+            &Interrupt::new(),
+            |i| {
+                if i < 3 {
+                    return Ok(());
+                }
+                Err(Error::Device("out of memory".to_owned()))
+            },
+            |()| vec![],
+        );
         assert!(matches!(outcome, Err(Error::Device(what)) if what == "out of memory"));
     }
 

@@ -1,0 +1,120 @@
+//! `candlepower compare`.
+
+use std::process::ExitCode;
+
+use clap::Args as ClapArgs;
+
+use super::args::parse_percent;
+use super::progress::{say, width};
+use crate::error::{Error, Result};
+use crate::results::compare::{Comparison, History, Reference, Rules, Side, compare};
+
+#[derive(ClapArgs)]
+#[command(after_help = "Examples:
+  candlepower compare before after --fail-on 2%
+  candlepower compare before1,before2,before3 after1,after2,after3
+  candlepower compare monday tuesday wednesday --previous --markdown")]
+pub(super) struct Args {
+    /// Folders of runs, the base first; with commas, several runs of the same thing, whose spread then counts. More than two
+    /// make a history
+    #[arg(required = true, num_args = 2.., value_name = "RUN")]
+    runs: Vec<String>,
+    /// In a history, each run against the one before it instead of the first
+    #[arg(long)]
+    previous: bool,
+    /// Prints Markdown instead of the table
+    #[arg(long, conflicts_with = "json")]
+    markdown: bool,
+    /// Prints JSON instead of the table
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    rules: RuleFlags,
+}
+
+/// By what runs are judged.
+#[derive(ClapArgs)]
+#[command(next_help_heading = "Comparison")]
+pub(super) struct RuleFlags {
+    /// Exit code 4 if a figure is worse by more than this, and not by chance
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    pub(super) fail_on: Option<f64>,
+    /// Smaller differences of times, rates and energy do not count
+    #[arg(long, default_value = "1%", value_name = "PERCENT", value_parser = parse_percent)]
+    margin: f64,
+    /// Smaller differences of perplexity do not count
+    #[arg(long, default_value = "0.1%", value_name = "PERCENT", value_parser = parse_percent)]
+    quality_margin: f64,
+    /// What a figure differs by from run to run (standard deviation), where each side is a single run [default: 0.2% on a
+    /// GPU, 10% on a CPU]
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    run_noise: Option<f64>,
+    /// Compares runs of other hardware, power limit or number of threads all the same
+    #[arg(long)]
+    across_hardware: bool,
+}
+
+impl RuleFlags {
+    pub(super) fn rules(&self) -> Rules {
+        Rules {
+            margin: self.margin,
+            quality_margin: self.quality_margin,
+            run_noise: self.run_noise,
+            across_hardware: self.across_hardware,
+        }
+    }
+
+    /// The exit code after these comparisons; says on standard error what was found beyond the threshold.
+    pub(super) fn verdict(&self, comparisons: &[Comparison]) -> ExitCode {
+        let Some(threshold) = self.fail_on else {
+            return ExitCode::SUCCESS;
+        };
+        let found: Vec<String> = comparisons
+            .iter()
+            .flat_map(|comparison| comparison.failure(threshold))
+            .collect();
+        found.iter().for_each(|line| say(line));
+        match found.is_empty() {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::from(super::REGRESSION),
+        }
+    }
+}
+
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    let sides = args
+        .runs
+        .iter()
+        .map(|list| Side::open(list))
+        .collect::<Result<Vec<_>>>()?;
+    let rules = args.rules.rules();
+    if let [base, other] = sides.as_slice() {
+        if args.previous {
+            return Err(Error::Usage(
+                "--previous is for a history: give more than two runs".into(),
+            ));
+        }
+        let comparison = compare(base, other, &rules)?;
+        if args.json {
+            super::print_json(&comparison)?;
+        } else if args.markdown {
+            super::print(&comparison.markdown(args.rules.fail_on));
+        } else {
+            super::print(&comparison.table(width()));
+        }
+        return Ok(args.rules.verdict(&[comparison]));
+    }
+    let reference = match args.previous {
+        true => Reference::Previous,
+        false => Reference::First,
+    };
+    let history = History::of(&sides, reference, &rules)?;
+    if args.json {
+        super::print_json(&history)?;
+    } else if args.markdown {
+        super::print(&history.markdown());
+    } else {
+        super::print(&history.table(width()));
+    }
+    Ok(args.rules.verdict(&history.comparisons))
+}

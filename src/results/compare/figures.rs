@@ -1,0 +1,194 @@
+//! What of the records of one question is compared.
+
+use super::super::quality;
+use super::super::record::{Body, Cell, Energy, Perplexity, QualityTask, Record, Speed};
+use super::super::table::cell_title;
+use super::document::Metric;
+use crate::stats::contrast::{Contrast, Series, Spread};
+use crate::stats::{Interval, Ratio, mean};
+
+/// A figure of both sides, before it is judged.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub(super) metric: Metric,
+    pub(super) base: f64,
+    pub(super) other: f64,
+    /// The logarithm of the other's over the base's.
+    pub(super) ln_ratio: f64,
+    pub(super) interval: Option<Interval>,
+    pub(super) p_value: Option<f64>,
+    pub(super) spread: Option<Spread>,
+    /// The logarithm of the other's mean SM clock over the base's.
+    pub(super) ln_clocks: Option<f64>,
+    /// Why no more may be said.
+    pub(super) reason: Option<String>,
+}
+
+/// The cell, or the text and its protocol.
+pub(super) fn matter(record: &Record) -> String {
+    match &record.body {
+        Body::Speed { cell, .. } => cell_title(*cell),
+        Body::Quality { task, .. } => {
+            let stride = task
+                .stride
+                .map_or_else(String::new, |tokens| format!(" · stride {tokens}"));
+            format!(
+                "{} · protocol {} · context {}{stride}",
+                task.text.name, task.protocol, task.context
+            )
+        }
+    }
+}
+
+/// What a record asks, in words.
+pub(super) fn question(record: &Record) -> String {
+    format!("{}, {}", record.subject.variant, matter(record))
+}
+
+/// Every figure that both sides have.
+pub(super) fn of(base: &[&Record], other: &[&Record], run_noise: f64) -> Vec<Found> {
+    let (base_speeds, other_speeds) = (speeds(base), speeds(other));
+    if base_speeds.is_empty() || other_speeds.is_empty() {
+        return perplexities(base, other).into_iter().collect();
+    }
+    let clocks = mean_clock(&base_speeds).zip(mean_clock(&other_speeds));
+    let ln_clocks = clocks.map(|(base, other)| (other / base).ln());
+    let timed = |metric: Metric| -> Option<Found> {
+        let side = |speeds: &[(Cell, &Speed)]| -> Option<Vec<Series>> {
+            speeds
+                .iter()
+                .map(|(cell, speed)| series(metric, *cell, speed))
+                .collect()
+        };
+        let (base, other) = (side(&base_speeds)?, side(&other_speeds)?);
+        let contrast = Contrast::of(&base, &other, run_noise)?;
+        let figure = |runs: &[Series]| {
+            let logs: Option<Vec<f64>> = runs.iter().map(|r| Some(r.figure()?.ln())).collect();
+            mean(&logs?).map(f64::exp)
+        };
+        let reason = contrast.spread.is_none().then(|| match metric {
+            Metric::JPerGeneratedToken => "energy has one window a run, so no spread".to_owned(),
+            _ => "a single trial has no spread".to_owned(),
+        });
+        Some(Found {
+            metric,
+            base: figure(&base)?,
+            other: figure(&other)?,
+            ln_ratio: contrast.ln_ratio,
+            interval: contrast.interval(),
+            p_value: contrast.p_value(),
+            spread: contrast.spread,
+            ln_clocks: ln_clocks.filter(|_| metric.is_timed()),
+            reason,
+        })
+    };
+    Metric::ALL.into_iter().filter_map(timed).collect()
+}
+
+fn speeds<'a>(records: &[&'a Record]) -> Vec<(Cell, &'a Speed)> {
+    let measured = records.iter().filter_map(|record| match &record.body {
+        Body::Speed {
+            cell,
+            outcome: Ok(speed),
+        } => Some((*cell, speed)),
+        _ => None,
+    });
+    measured.collect()
+}
+
+/// What one run says of a figure; `None` if it says nothing.
+fn series(metric: Metric, cell: Cell, speed: &Speed) -> Option<Series> {
+    let trials = &speed.trials;
+    match metric {
+        Metric::TtftMs => {
+            let first = trials.iter().map(|trial| vec![trial.ttft.millis()]);
+            Some(Series::Samples(first.collect()))
+        }
+        Metric::ItlMs => {
+            let decoded = trials.iter().filter(|trial| !trial.itl.is_empty());
+            let gaps = decoded.map(|trial| trial.itl.iter().map(|gap| gap.millis()).collect());
+            Some(Series::Samples(gaps.collect()))
+        }
+        Metric::DecodeTokensPerSecond => {
+            let decoded = trials.iter().filter(|trial| !trial.itl.is_empty());
+            let rates = decoded.map(|trial| Ratio {
+                part: (cell.batch * trial.itl.len()) as f64,
+                whole: trial.decode.0,
+            });
+            Some(Series::Ratios(rates.collect()))
+        }
+        Metric::JPerGeneratedToken => match &speed.energy {
+            Energy::Measured(used) if used.generated_tokens > 0 => {
+                Some(Series::Ratios(vec![Ratio {
+                    part: used.decode.0,
+                    whole: used.generated_tokens as f64,
+                }]))
+            }
+            _ => None,
+        },
+        Metric::Perplexity => None,
+    }
+}
+
+/// The mean SM clock of all runs, where each has it on record.
+pub(super) fn mean_clock(speeds: &[(Cell, &Speed)]) -> Option<f64> {
+    let clocks: Option<Vec<f64>> = speeds
+        .iter()
+        .map(|(_, speed)| match &speed.energy {
+            Energy::Measured(used) => used.sm_clock_mhz.filter(|clock| *clock > 0.0),
+            Energy::Unavailable { .. } => None,
+        })
+        .collect();
+    mean(&clocks?)
+}
+
+/// The mean SM clock of all these records, where each has it.
+pub(super) fn clock_of(records: &[&Record]) -> Option<f64> {
+    mean_clock(&speeds(records))
+}
+
+/// Perplexities, paired segment by segment. Runs of one side have the same losses but for the order of sums, so the first
+/// of each is compared.
+fn perplexities(base: &[&Record], other: &[&Record]) -> Option<Found> {
+    let scored = |records: &[&Record]| records.iter().find_map(|record| perplexity(record));
+    let (base, mut other) = (scored(base)?, scored(other)?);
+    quality::compare(&base, &mut other);
+    let same = base.segment_nll == other.segment_nll;
+    let delta = other.delta_vs_base;
+    let mut interval = delta.and_then(|d| d.ln_ratio_ci95).map(|ends| Interval {
+        low: ends.low,
+        high: ends.high,
+    });
+    let mut p_value = delta.and_then(|d| d.p_value);
+    let mut reason = None;
+    if same {
+        // To the bit: a single segment has no interval, and needs none.
+        (interval, p_value) = (Some(Interval::around(0.0, 0.0)), Some(1.0));
+    } else if delta.is_none() {
+        reason = Some("the segments are not the same".to_owned());
+    } else if interval.is_none() {
+        reason = Some("a single segment has no spread".to_owned());
+    }
+    Some(Found {
+        metric: Metric::Perplexity,
+        base: base.value,
+        other: other.value,
+        ln_ratio: (other.value / base.value).ln(),
+        interval,
+        p_value,
+        spread: None,
+        ln_clocks: None,
+        reason,
+    })
+}
+
+fn perplexity(record: &Record) -> Option<super::super::study::Perplexity> {
+    let (task, found): (&QualityTask, &Perplexity) = match &record.body {
+        Body::Quality {
+            task,
+            outcome: Ok(found),
+        } => (task, found),
+        _ => return None,
+    };
+    quality::perplexity(task, found)
+}

@@ -1,0 +1,97 @@
+//! What is compared: a run, or several of the same thing.
+
+use std::path::Path;
+
+use super::super::environment::Environment;
+use super::super::record::Record;
+use super::super::store::{self, RECORDS};
+use super::super::{Study, export};
+use crate::error::{Error, Result};
+
+/// The records of a run, with what is known of where it ran.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// What it is called.
+    pub label: String,
+    /// Where it ran; `None` if that is not on record.
+    pub environment: Option<Environment>,
+    /// What it measured.
+    pub records: Vec<Record>,
+}
+
+impl Run {
+    /// Reads a run directory, the records file in it, or its study.json, from which alone nothing could be compared.
+    ///
+    /// # Errors
+    /// If there are no records, or what is there is corrupt.
+    pub fn open(path: &Path) -> Result<Self> {
+        let within = |name: &str| path.file_name().is_some_and(|own| own == name);
+        let dir = match path.parent() {
+            Some(parent) if !path.is_dir() => parent,
+            _ => path,
+        };
+        let records: Vec<Record> = match path {
+            _ if path.is_dir() || within(export::STUDY) => store::read(dir.join(RECORDS))?,
+            _ => store::read(path)?,
+        };
+        if records.is_empty() {
+            return Err(Error::data(path, "there is no record in it"));
+        }
+        let study = dir.join(export::STUDY);
+        let environment = match study.is_file() {
+            true => Some(export::read(&study)?.environment),
+            false => None,
+        };
+        Ok(Self {
+            label: path.display().to_string(),
+            environment,
+            records,
+        })
+    }
+
+    /// A run that was just made.
+    pub fn made(study: &Study, records: Vec<Record>) -> Self {
+        Self {
+            label: "this run".to_owned(),
+            environment: Some(study.environment.clone()),
+            records,
+        }
+    }
+}
+
+/// One run, or several of the same thing, whose spread then tells what differs from run to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Side {
+    /// What it is called.
+    pub label: String,
+    /// At least one.
+    pub runs: Vec<Run>,
+}
+
+impl Side {
+    /// A single run.
+    pub fn single(run: Run) -> Self {
+        Self {
+            label: run.label.clone(),
+            runs: vec![run],
+        }
+    }
+
+    /// Reads the runs of a list with commas.
+    ///
+    /// # Errors
+    /// As [`Run::open`].
+    pub fn open(list: &str) -> Result<Self> {
+        let paths = list.split(',').filter(|path| !path.is_empty());
+        let runs = paths
+            .map(|path| Run::open(Path::new(path)))
+            .collect::<Result<Vec<_>>>()?;
+        if runs.is_empty() {
+            return Err(Error::Usage(format!("'{list}' names no run")));
+        }
+        Ok(Self {
+            label: list.to_owned(),
+            runs,
+        })
+    }
+}

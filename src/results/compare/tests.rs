@@ -1,0 +1,274 @@
+use super::document::{Comparison, Metric, Verdict};
+use super::*;
+use crate::results::fixture::{self, Imagined};
+use crate::results::record::Energy;
+use crate::results::{Environment, Record};
+use crate::units::Seconds;
+
+/// A run of bf16 and int8 in two cells, every time stretched by `factor`.
+fn side(name: &str, factor: f64) -> Side {
+    let records = fixture::records_of(&fixture::usual()[..2], &[1, 8]);
+    side_of(name, records.into_iter().map(|r| stretched(r, factor)))
+}
+
+fn side_of(name: &str, records: impl Iterator<Item = Record>) -> Side {
+    Side::single(Run {
+        label: name.to_owned(),
+        environment: Some(fixture::environment()),
+        records: records.collect(),
+    })
+}
+
+fn stretched(mut record: Record, factor: f64) -> Record {
+    if let Body::Speed {
+        outcome: Ok(speed), ..
+    } = &mut record.body
+    {
+        for trial in &mut speed.trials {
+            let times = [
+                &mut trial.ttft,
+                &mut trial.prefill,
+                &mut trial.decode,
+                &mut trial.e2e,
+            ];
+            for time in times.into_iter().chain(&mut trial.itl) {
+                *time = Seconds(time.0 * factor);
+            }
+        }
+    }
+    record
+}
+
+fn compared(base: &Side, other: &Side) -> Comparison {
+    compare(base, other, &Rules::default()).unwrap()
+}
+
+fn of(comparison: &Comparison, metric: Metric) -> Vec<&Point> {
+    let points = comparison.points.iter();
+    points.filter(|point| point.metric == metric).collect()
+}
+
+fn verdicts(comparison: &Comparison, metric: Metric) -> Vec<Verdict> {
+    let points = of(comparison, metric).into_iter();
+    points.map(|point| point.verdict).collect()
+}
+
+#[test]
+fn a_run_is_equivalent_to_itself() {
+    let found = compared(&side("a", 1.0), &side("b", 1.0));
+    for metric in [
+        Metric::ItlMs,
+        Metric::DecodeTokensPerSecond,
+        Metric::Perplexity,
+    ] {
+        let all = verdicts(&found, metric);
+        assert!(!all.is_empty());
+        assert!(
+            all.iter().all(|v| *v == Verdict::Equivalent),
+            "{metric:?}: {all:?}"
+        );
+    }
+    assert!(found.regressions(0.0).is_empty() && found.unmatched.is_empty());
+    let energy = of(&found, Metric::JPerGeneratedToken)[0];
+    assert_eq!((energy.ratio, energy.verdict), (1.0, Verdict::Inconclusive));
+    assert!(energy.reason.as_ref().unwrap().contains("one window"));
+}
+
+#[test]
+fn what_takes_longer_is_slower_in_times_and_in_rates() {
+    let found = compared(&side("a", 1.0), &side("b", 1.1));
+    for metric in [Metric::TtftMs, Metric::ItlMs, Metric::DecodeTokensPerSecond] {
+        for point in of(&found, metric) {
+            assert_eq!(point.verdict, Verdict::Slower, "{point:?}");
+            assert!((point.loss() - 0.1).abs() < 1e-9, "{point:?}");
+            assert!((0.0..=0.001).contains(&point.p_holm.unwrap()));
+        }
+    }
+    assert_eq!(found.regressions(0.02).len(), 3 * 4);
+    assert!(found.regressions(0.11).is_empty());
+    let back = compared(&side("b", 1.1), &side("a", 1.0));
+    assert_eq!(verdicts(&back, Metric::ItlMs), [Verdict::Faster; 4]);
+    assert!(back.regressions(0.0).is_empty());
+}
+
+#[test]
+fn time_that_is_no_time_in_cycles_is_inconclusive() {
+    let clocked = |name, factor: f64, mhz: f64| {
+        let mut side = side(name, factor);
+        for record in &mut side.runs[0].records {
+            if let Body::Speed {
+                outcome: Ok(speed), ..
+            } = &mut record.body
+                && let Energy::Measured(used) = &mut speed.energy
+            {
+                used.sm_clock_mhz = Some(mhz);
+                used.throttle_reasons = match mhz < 1900.0 {
+                    true => vec!["thermal".to_owned()],
+                    false => vec![],
+                };
+            }
+        }
+        side
+    };
+    let base = clocked("a", 1.0, 1980.0);
+    let found = compared(&base, &clocked("b", 1.1, 1800.0));
+    for point in of(&found, Metric::ItlMs) {
+        assert_eq!(point.verdict, Verdict::Inconclusive);
+        assert!((point.ratio_in_cycles.unwrap() - 1.0).abs() < 1e-9);
+        assert!(point.reason.as_ref().unwrap().contains("in cycles"));
+    }
+    let rate = of(&found, Metric::DecodeTokensPerSecond)[0];
+    assert!(
+        (rate.ratio_in_cycles.unwrap() - 1.0).abs() < 1e-9,
+        "{rate:?}"
+    );
+    assert!(
+        found.warnings[0].contains("SM clock"),
+        "{:?}",
+        found.warnings
+    );
+    assert_eq!(found.warnings[1], "throttled by: nothing and thermal");
+    let same = compared(&base, &clocked("b", 1.1, 1980.0));
+    assert_eq!(verdicts(&same, Metric::ItlMs), [Verdict::Slower; 4]);
+}
+
+#[test]
+fn a_perplexity_is_compared_segment_by_segment() {
+    let mut worse = fixture::usual();
+    worse.truncate(1);
+    let base = side_of("a", fixture::records_of(&worse, &[]).into_iter());
+    let with = |loss: f64| {
+        let variant = Imagined {
+            loss,
+            ..worse[0].clone()
+        };
+        side_of("b", fixture::records_of(&[variant], &[]).into_iter())
+    };
+    // Far less than what segments differ by, and found all the same: they are the same segments.
+    let found = compared(&base, &with(0.004));
+    let point = of(&found, Metric::Perplexity)[0];
+    assert_eq!(point.verdict, Verdict::Worse, "{point:?}");
+    assert!((point.loss() - 0.004).abs() < 4e-4, "{point:?}");
+    assert_eq!(
+        verdicts(&compared(&base, &with(0.0002)), Metric::Perplexity),
+        [Verdict::Equivalent]
+    );
+}
+
+#[test]
+fn several_runs_tell_what_differs_between_runs() {
+    let side = |name, factors: &[f64]| Side {
+        label: String::from(name),
+        runs: factors
+            .iter()
+            .flat_map(|&factor| side(name, factor).runs)
+            .collect(),
+    };
+    // Single runs would be 3 % apart and sure of it; runs of one side differ as much.
+    let base = side("a", &[1.0, 1.03, 0.98]);
+    let found = compared(&base, &side("b", &[1.02, 1.05, 0.99]));
+    let point = of(&found, Metric::ItlMs)[0];
+    assert_eq!(point.verdict, Verdict::Inconclusive, "{point:?}");
+    assert_eq!(point.run_noise_from, Some(document::NoiseFrom::Runs));
+    assert!((1.0..5.0).contains(&point.run_noise_percent.unwrap()));
+    let apart = compared(&base, &side("b", &[1.32, 1.35, 1.29]));
+    assert_eq!(verdicts(&apart, Metric::ItlMs), [Verdict::Slower; 4]);
+}
+
+#[test]
+fn other_hardware_is_refused_and_other_drivers_are_named() {
+    let changed = |change: fn(&mut Environment)| {
+        let mut side = side("b", 1.0);
+        change(side.runs[0].environment.as_mut().unwrap());
+        side
+    };
+    let base = side("a", 1.0);
+    let capped = changed(|e| e.device.power_limit_watts = Some(350.0));
+    let error = compare(&base, &capped, &Rules::default()).unwrap_err();
+    assert_eq!(error.exit_code(), 64);
+    assert!(error.to_string().contains("power limit"), "{error}");
+    let forced = Rules {
+        across_hardware: true,
+        ..Rules::default()
+    };
+    let found = compare(&base, &capped, &forced).unwrap();
+    assert!(found.warnings.iter().any(|w| w.contains("350 W")));
+    let newer = compared(
+        &base,
+        &changed(|e| e.device.driver = Some("999.1".to_owned())),
+    );
+    assert_eq!(newer.warnings.len(), 1, "{:?}", newer.warnings);
+    assert!(newer.warnings[0].contains("driver") && newer.warnings[0].contains("999.1"));
+    let mut unknown = side("b", 1.0);
+    unknown.runs[0].environment = None;
+    assert!(compared(&base, &unknown).warnings[0].contains("study.json"));
+}
+
+#[test]
+fn what_only_one_side_measured_is_said() {
+    let base = side("a", 1.0);
+    let usual = fixture::usual();
+    let mut records = fixture::records_of(&usual[..1], &[1]);
+    records.extend(
+        fixture::failed(&usual[0], &[8], "out of memory")
+            .into_iter()
+            .skip(1),
+    );
+    let other = side_of("b", records.into_iter());
+    let found = compared(&base, &other);
+    assert_eq!(found.unmatched.len(), 4, "{:?}", found.unmatched);
+    assert_eq!(found.unmatched[0].reason.as_deref(), Some("out of memory"));
+    let nothing = side_of("c", fixture::records_of(&usual[2..3], &[1]).into_iter());
+    let error = compare(&base, &nothing, &Rules::default()).unwrap_err();
+    assert_eq!(error.exit_code(), 64);
+}
+
+#[test]
+fn tables_fit_and_say_what_was_found() {
+    let (base, slower) = (side("before", 1.0), side("after", 1.1));
+    let found = compared(&base, &slower);
+    let history = History::of(
+        &[base.clone(), side("same", 1.0), slower, side("back", 1.0)],
+        Reference::Previous,
+        &Rules::default(),
+    );
+    let history = history.unwrap();
+    for width in [60, 80, 120] {
+        for shown in [found.table(width), history.table(width)] {
+            let widest = shown.lines().map(|line| line.chars().count()).max();
+            assert!(widest <= Some(width), "{width}:\n{shown}");
+        }
+    }
+    let shown = found.table(80);
+    for part in [
+        "after against before",
+        "ITL ms",
+        "+10.0 % [",
+        "slower",
+        "one run each",
+    ] {
+        assert!(shown.contains(part), "{part}:\n{shown}");
+    }
+    let shown = history.table(100);
+    for part in ["▲", "▼", "back", "the run before"] {
+        assert!(shown.contains(part), "{part}:\n{shown}");
+    }
+    let markdown = found.markdown(Some(0.02));
+    assert!(
+        markdown.contains("**regression beyond 2 %: bf16, batch 1"),
+        "{markdown}"
+    );
+    assert!(markdown.contains("| variant | figure |"), "{markdown}");
+    assert!(history.markdown().contains("| run |"));
+}
+
+#[test]
+fn documents_keep_to_their_schemas() {
+    let found = compared(&side("a", 1.0), &side("b", 1.1));
+    let value = serde_json::to_value(&found).unwrap();
+    let schema = jsonschema::validator_for(&crate::results::comparison_schema()).unwrap();
+    schema
+        .validate(&value)
+        .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(serde_json::from_value::<Comparison>(value).unwrap(), found);
+}

@@ -1,0 +1,195 @@
+//! Samples drawn anew, with replacement, from a fixed seed.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::interval::{Interval, expanded_percentile};
+
+/// How many times a bootstrap draws a sample anew.
+pub const RESAMPLES: usize = 2000;
+
+/// The seed of every bootstrap: fixed, because a report rendered twice must say the same.
+const SEED: u64 = 0xCA9D_1E90;
+
+/// A source of random draws whose stream no version of a library changes.
+#[derive(Debug, Clone)]
+pub struct Draws {
+    rng: ChaCha8Rng,
+}
+
+impl Draws {
+    /// The source of every bootstrap.
+    pub fn seeded() -> Self {
+        Self::of_seed(SEED)
+    }
+
+    /// A source of its own, for whoever makes noise up.
+    pub fn of_seed(seed: u64) -> Self {
+        Self {
+            rng: ChaCha8Rng::seed_from_u64(seed),
+        }
+    }
+
+    /// A number below `n`, all as likely. The multiplication maps 64 random bits onto the range without the sampling code
+    /// of `rand`, whose stream may change between its versions.
+    pub fn below(&mut self, n: usize) -> usize {
+        ((u128::from(self.rng.next_u64()) * n as u128) >> 64) as usize
+    }
+
+    /// A number from zero to below one.
+    pub fn unit(&mut self) -> f64 {
+        (self.rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// A number of the standard normal distribution (Box and Muller, 1958).
+    pub fn normal(&mut self) -> f64 {
+        let (radius, angle) = (1.0 - self.unit(), self.unit());
+        (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()
+    }
+
+    /// One of two.
+    pub fn coin(&mut self) -> bool {
+        self.rng.next_u64() >> 63 == 1
+    }
+}
+
+/// The 95 % interval of `statistic` over [`RESAMPLES`] draws, with replacement, of `n`
+/// indices below `n`.
+///
+/// # Panics
+/// If `n` is zero.
+pub fn bootstrap(n: usize, mut statistic: impl FnMut(&[usize]) -> f64) -> Interval {
+    let mut draws = Draws::seeded();
+    let mut drawn = vec![0; n];
+    let values = (0..RESAMPLES).map(|_| {
+        drawn.fill_with(|| draws.below(n));
+        statistic(&drawn)
+    });
+    expanded_percentile(values.collect(), n)
+}
+
+/// Intervals of the mean and of the median from the same draws of whole units; `None` below two units.
+pub(super) fn location_intervals(units: &[&[f64]]) -> Option<(Interval, Interval)> {
+    let n = units.len();
+    if n < 2 {
+        return None;
+    }
+    let sums: Vec<f64> = units.iter().map(|unit| unit.iter().sum()).collect();
+    let mut draws = Draws::seeded();
+    let sorted = SortedUnits::of(units);
+    let mut times = vec![0; n];
+    let (means, medians) = (0..RESAMPLES)
+        .map(|_| {
+            times.fill(0);
+            (0..n).for_each(|_| times[draws.below(n)] += 1);
+            let sum: f64 = sums.iter().zip(&times).map(|(s, &t)| s * t as f64).sum();
+            (sum / sorted.count(&times) as f64, sorted.median(&times))
+        })
+        .unzip();
+    Some((
+        expanded_percentile(means, n),
+        expanded_percentile(medians, n),
+    ))
+}
+
+/// Samples of all units in one order, so that the median of any draw of whole units is found without sorting again.
+#[derive(Debug)]
+pub(super) struct SortedUnits {
+    /// Each sample with its unit, ascending.
+    samples: Vec<(f64, u32)>,
+    lengths: Vec<usize>,
+}
+
+impl SortedUnits {
+    pub(super) fn of(units: &[&[f64]]) -> Self {
+        let of_unit = |(place, unit): (usize, &&[f64])| {
+            let place = place as u32;
+            unit.iter().map(move |&x| (x, place)).collect::<Vec<_>>()
+        };
+        let mut samples: Vec<(f64, u32)> = units.iter().enumerate().flat_map(of_unit).collect();
+        samples.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+        Self {
+            samples,
+            lengths: units.iter().map(|unit| unit.len()).collect(),
+        }
+    }
+
+    /// How many samples there are if each unit counts so many times.
+    fn count(&self, times: &[usize]) -> usize {
+        self.lengths.iter().zip(times).map(|(n, t)| n * t).sum()
+    }
+
+    /// Their median; not a number if there is none.
+    pub(super) fn median(&self, times: &[usize]) -> f64 {
+        let count = self.count(times);
+        let (mut seen, mut lower) = (0, f64::NAN);
+        for &(value, unit) in &self.samples {
+            let before = seen;
+            seen += times[unit as usize];
+            if before < count.div_ceil(2) {
+                lower = value;
+            }
+            if seen > count / 2 {
+                return if count % 2 == 1 {
+                    value
+                } else {
+                    f64::midpoint(lower, value)
+                };
+            }
+        }
+        f64::NAN
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Summary, median};
+    use super::*;
+
+    #[test]
+    fn the_bootstrap_agrees_with_the_normal_interval_and_repeats() {
+        // 0..400 has mean 199.5 and a standard error of 5.781; the 95 % interval is about ± 1.96 of it.
+        let samples: Vec<f64> = (0..400).map(f64::from).collect();
+        let ends = Summary::of(&samples).unwrap().mean_interval.unwrap();
+        assert!((ends.low - 188.17).abs() < 0.8, "{ends:?}");
+        assert!((ends.high - 210.83).abs() < 0.8, "{ends:?}");
+        assert_eq!(Summary::of(&samples).unwrap().mean_interval, Some(ends));
+    }
+
+    #[test]
+    fn the_median_of_units_is_that_of_their_samples() {
+        let mut draws = Draws::of_seed(3);
+        let units: Vec<Vec<f64>> = (0..6)
+            .map(|i| {
+                (0..i % 4 + 1)
+                    .map(|_| (draws.unit() * 9.0).round())
+                    .collect()
+            })
+            .collect();
+        let refs: Vec<&[f64]> = units.iter().map(Vec::as_slice).collect();
+        let sorted = SortedUnits::of(&refs);
+        for _ in 0..200 {
+            let times: Vec<usize> = units.iter().map(|_| draws.below(3)).collect();
+            let repeated = units.iter().zip(&times);
+            let all: Vec<f64> = repeated.flat_map(|(unit, &t)| unit.repeat(t)).collect();
+            match median(&all) {
+                Some(expected) => assert_eq!(sorted.median(&times), expected, "{times:?}"),
+                None => assert!(sorted.median(&times).is_nan()),
+            }
+        }
+    }
+
+    #[test]
+    fn draws_are_even_and_normal_ones_normal() {
+        let mut draws = Draws::of_seed(1);
+        let mut counts = [0; 5];
+        (0..10_000).for_each(|_| counts[draws.below(5)] += 1);
+        assert!(
+            counts.iter().all(|n| (1850..2150).contains(n)),
+            "{counts:?}"
+        );
+        let normal: Vec<f64> = (0..10_000).map(|_| draws.normal()).collect();
+        let beyond = normal.iter().filter(|x| x.abs() > 1.96).count();
+        assert!((430..570).contains(&beyond), "{beyond}");
+    }
+}

@@ -1,0 +1,126 @@
+//! A 95 % interval, and how it is read off what a bootstrap drew.
+
+use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
+
+use super::summary::interpolated;
+
+/// The coverage that every interval here aims at.
+pub const CONFIDENCE: f64 = 0.95;
+
+/// A 95 % interval.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Interval {
+    /// The lower end.
+    pub low: f64,
+    /// The upper end.
+    pub high: f64,
+}
+
+impl Interval {
+    /// `centre ± reach`.
+    pub fn around(centre: f64, reach: f64) -> Self {
+        Self {
+            low: centre - reach,
+            high: centre + reach,
+        }
+    }
+
+    /// Whether `x` lies inside or on an end.
+    pub fn contains(self, x: f64) -> bool {
+        self.low <= x && x <= self.high
+    }
+
+    /// The interval with both ends passed through an increasing function.
+    pub fn map(self, f: impl Fn(f64) -> f64) -> Self {
+        Self {
+            low: f(self.low),
+            high: f(self.high),
+        }
+    }
+
+    /// Half of its length as a share of `centre`.
+    pub fn relative_half_width(self, centre: f64) -> f64 {
+        0.5 * (self.high - self.low) / centre.abs()
+    }
+}
+
+/// The expanded percentile interval of a statistic of `n` drawn units (Efron and Tibshirani, "An Introduction to the
+/// Bootstrap", 1993, §13.3; expanded after Hesterberg, "What Teachers Should Know About the Bootstrap", The American
+/// Statistician 69, 2015).
+///
+/// A bootstrap divides by `n` where an unbiased variance divides by `n − 1`, and its percentiles are normal where those
+/// of a mean are Student's; over ten units both together leave a 95 % interval with 90 %. Further percentiles make up for
+/// both: `Φ(−√(n / (n − 1)) t)` with `t` Student's quantile of `n − 1` degrees. Over ten trials that holds of means,
+/// rates and medians alike (`study::scripted`).
+pub(super) fn expanded_percentile(mut values: Vec<f64>, n: usize) -> Interval {
+    let degrees = n.saturating_sub(1).max(1) as f64;
+    let reach = (n as f64 / degrees).sqrt() * student_reach(degrees);
+    let tail = Normal::standard().cdf(-reach);
+    values.sort_unstable_by(f64::total_cmp);
+    Interval {
+        low: interpolated(&values, tail),
+        high: interpolated(&values, 1.0 - tail),
+    }
+}
+
+/// From so many degrees on, Student's distribution is the normal one to four digits, and the library's own series no longer
+/// converges.
+const NORMAL_FROM: f64 = 1e4;
+
+/// How many standard errors a 95 % interval reaches to either side: Student's quantile.
+pub(super) fn student_reach(degrees: f64) -> f64 {
+    let upper = 0.5 + CONFIDENCE / 2.0;
+    match student(degrees) {
+        Some(student) => student.inverse_cdf(upper),
+        None => Normal::standard().inverse_cdf(upper),
+    }
+}
+
+/// How probable it is to be so many standard errors from the truth or more, to either side.
+pub(super) fn student_p(errors: f64, degrees: f64) -> f64 {
+    let beyond = -errors.abs();
+    2.0 * match student(degrees) {
+        Some(student) => student.cdf(beyond),
+        None => Normal::standard().cdf(beyond),
+    }
+}
+
+/// Student's distribution of at least one degree; `None` where the normal one takes its place.
+fn student(degrees: f64) -> Option<StudentsT> {
+    (degrees < NORMAL_FROM)
+        .then(|| StudentsT::new(0.0, 1.0, degrees.max(1.0)).ok())
+        .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn students_quantiles_are_those_of_the_tables() {
+        for (degrees, quantile) in [
+            (1.0, 12.7062),
+            (2.0, 4.3027),
+            (9.0, 2.2622),
+            (30.0, 2.0423),
+            (9_999.0, 1.9602),
+            (1e9, 1.9600),
+        ] {
+            let reach = student_reach(degrees);
+            assert!((reach - quantile).abs() < 5e-4, "{degrees}: {reach}");
+            assert!((student_p(reach, degrees) - 0.05).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn an_expanded_interval_reaches_further_the_fewer_units_there_are() {
+        let values: Vec<f64> = (0..=1000).map(f64::from).collect();
+        let many = expanded_percentile(values.clone(), 100_000);
+        assert!((many.low - 25.0).abs() < 0.1 && (many.high - 975.0).abs() < 0.1);
+        // Ten: Φ(−2.3846) is 0.00855.
+        let ten = expanded_percentile(values.clone(), 10);
+        assert!((ten.low - 8.55).abs() < 0.02, "{ten:?}");
+        let two = expanded_percentile(values, 2);
+        assert!(two.low < 1e-6 && two.high > 1000.0 - 1e-6);
+    }
+}

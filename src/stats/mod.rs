@@ -1,0 +1,35 @@
+//! Statistics of repeated measurements: quantiles that stay silent where the samples are too few, bootstrap intervals
+//! from a seeded, portable generator, so that the same samples always give the same numbers, and verdicts over them.
+//!
+//! - [`Summary`], [`quantile`]: what is said about a set of samples.
+//! - [`Ratio`], [`rate`]: sums over sums, with their spread.
+//! - [`bootstrap`], [`Draws`]: samples drawn anew, and the intervals that follow.
+//! - [`blocks`]: how long a series remembers, and draws that keep what it remembers.
+//! - [`paired`]: differences over the same items.
+//! - [`contrast`]: two sets of runs against each other, with what differs from run to run.
+//! - [`verdict`]: what may be said of an interval, of one or of many.
+//! - [`steady`]: whether a series had settled when it was measured.
+//!
+//! Everything here is pure. A formula's source stands with it.
+
+pub mod blocks;
+pub mod bootstrap;
+pub mod contrast;
+mod interval;
+pub mod paired;
+mod rate;
+pub mod steady;
+mod summary;
+pub mod verdict;
+
+pub use bootstrap::{Draws, RESAMPLES, bootstrap};
+pub use interval::{CONFIDENCE, Interval};
+pub use paired::{Paired, mcnemar, paired_difference, sign_flip_test};
+pub use rate::{Ratio, rate, rate_interval, rate_standard_error};
+pub use summary::{Summary, mean, median, quantile, standard_error, supports};
+
+/// Whether two figures are the same but for rounding.
+#[cfg(test)]
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-12 * b.abs().max(1.0)
+}

@@ -1,0 +1,172 @@
+//! Runs against each other: verdicts, what is refused, exit codes.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+use tempfile::tempdir;
+
+use super::common::{run, words};
+
+const BENCH: &str = "bench --device cpu --threads 2 --variants bf16,int8 --batch 1,2 --prompt 8 --gen 8 --trials 12 --min-time 0 \
+                     --no-ceilings";
+
+fn bench(folder: &Path, out: &str) {
+    run(folder, &words(&format!("{BENCH} --out {out}"))).expect(0);
+}
+
+/// A copy of a run whose times are all `factor` of what they were.
+fn stretched(folder: &Path, run: &str, name: &str, factor: f64) {
+    fs::create_dir(folder.join(name)).unwrap();
+    fs::copy(
+        folder.join(run).join("study.json"),
+        folder.join(name).join("study.json"),
+    )
+    .unwrap();
+    let text = fs::read_to_string(folder.join(run).join("records.jsonl")).unwrap();
+    let line = |line: &str| {
+        let mut record: Value = serde_json::from_str(line).unwrap();
+        // A line without a checksum is taken as it is.
+        record.as_object_mut().unwrap().remove("checksum");
+        for trial in record["result"]["trials"].as_array_mut().unwrap() {
+            for (name, value) in trial.as_object_mut().unwrap() {
+                let times = |x: &mut Value| *x = (x.as_f64().unwrap() * factor).into();
+                match value {
+                    Value::Array(gaps) => gaps.iter_mut().for_each(times),
+                    Value::Number(_) if name.ends_with("_s") => times(value),
+                    _ => {}
+                }
+            }
+        }
+        record.to_string() + "\n"
+    };
+    let lines: String = text.lines().map(line).collect();
+    fs::write(folder.join(name).join("records.jsonl"), lines).unwrap();
+}
+
+fn verdicts(comparison: &Value) -> Vec<&str> {
+    let points = comparison["points"].as_array().unwrap().iter();
+    points.map(|p| p["verdict"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn one_program_measured_again_is_never_slower() {
+    let folder = tempdir().unwrap();
+    for pair in 0..3 {
+        let (a, b) = (format!("a{pair}"), format!("b{pair}"));
+        bench(folder.path(), &a);
+        bench(folder.path(), &b);
+        let found = run(
+            folder.path(),
+            &["compare", &a, &b, "--fail-on", "0%", "--json"],
+        )
+        .expect(0)
+        .json();
+        // Two variants in two cells, three figures each.
+        let all = verdicts(&found);
+        assert_eq!(all.len(), 12);
+        let same = |v: &&str| ["equivalent", "inconclusive"].contains(v);
+        assert!(all.iter().all(same), "{found:#}");
+    }
+}
+
+#[test]
+fn a_regression_is_found_shown_and_ends_with_four() {
+    let folder = tempdir().unwrap();
+    bench(folder.path(), "before");
+    stretched(folder.path(), "before", "after", 3.0);
+    let line = |options: &str| format!("compare before after {options}");
+    let shown = run(folder.path(), &words(&line(""))).expect(0);
+    for part in ["after against before", "+200 % [", "slower", "one run each"] {
+        assert!(shown.stdout.contains(part), "{part}:\n{}", shown.stdout);
+    }
+    let failed = run(folder.path(), &words(&line("--fail-on 2% --markdown"))).expect(4);
+    assert!(
+        failed.stderr.contains("regression beyond 2 %: bf16"),
+        "{}",
+        failed.stderr
+    );
+    assert!(
+        failed.stdout.contains("| variant | figure |"),
+        "{}",
+        failed.stdout
+    );
+    run(folder.path(), &words(&line("--fail-on 250%"))).expect(0);
+    run(folder.path(), &words("compare after before --fail-on 2%")).expect(0);
+
+    let schemas = run(folder.path(), &["schema"]).expect(0).json();
+    for (line, schema) in [
+        ("compare before after --json", "candlepower.comparison/1"),
+        (
+            "compare before after before --previous --json",
+            "candlepower.history/1",
+        ),
+    ] {
+        let document = run(folder.path(), &words(line)).expect(0).json();
+        let validator = jsonschema::validator_for(&schemas[schema]).unwrap();
+        validator
+            .validate(&document)
+            .unwrap_or_else(|e| panic!("{schema}: {e}"));
+        assert_eq!(document["schema"], schema);
+    }
+    let history = run(folder.path(), &words("compare before after before")).expect(0);
+    assert!(history.stdout.contains('▲'), "{}", history.stdout);
+
+    let against = run(folder.path(), &words(&format!("{BENCH} --against after"))).expect(0);
+    assert!(
+        against.stdout.contains("this run against after"),
+        "{}",
+        against.stdout
+    );
+}
+
+#[test]
+fn what_does_not_compare_is_refused() {
+    let folder = tempdir().unwrap();
+    bench(folder.path(), "two");
+    let single = BENCH.replace("--threads 2", "--threads 1");
+    run(folder.path(), &words(&format!("{single} --out one"))).expect(0);
+    let refused = run(folder.path(), &["compare", "two", "one"]).expect(64);
+    assert!(
+        refused.error().contains("threads: 2 and 1"),
+        "{}",
+        refused.stderr
+    );
+    run(
+        folder.path(),
+        &["compare", "two", "one", "--across-hardware"],
+    )
+    .expect(0);
+    let other = BENCH.replace("--prompt 8", "--prompt 9");
+    run(folder.path(), &words(&format!("{other} --out other"))).expect(0);
+    let apart = run(folder.path(), &["compare", "two", "other"]).expect(64);
+    assert!(
+        apart.error().contains("no measured point in common"),
+        "{}",
+        apart.stderr
+    );
+    run(folder.path(), &["compare", "two", "nothing"]).expect(65);
+    run(folder.path(), &["compare", "two"]).expect(2);
+    run(folder.path(), &["compare", "two", "one", "--previous"]).expect(2);
+    run(folder.path(), &words(&format!("{BENCH} --fail-on 2%"))).expect(2);
+    run(folder.path(), &words(&format!("{BENCH} --against nothing"))).expect(65);
+}
+
+#[test]
+fn a_cell_goes_on_until_it_is_known() {
+    let folder = tempdir().unwrap();
+    let line = "bench --device cpu --variants bf16 --batch 1 --prompt 8 --gen 4 --trials 5 --min-time 0 --no-ceilings --json";
+    let reason = |options: &str| {
+        let line = format!("{line} {options}");
+        let study = run(folder.path(), &words(&line)).expect(0).json();
+        let reason = &study["variants"][0]["speed"][0]["stop_reason"];
+        reason.as_str().unwrap().to_owned()
+    };
+    assert_eq!(reason(""), "enough");
+    assert_eq!(reason("--precision 90%"), "precise");
+    assert_eq!(reason("--precision 0.0001% --max-time 0.2"), "time_limit");
+    assert!(
+        ["noise_stable", "time_limit"].contains(&reason("--until-stable --max-time 2").as_str())
+    );
+    run(folder.path(), &words(&format!("{line} --precision little"))).expect(2);
+}
