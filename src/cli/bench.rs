@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 
 use super::args::{CalibrationFlags, EngineFlags, ModelFlags, SpeedFlags};
+use super::isolation::{self, IsolationFlags};
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
+use crate::kernels::Device;
 use crate::measure::Interrupt;
 use crate::results::{Store, Study, table, waterfall};
 use crate::scheme::Variant;
@@ -33,6 +35,10 @@ pub(super) struct Args {
     /// Measures points anew that are on record
     #[arg(long)]
     force: bool,
+    /// Adds to a run that was measured on another device, by another version or under another power limit; each record says
+    /// where it comes from
+    #[arg(long, requires = "out")]
+    mix: bool,
     /// Measures every cell by ever more of the engine, from candle's models and launches one by one up to the whole, and shows
     /// what each part is worth
     #[arg(long, conflicts_with_all = ["engine", "graphs", "pdl", "fuse"])]
@@ -48,6 +54,16 @@ pub(super) struct Args {
     device: EngineFlags,
     #[command(flatten)]
     speed: SpeedFlags,
+    #[command(flatten)]
+    pub(super) isolation: IsolationFlags,
+}
+
+/// What is measured, one plan after another.
+fn stages(args: &Args, plan: Plan, device: &Device) -> Vec<Plan> {
+    match args.ablate {
+        true => study::stages(&plan, device),
+        false => vec![plan],
+    }
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
@@ -72,12 +88,18 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         },
         chunk: args.device.chunk,
         rule: args.speed.rule(),
+        turns: args.isolation.turns,
         warm_up: args.speed.warm_up(),
         energy_window: args.speed.energy_window,
         seed: args.speed.seed,
         force: args.force,
     };
     plan.check()?;
+    if args.isolation.is_worker() {
+        let device = args.device.open_quietly()?;
+        isolation::work(&stages(args, plan, &device), &device)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let device = args.device.open()?;
     plan.check_device(&device)?;
     let mut environment = study::environment(&device);
@@ -92,19 +114,25 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         .clone()
         .unwrap_or_else(|| scratch.path().to_owned());
     let mut store = Store::open(&dir)?;
+    let command: Vec<String> = std::env::args().collect();
+    if args.out.is_some() {
+        let manifest = study::manifest(&plan, environment.clone(), command.clone())?;
+        store.enter(manifest, args.mix)?;
+    }
     environment.ceilings = args.speed.ceilings(&device, interrupt)?;
-    let stages = if args.ablate {
-        study::stages(&plan, &device)
-    } else {
-        vec![plan]
-    };
+    let stages = stages(args, plan, &device);
     let mut progress = Progress::new();
     let mut outcome = Outcome::default();
-    for stage in &stages {
+    let mut device = Some(device);
+    for (number, stage) in stages.iter().enumerate() {
         let ran = study::run(
             stage,
-            &device,
+            // A run lets go of its device.
+            device
+                .take()
+                .map_or_else(|| args.device.open_quietly(), Ok)?,
             &environment,
+            &args.isolation.of_plan(number)?,
             &mut store,
             interrupt,
             &mut progress,
@@ -115,7 +143,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
             break;
         }
     }
-    let study = Study::from_records(environment, std::env::args().collect(), &outcome.records);
+    let study = Study::from_records(environment, command, &outcome.records);
     if args.json {
         super::print_json(&study)?;
     } else {

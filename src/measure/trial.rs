@@ -83,6 +83,23 @@ impl StopRule {
         }
     }
 
+    /// What is still to be done of a share of the work, after `trials` trials that took `elapsed` together; `None` if
+    /// nothing is. Trials that are made in blocks meet the whole rule with the last of them.
+    pub fn rest_of(&self, share: f64, trials: usize, elapsed: Seconds) -> Option<Self> {
+        let count = |of: usize| ((of as f64 * share).ceil() as usize).saturating_sub(trials);
+        let time = |of: Seconds| Seconds((of.0 * share - elapsed.0).max(0.0));
+        let rest = Self {
+            min_trials: count(self.min_trials),
+            min_time: time(self.min_time),
+            max_trials: self.max_trials.map(count),
+            max_time: self.max_time.map(time),
+        };
+        let is_done = rest.min_trials == 0 && rest.min_time.0 <= 0.0
+            || rest.max_trials == Some(0)
+            || rest.max_time.is_some_and(|left| left.0 <= 0.0);
+        (trials == 0 || !is_done).then_some(rest)
+    }
+
     /// What to do after `trials` trials that took `elapsed` together.
     pub fn decide(&self, trials: usize, elapsed: Seconds) -> Decision {
         if trials == 0 {
@@ -243,6 +260,50 @@ mod tests {
         assert_eq!(
             trials_of(9.0, &StopRule::exactly(0)),
             (1, StopReason::Enough, Seconds(9.0))
+        );
+    }
+
+    #[test]
+    fn blocks_of_trials_come_to_what_the_rule_wants_of_all() {
+        let clock = VirtualClock::new();
+        let blocks_of = |rule: StopRule, each: f64| -> (Vec<usize>, Decision) {
+            let (mut made, mut elapsed, mut blocks) = (0, Seconds(0.0), Vec::new());
+            for part in 1..=4 {
+                let Some(rest) = rule.rest_of(f64::from(part) / 4.0, made, elapsed) else {
+                    blocks.push(0);
+                    continue;
+                };
+                let block = run(&rest, &clock, &Interrupt::new(), |_| {
+                    clock.advance(Seconds(each));
+                    Ok(())
+                })
+                .unwrap();
+                made += block.values.len();
+                elapsed = elapsed + block.window.duration();
+                blocks.push(block.values.len());
+            }
+            (blocks, rule.decide(made, elapsed))
+        };
+        let enough = Decision::Stop(StopReason::Enough);
+        assert_eq!(
+            blocks_of(StopRule::default(), 1.0),
+            (vec![3, 2, 3, 2], enough)
+        );
+        assert_eq!(
+            blocks_of(StopRule::default(), 0.125),
+            (vec![6, 6, 6, 6], enough)
+        );
+        assert_eq!(
+            blocks_of(StopRule::exactly(1), 9.0),
+            (vec![1, 0, 0, 0], enough)
+        );
+        let brief = StopRule {
+            max_time: Some(Seconds(4.0)),
+            ..StopRule::default()
+        };
+        assert_eq!(
+            blocks_of(brief, 3.0),
+            (vec![1, 0, 0, 1], Decision::Stop(StopReason::TimeLimit))
         );
     }
 

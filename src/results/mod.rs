@@ -18,6 +18,7 @@ pub mod export;
 mod format;
 mod key;
 mod line;
+pub mod manifest;
 pub mod microbench;
 pub mod pareto;
 mod quality;
@@ -37,6 +38,7 @@ mod wire;
 mod fixture;
 
 pub use environment::Environment;
+pub use manifest::Manifest;
 pub use quality::{compare as compare_quality, perplexity};
 pub use record::Record;
 pub use store::Store;
@@ -56,6 +58,11 @@ pub fn study_schema() -> Value {
     schemars::schema_for!(Study).to_value()
 }
 
+/// The JSON Schema of `manifest.json`, `candlepower.manifest/1`.
+pub fn manifest_schema() -> Value {
+    schemars::schema_for!(Manifest).to_value()
+}
+
 /// The JSON Schema of a line that the microbenchmark writes, `candlepower.kernel/1`.
 pub fn kernel_record_schema() -> Value {
     schemars::schema_for!(microbench::Record).to_value()
@@ -71,6 +78,7 @@ pub fn schemas() -> Value {
     json!({
         "candlepower.record/1": record_schema(),
         "candlepower.study/1": study_schema(),
+        "candlepower.manifest/1": manifest_schema(),
         "candlepower.kernel/1": kernel_record_schema(),
         "candlepower.kernels/1": microbench_schema(),
     })
@@ -107,6 +115,6 @@ mod tests {
                 .unwrap();
         value["schema"] = "candlepower.record/2".into();
         assert!(!validator.is_valid(&value));
-        assert_eq!(schemas().as_object().unwrap().len(), 4);
+        assert_eq!(schemas().as_object().unwrap().len(), 5);
     }
 }

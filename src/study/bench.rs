@@ -6,25 +6,29 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
+use super::facts;
 use super::plan::{Plan, positions};
 use super::prompts::random_tokens;
 use super::runner::Runner;
 use super::work;
-use crate::engine::{Arrivals, Limits};
+use crate::engine::{Arrivals, Footprint, Limits};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::energy::energy_in;
+use crate::measure::gpu_memory_of_this_process as own_memory;
 use crate::measure::interrupt::Interrupt;
 use crate::measure::memory::HostMemory;
 use crate::measure::sampler::{DEFAULT_PERIOD, PowerSource, Sampler};
-use crate::measure::trial;
+use crate::measure::trial::{self, Decision, StopReason, WarmUp};
 use crate::measure::window::Window;
 use crate::results::environment::Ceilings;
 use crate::results::record::{
-    Amount, Cell, DeviceTime, Energy, EnergyUse, Memory, Speed, Trial, Work,
+    Amount, Block, Cell, DeviceTime, Energy, EnergyUse, Memory, Speed, Trial, Work,
 };
 use crate::scheme::KvFormat;
-use crate::units::{Bytes, Clock};
+use crate::units::{Bytes, Clock, Seconds};
 
 /// Chunks of a prompt that the CPU and a GPU take by default: large enough to be limited by arithmetic.
 const CPU_CHUNK: usize = 512;
@@ -79,46 +83,115 @@ fn trial_of(arrivals: &Arrivals) -> Result<Trial> {
     })
 }
 
+/// A cell while its trials are made, in one go or in blocks between those of other variants.
+pub(super) struct Timing {
+    pub(super) cell: Cell,
+    predicted: Option<Footprint>,
+    trials: Vec<Trial>,
+    blocks: Vec<Block>,
+    warmup_trials: usize,
+    /// Time that the counted trials took.
+    elapsed: Seconds,
+    /// Trials so far, those that do not count among them: each has prompts of its own.
+    made: u64,
+    stopped: Option<StopReason>,
+}
+
+/// A variant's turn at a cell.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(super) struct Turn {
+    /// Which turn it is, from one on.
+    pub(super) number: usize,
+    /// Turns that share the trials of the rule.
+    pub(super) of: usize,
+    /// When it begins, from the beginning of the run.
+    pub(super) begin: f64,
+}
+
 impl Bench<'_> {
-    /// Times one cell; `progress` is told the share that is done.
-    pub(super) fn cell(
+    /// Makes room for a cell and fills its cache to the wanted depth.
+    pub(super) fn begin(
         &self,
         runner: &mut Runner,
-        cell: &Cell,
-        predicted: Option<crate::engine::Footprint>,
-        mut progress: impl FnMut(f64),
-    ) -> Result<Speed> {
-        runner.prepare(limits(self.plan, self.device, cell, self.kv))?;
+        cell: Cell,
+        predicted: Option<Footprint>,
+    ) -> Result<Timing> {
+        runner.prepare(limits(self.plan, self.device, &cell, self.kv))?;
         if cell.depth > 0 {
-            runner.prefill(&self.prompts(cell, DEPTH_TRIAL, cell.depth), 0)?;
+            runner.prefill(&self.prompts(&cell, DEPTH_TRIAL, cell.depth), 0)?;
         }
-        let clock = &*self.clock;
-        let mut number = 0;
-        let mut one = |runner: &mut Runner| {
-            number += 1;
-            self.trial(runner, cell, number)
+        Ok(Timing {
+            cell,
+            predicted,
+            trials: Vec::new(),
+            blocks: Vec::new(),
+            warmup_trials: 0,
+            elapsed: Seconds(0.0),
+            made: 0,
+            stopped: None,
+        })
+    }
+
+    /// Makes the trials of a turn, or all where there are no turns; `progress` is told the share of all that is done. Gives
+    /// whether the rule is met.
+    pub(super) fn trials(
+        &self,
+        runner: &mut Runner,
+        timing: &mut Timing,
+        turn: Option<Turn>,
+        mut progress: impl FnMut(f64),
+    ) -> Result<bool> {
+        let (rule, clock) = (&self.plan.rule, &*self.clock);
+        let share = turn.map_or(1.0, |turn| turn.number as f64 / turn.of as f64);
+        let (before, elapsed) = (timing.trials.len(), timing.elapsed);
+        let Some(rest) = rule.rest_of(share, before, elapsed) else {
+            return Ok(timing.stopped.is_some());
         };
-        let warmup_trials = self
-            .plan
-            .warm_up
-            .run(clock, self.interrupt, |_| one(runner).map(|_| ()))?;
+        let warm_up = match before {
+            0 => self.plan.warm_up,
+            // Another variant ran since: what it left behind falls on one trial that does not count.
+            _ => WarmUp {
+                min_trials: self.plan.warm_up.min_trials.min(1),
+                min_time: Seconds(0.0),
+            },
+        };
+        let cell = timing.cell;
+        let mut one = |runner: &mut Runner| {
+            timing.made += 1;
+            self.trial(runner, &cell, timing.made)
+        };
+        timing.warmup_trials += warm_up.run(clock, self.interrupt, |_| one(runner).map(|_| ()))?;
         let begin = clock.now();
-        let trials = trial::run(&self.plan.rule, clock, self.interrupt, |i| {
+        let block = trial::run(&rest, clock, self.interrupt, |i| {
             let result = one(runner);
-            let rule = &self.plan.rule;
-            let counted = (i + 1) as f64 / rule.min_trials.max(1) as f64;
-            let timed = (clock.now() - begin).0 / rule.min_time.0.max(1e-9);
+            let counted = (before + i + 1) as f64 / rule.min_trials.max(1) as f64;
+            let timed = (elapsed + (clock.now() - begin)).0 / rule.min_time.0.max(1e-9);
             progress(counted.min(timed).min(1.0));
             result
         })?;
-        let memory = self.memory(runner, predicted);
-        let energy = self.energy(runner, cell)?;
-        let stop_reason = Some(trials.stopped.name().to_owned());
-        let work = self.work(runner, cell);
+        timing.blocks.extend(turn.map(|turn| Block {
+            begin: Seconds(turn.begin),
+            trials: block.values.len(),
+        }));
+        timing.elapsed = elapsed + block.window.duration();
+        timing.trials.extend(block.values);
+        timing.stopped = match rule.decide(timing.trials.len(), timing.elapsed) {
+            Decision::Stop(reason) => Some(reason),
+            Decision::Continue => None,
+        };
+        Ok(timing.stopped.is_some())
+    }
+
+    /// Measures what comes after the trials, and gives all that there is of the cell.
+    pub(super) fn finish(&self, runner: &mut Runner, timing: Timing) -> Result<Speed> {
+        let memory = self.memory(runner, &timing);
+        let energy = self.energy(runner, &timing.cell)?;
+        let work = self.work(runner, &timing.cell);
         Ok(Speed {
-            trials: trials.values,
-            warmup_trials,
-            stop_reason,
+            trials: timing.trials,
+            blocks: timing.blocks,
+            warmup_trials: timing.warmup_trials,
+            stop_reason: timing.stopped.map(|reason| reason.name().to_owned()),
             memory,
             energy,
             work,
@@ -161,16 +234,18 @@ impl Bench<'_> {
         trial_of(&arrivals)
     }
 
-    fn memory(&self, runner: &Runner, predicted: Option<crate::engine::Footprint>) -> Memory {
+    fn memory(&self, runner: &Runner, timing: &Timing) -> Memory {
         let held = runner.footprint();
-        let amount = |pick: fn(&crate::engine::Footprint) -> Bytes| Amount {
-            predicted: predicted.as_ref().map(pick),
+        let amount = |pick: fn(&Footprint) -> Bytes| Amount {
+            predicted: timing.predicted.as_ref().map(pick),
             measured: held.as_ref().map(pick),
         };
-        // On a GPU, what is used of it now; on the CPU, what this process has resident.
-        let total = match self.device.memory() {
-            Some((free, total)) => Some(Bytes(total - free)),
-            None => HostMemory::now().resident,
+        // On a GPU, what is used of it now, unless others that take turns hold some of that; on the CPU, what this process
+        // has resident.
+        let total = match (self.device.memory(), timing.blocks.is_empty()) {
+            (Some((free, total)), true) => Some(Bytes(total - free)),
+            (Some(_), false) => facts::selector(self.device).and_then(|gpu| own_memory(&gpu)),
+            (None, _) => HostMemory::now().resident,
         };
         Memory {
             weights: Amount {
@@ -181,7 +256,7 @@ impl Bench<'_> {
             activations: amount(|f| f.activations),
             total: Amount {
                 measured: total,
-                ..amount(crate::engine::Footprint::total)
+                ..amount(Footprint::total)
             },
         }
     }

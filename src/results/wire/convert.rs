@@ -3,7 +3,7 @@
 
 use super::super::record as domain;
 use super::{
-    Amount, Base, Body, Cell, Check, DeviceTime, Divergence, Energy, EnergyUse, KlSpread, Load,
+    Amount, Base, Block, Body, Cell, Check, DeviceTime, Divergence, Energy, EnergyUse, KlSpread, Load,
     Loaded, Memory, Model, Outcome, Perplexity, QualityTask, Record, Scheme, Segment, Speed,
     Subject, Text, Trial, TrueTokenShift, UnderLoad, Verification, Version, Work,
 };
@@ -131,12 +131,14 @@ mirror!(Cell {
 });
 mirror!(Speed {
     trials = trials: each,
+    blocks = blocks: each,
     warmup_trials = warmup_trials,
     stop_reason = stop_reason,
     memory = memory: _,
     energy = energy: _,
     work = work: boxed,
 });
+mirror!(Block { begin_s = begin: Seconds, trials = trials });
 mirror!(Work { prefill = prefill, decode_step = decode_step, limits = limits });
 mirror!(Trial {
     ttft_s = ttft: Seconds,
@@ -236,6 +238,7 @@ impl From<domain::Record> for Record {
             subject,
             loaded,
             body,
+            environment,
         } = value;
         let body = match body {
             domain::Body::Quality { task, outcome } => Body::Quality {
@@ -253,6 +256,7 @@ impl From<domain::Record> for Record {
             subject: subject.into(),
             loaded: loaded.map(Into::into),
             body,
+            environment,
             checksum: None,
         }
     }
@@ -266,6 +270,7 @@ impl From<Record> for domain::Record {
             subject,
             loaded,
             body,
+            environment,
             checksum: _,
         } = value;
         let body = match body {
@@ -283,6 +288,7 @@ impl From<Record> for domain::Record {
             subject: subject.into(),
             loaded: loaded.map(Into::into),
             body,
+            environment,
         }
     }
 }
