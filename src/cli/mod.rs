@@ -78,7 +78,9 @@ enum Command {
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let interrupt = Interrupt::new();
-    match signals::watch(&interrupt, is_worker(&cli.command)).and_then(|()| dispatch(cli.command, &interrupt)) {
+    match signals::watch(&interrupt, is_worker(&cli.command))
+        .and_then(|()| dispatch(cli.command, &interrupt))
+    {
         Ok(code) => code,
         Err(error) => {
             progress::say(&format!("error: {error}"));
@@ -112,7 +114,6 @@ fn dispatch(command: Command, interrupt: &Interrupt) -> Result<ExitCode> {
         Command::Logits(args) => logits::run(&args),
     }
 }
-
 
 /// Writes to standard output; a reader that went away is no error.
 fn print(text: &str) {

@@ -33,7 +33,11 @@ pub(super) fn watch(interrupt: &Interrupt, is_worker: bool) -> Result<()> {
 fn listen(heard: impl Fn(bool) + Send + 'static) -> std::io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])?;
-    thread::spawn(move || signals.forever().for_each(|signal| heard(signal != SIGUSR1)));
+    thread::spawn(move || {
+        signals
+            .forever()
+            .for_each(|signal| heard(signal != SIGUSR1))
+    });
     Ok(())
 }
 

@@ -127,7 +127,11 @@ fn differences(then: &Environment, now: &Environment) -> Vec<String> {
             then.device.kind.clone(),
             now.device.kind.clone(),
         ),
-        ("driver", then.device.driver.clone(), now.device.driver.clone()),
+        (
+            "driver",
+            then.device.driver.clone(),
+            now.device.driver.clone(),
+        ),
         ("power limit", power(then), power(now)),
         ("version", some(&then.tool_version), some(&now.tool_version)),
         ("commit", then.git_commit.clone(), now.git_commit.clone()),

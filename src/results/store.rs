@@ -162,7 +162,9 @@ impl<R: Entry> RunDir<R> {
                 "{error}; all {count} records are kept in {}: put that file in its place and the same command goes on",
                 place.display()
             ),
-            Err(other) => format!("{error}; nor could its {count} records be kept elsewhere: {other}"),
+            Err(other) => {
+                format!("{error}; nor could its {count} records be kept elsewhere: {other}")
+            }
         }
     }
 

@@ -152,10 +152,7 @@ mod tests {
         let path = dir.path().join("w.safetensors");
         fs::write(&path, b"weights").unwrap();
         let found = file(&path).unwrap();
-        assert_eq!(
-            (found.name.as_str(), found.bytes),
-            ("w.safetensors", 7)
-        );
+        assert_eq!((found.name.as_str(), found.bytes), ("w.safetensors", 7));
         let expected = format!("blake3:{}", blake3::hash(b"weights").to_hex());
         assert_eq!(found.digest, expected);
     }

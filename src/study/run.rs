@@ -173,12 +173,7 @@ struct Group {
 }
 
 /// The variants of a model take turns if the plan wants that and all of them fit the device at once.
-fn groups(
-    plan: &Plan,
-    device: &Device,
-    jobs: &[Job<'_>],
-    watcher: &mut dyn Watcher,
-) -> Vec<Group> {
+fn groups(plan: &Plan, device: &Device, jobs: &[Job<'_>], watcher: &mut dyn Watcher) -> Vec<Group> {
     let mut groups = Vec::new();
     let mut start = 0;
     for of_model in jobs.chunk_by(|a, b| std::ptr::eq(a.model, b.model)) {

@@ -19,11 +19,10 @@ mod tests {
         for variants in 2..5 {
             let of: Vec<usize> = (0..variants).collect();
             for rounds in [2, 4, 8] {
-                let mut moment = 0;
                 let mut sums = vec![0; variants];
-                for variant in (1..=rounds).flat_map(|round| turns(round, &of)) {
+                let order = (1..=rounds).flat_map(|round| turns(round, &of));
+                for (moment, variant) in order.enumerate() {
                     sums[variant] += moment;
-                    moment += 1;
                 }
                 assert!(sums.iter().all(|&sum| sum == sums[0]), "{rounds}: {sums:?}");
             }
@@ -32,11 +31,10 @@ mod tests {
 
     #[test]
     fn a_drift_that_speeds_up_hits_two_variants_alike_as_well() {
-        let mut moment: i64 = 0;
         let mut sums = [0, 0];
-        for variant in (1..=4).flat_map(|round| turns(round, &[0, 1])) {
+        let order = (1..=4).flat_map(|round| turns(round, &[0, 1]));
+        for (moment, variant) in order.enumerate() {
             sums[variant] += moment * moment;
-            moment += 1;
         }
         assert_eq!(sums[0], sums[1]);
     }

@@ -19,8 +19,12 @@ const SLOW: &str = "bench --device cpu --variants bf16,int8 --batch 1,2 --prompt
 
 fn lines_of(folder: &Path) -> Vec<Value> {
     let text = fs::read_to_string(folder.join("out/records.jsonl")).unwrap_or_default();
-    let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-    whole.map(|line| serde_json::from_str(line).unwrap()).collect()
+    let whole = text
+        .split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'));
+    whole
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 /// What became of each point of [`BENCH`], in the order of its plan: the reason of the failure, or nothing.
@@ -31,7 +35,9 @@ fn reasons(folder: &Path) -> Vec<String> {
         let mut found = records.iter().filter(|record| {
             record["subject"]["variant"] == variant && record["cell"]["batch"] == batch
         });
-        let record = found.next().unwrap_or_else(|| panic!("no {variant} at {batch}"));
+        let record = found
+            .next()
+            .unwrap_or_else(|| panic!("no {variant} at {batch}"));
         assert!(found.next().is_none(), "{variant} at {batch} twice");
         assert_eq!(record["status"] == "ok", record["reason"].is_null());
         record["reason"].as_str().unwrap_or_default().to_owned()
@@ -62,7 +68,10 @@ fn fails(faults: &str, more: &str, expected: [&str; 4]) {
     let reasons = reasons(folder.path());
     for (reason, expected) in reasons.iter().zip(expected) {
         assert_eq!(reason.is_empty(), expected.is_empty(), "{reasons:?}");
-        assert!(reason.contains(expected), "{reason:?} instead of {expected}");
+        assert!(
+            reason.contains(expected),
+            "{reason:?} instead of {expected}"
+        );
     }
     let whole = expected.iter().filter(|reason| reason.is_empty()).count();
     let again = run(folder.path(), &words(&format!("{BENCH} {more}"))).expect(0);
@@ -73,7 +82,11 @@ fn fails(faults: &str, more: &str, expected: [&str; 4]) {
 #[test]
 fn a_panic_and_a_kill_cost_a_point_each() {
     fails("panic@2,kill@3", "", ["", "on purpose", "SIGKILL", ""]);
-    fails("panic@2,kill@3", "--turns 1", ["", "on purpose", "SIGKILL", ""]);
+    fails(
+        "panic@2,kill@3",
+        "--turns 1",
+        ["", "on purpose", "SIGKILL", ""],
+    );
 }
 
 #[test]
@@ -116,17 +129,20 @@ fn it_is_the_same_study_in_one_process_and_in_several() {
     run(folder.path(), &words(&format!("{line} c --turns 1"))).expect(0);
     let read = |out: &str| -> Vec<Value> {
         let text = fs::read_to_string(folder.path().join(out).join("records.jsonl")).unwrap();
-        text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+        text.lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect()
     };
     let (a, b, mut c) = (read("a"), read("b"), read("c"));
-    let keys = |records: &[Value]| -> Vec<String> {
-        records.iter().map(|r| r["key"].to_string()).collect()
+    let keys = |records: &[Value]| -> Vec<Value> {
+        records.iter().map(|record| record["key"].clone()).collect()
     };
     assert_eq!(keys(&a), keys(&b));
     // One variant after the other: another order, the same points.
     assert_ne!(keys(&a), keys(&c));
     assert!(c.iter().all(|r| r["result"]["blocks"].is_null()));
-    c.sort_by_key(|r| keys(&a).iter().position(|key| *key == r["key"].to_string()));
+    let order = keys(&a);
+    c.sort_by_key(|record| order.iter().position(|key| *key == record["key"]));
     assert_eq!(keys(&a), keys(&c));
     for (one, other) in a.iter().zip(&b).filter(|(r, _)| r["kind"] == "quality") {
         assert_eq!(one["result"], other["result"]);
@@ -134,7 +150,10 @@ fn it_is_the_same_study_in_one_process_and_in_several() {
     for record in a.iter().filter(|r| r["kind"] == "speed") {
         let blocks = record["result"]["blocks"].as_array().unwrap();
         let of = |name: &str| -> Vec<f64> {
-            blocks.iter().map(|block| block[name].as_f64().unwrap()).collect()
+            blocks
+                .iter()
+                .map(|block| block[name].as_f64().unwrap())
+                .collect()
         };
         assert_eq!(of("trials"), [1.0; 4]);
         assert!(of("begin_s").is_sorted());
@@ -145,7 +164,10 @@ fn it_is_the_same_study_in_one_process_and_in_several() {
             r["kind"] == "speed" && r["subject"]["variant"] == variant && r["cell"]["batch"] == 1
         });
         let blocks = found.unwrap()["result"]["blocks"].as_array().unwrap();
-        blocks.iter().map(|b| b["begin_s"].as_f64().unwrap()).collect()
+        blocks
+            .iter()
+            .map(|b| b["begin_s"].as_f64().unwrap())
+            .collect()
     };
     let first: Vec<bool> = begins("bf16")
         .iter()
@@ -183,7 +205,10 @@ fn records_from_elsewhere_are_added_to_only_if_told_and_then_marked() {
 fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !condition() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "{what} does not come");
+        assert!(
+            begin.elapsed() < Duration::from_secs(60),
+            "{what} does not come"
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -226,7 +251,9 @@ fn a_second_ctrl_c_waits_for_nothing() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    wait_for("the run", || folder.path().join("out/records.jsonl").exists());
+    wait_for("the run", || {
+        folder.path().join("out/records.jsonl").exists()
+    });
     std::thread::sleep(Duration::from_secs(1));
     signal("-INT", &child);
     std::thread::sleep(Duration::from_millis(300));
@@ -276,7 +303,11 @@ impl Finish for Child {
     fn wait_with_output_and_code(&mut self) -> (Option<i32>, String) {
         use std::io::Read;
         let mut said = String::new();
-        self.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        self.stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
         (self.wait().unwrap().code(), said)
     }
 }
@@ -284,8 +315,9 @@ impl Finish for Child {
 /// Kills a study at random moments until it is through; `CANDLEPOWER_KILLS` says how often at most.
 #[test]
 fn a_study_that_is_killed_again_and_again_loses_nothing_and_measures_nothing_twice() {
-    let kills: u32 = std::env::var("CANDLEPOWER_KILLS")
-        .map_or(8, |kills| kills.parse().expect("CANDLEPOWER_KILLS is no number"));
+    let kills: u32 = std::env::var("CANDLEPOWER_KILLS").map_or(8, |kills| {
+        kills.parse().expect("CANDLEPOWER_KILLS is no number")
+    });
     let line = "study --device cpu --variants bf16,int8 --batch 1,2,3,4 --prompt 8 --gen 4 --min-time 0.05 --trials 4 --warmup 0 \
                 --ppl-segments 2 --no-ceilings --out out";
     let mut killed = 0;

@@ -3,8 +3,8 @@
 
 use super::super::record as domain;
 use super::{
-    Amount, Base, Block, Body, Cell, Check, DeviceTime, Divergence, Energy, EnergyUse, KlSpread, Load,
-    Loaded, Memory, Model, Outcome, Perplexity, QualityTask, Record, Scheme, Segment, Speed,
+    Amount, Base, Block, Body, Cell, Check, DeviceTime, Divergence, Energy, EnergyUse, KlSpread,
+    Load, Loaded, Memory, Model, Outcome, Perplexity, QualityTask, Record, Scheme, Segment, Speed,
     Subject, Text, Trial, TrueTokenShift, UnderLoad, Verification, Version, Work,
 };
 use crate::units::{Bytes, Joules, Seconds, Watts};

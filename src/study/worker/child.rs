@@ -223,7 +223,10 @@ fn read_messages(pipe: impl Read, to: &Sender<Result<Message, String>>) {
 
 /// Keeps the last lines of what is said until the pipe is closed.
 fn keep_last(pipe: impl Read, kept: &Mutex<VecDeque<String>>) {
-    for line in BufReader::new(pipe).split(b'\n').map_while(|line| line.ok()) {
+    for line in BufReader::new(pipe)
+        .split(b'\n')
+        .map_while(|line| line.ok())
+    {
         let line = String::from_utf8_lossy(&line).trim().to_owned();
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() == KEPT {
@@ -234,10 +237,7 @@ fn keep_last(pipe: impl Read, kept: &Mutex<VecDeque<String>>) {
 }
 
 /// Why a process ended, in words, by how it did and what it said last.
-fn cause_of_death<'a>(
-    status: Option<ExitStatus>,
-    words: impl Iterator<Item = &'a str>,
-) -> Fault {
+fn cause_of_death<'a>(status: Option<ExitStatus>, words: impl Iterator<Item = &'a str>) -> Fault {
     // What is said of how to be told more is said to nobody here.
     let worth = |line: &&str| !line.is_empty() && !line.starts_with("note: run with");
     let words: Vec<&str> = words.filter(worth).collect();

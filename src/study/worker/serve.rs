@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use super::super::job::{Job, jobs};
 use super::super::plan::Plan;
+use super::Hand;
 use super::fault::Faults;
 use super::message::{Answer, Fault, FaultKind, Message, Opening, Request};
 use super::site::{Site, Worker};
-use super::Hand;
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::Interrupt;
@@ -44,7 +44,9 @@ pub fn serve(
     let Ok(Request::Open(opening)) = requests.recv() else {
         return Err(Error::Internal("the first request opens nothing".into()));
     };
-    match open(plans, device, faults, &opening, &interrupt, &requests, &mouth) {
+    match open(
+        plans, device, faults, &opening, &interrupt, &requests, &mouth,
+    ) {
         Err(error) => {
             let fault = Fault::from(error);
             mouth.say(&Message::Answer {
