@@ -33,11 +33,15 @@ const FLAGS: &[&str] = &[
     "-Xptxas=-v",
 ];
 
+/// What the program is built from.
+const BUILT_FROM: &[&str] = &["Cargo.lock", "Cargo.toml", "kernels", "models", "src"];
+
 /// Environment variables that choose the compiler.
 const VARIABLES: &[&str] = &["NVCC", "CUDA_HOME", "CUDA_PATH", "NVCC_CCBIN"];
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=kernels/build.rs");
+    tell_commit();
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return ExitCode::SUCCESS;
     }
@@ -51,6 +55,37 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Tells the program which commit it is built from, marked where files differ from it: what `CANDLEPOWER_COMMIT` says,
+/// else what git says. Without git, or with an empty variable, it does not know.
+fn tell_commit() {
+    println!("cargo::rerun-if-env-changed=CANDLEPOWER_COMMIT");
+    if env::var_os("CANDLEPOWER_COMMIT").is_some() {
+        return;
+    }
+    let git = |arguments: &[&str]| -> Option<String> {
+        let output = Command::new("git").args(arguments).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| text.trim().to_owned())
+    };
+    // The repository of whoever unpacked this package elsewhere is not this program's.
+    let ours = git(&["ls-files", "--error-unmatch", "kernels/build.rs"]).is_some();
+    let Some(commit) = git(&["rev-parse", "HEAD"]).filter(|_| ours) else {
+        return;
+    };
+    // The log moves with every commit and checkout.
+    let log = git(&["rev-parse", "--git-path", "logs/HEAD"]);
+    for path in BUILT_FROM.iter().copied().chain(log.as_deref()) {
+        println!("cargo::rerun-if-changed={path}");
+    }
+    let status = ["status", "--porcelain", "--"];
+    let changed = git(&[&status, BUILT_FROM].concat());
+    let mark = match changed.as_deref() {
+        Some("") => "",
+        _ => "-dirty",
+    };
+    println!("cargo::rustc-env=CANDLEPOWER_COMMIT={commit}{mark}");
 }
 
 fn compile_all() -> Result<()> {

@@ -38,9 +38,13 @@ pub enum Error {
         /// The system's own word.
         source: std::io::Error,
     },
-    /// A fault of the device that may pass: out of memory on a shared card, a launch that failed (exit 75).
+    /// A fault of the device that may pass, such as a launch that failed (exit 75). The device may be of no more use to
+    /// this process.
     #[error("{0}")]
     Device(String),
+    /// There is no room for what was asked, on the device or the host; less of it may fit (exit 75).
+    #[error("{0}")]
+    OutOfMemory(String),
     /// The user asked to stop (exit 130).
     #[error("interrupted")]
     Interrupted,
@@ -76,7 +80,7 @@ impl Error {
             Self::Io { doing, .. } if doing.contains("read") || doing.contains("open") => 65,
             Self::NoDevice(_) => 69,
             Self::Io { .. } | Self::Internal(_) => 70,
-            Self::Device(_) => 75,
+            Self::Device(_) | Self::OutOfMemory(_) => 75,
             Self::Interrupted => 130,
         }
     }

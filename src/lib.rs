@@ -42,6 +42,9 @@
 //! - **Verify, then time.** A variant that fails a check (`study::verify`) gets no number.
 //! - **The record is the border.** Measuring writes records, one line each, on the disk before the next point starts;
 //!   everything shown is made of them. A point's key is a hash of what identifies it, so the same command resumes.
+//! - **A fault costs a point.** Each variant of a study runs in a child process (`study::worker`), which makes the same plan
+//!   from the same command line and is asked by points of it. What crashes, hangs or finds no room is a record with the
+//!   reason, and the next point gets a new child. Variants that fit side by side take turns at each cell.
 //!
 //! # Where `unsafe` lives
 //!

@@ -441,8 +441,10 @@ fn printing(source: &Source) -> Vec<String> {
         .words()
         .filter(|(at, word)| {
             let behind = &source.code[at + word.len()..];
+            // `.stdout(…)` is where a child process prints.
+            let of_a_child = source.code[..*at].ends_with('.');
             words.contains(word) && behind.starts_with('!')
-                || ["stdout", "stderr"].contains(word) && behind.starts_with('(')
+                || ["stdout", "stderr"].contains(word) && behind.starts_with('(') && !of_a_child
         })
         .map(|(at, word)| source.at(at, &format!("`{word}`: only cli prints")))
         .collect()

@@ -13,6 +13,9 @@ mod eval;
 #[cfg(unix)]
 #[path = "cli/interrupt.rs"]
 mod interrupt;
+#[cfg(unix)]
+#[path = "cli/isolation.rs"]
+mod isolation;
 #[path = "cli/kernels.rs"]
 mod kernels;
 #[path = "cli/measurement.rs"]

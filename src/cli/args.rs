@@ -157,6 +157,13 @@ pub(super) struct KvFlag {
 impl DeviceFlags {
     /// Opens the device and says which it is on standard error.
     pub(super) fn open(&self) -> Result<Device> {
+        let (device, why) = self.open_quietly()?;
+        super::progress::say(&format!("device: {} ({why})", device.kind()));
+        Ok(device)
+    }
+
+    /// Opens the device and gives the reason why it is this one.
+    fn open_quietly(&self) -> Result<(Device, String)> {
         if let Some(threads) = self.threads {
             rayon::ThreadPoolBuilder::new()
                 .num_threads(usize::from(threads))
@@ -164,18 +171,25 @@ impl DeviceFlags {
                 .map_err(|e| Error::Internal(format!("cannot start {threads} threads: {e}")))?;
         }
         let (device, why) = open_device(self.device)?;
-        super::progress::say(&format!("device: {} ({why})", device.kind()));
         if let (Device::Gpu(gpu), Some(folder)) = (&device, cache_folder()) {
             gpu.keep_choices(&folder);
         }
-        Ok(device)
+        Ok((device, why))
     }
 }
 
 impl EngineFlags {
     /// Opens the device and says which it is on standard error.
     pub(super) fn open(&self) -> Result<Device> {
-        let device = self.device.open()?;
+        self.with_switches(self.device.open()?)
+    }
+
+    /// Opens the device.
+    pub(super) fn open_quietly(&self) -> Result<Device> {
+        self.with_switches(self.device.open_quietly()?.0)
+    }
+
+    fn with_switches(&self, device: Device) -> Result<Device> {
         match (self.fuse(), &device) {
             (Some(enabled), Device::Gpu(gpu)) => gpu.set_fused(enabled),
             (Some(_), Device::Cpu) => {

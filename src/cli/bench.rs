@@ -7,8 +7,10 @@ use clap::Args as ClapArgs;
 
 use super::args::{CalibrationFlags, EngineFlags, ModelFlags, SpeedFlags};
 use super::compare::RuleFlags;
+use super::isolation::{self, IsolationFlags};
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
+use crate::kernels::Device;
 use crate::measure::Interrupt;
 use crate::results::compare::{Run, Side, compare};
 use crate::results::{Store, Study, export, table, waterfall};
@@ -36,6 +38,10 @@ pub(super) struct Args {
     /// Measures points anew that are on record
     #[arg(long)]
     force: bool,
+    /// Adds to a run that was measured on another device, by another version or under another power limit; each record says
+    /// where it comes from
+    #[arg(long, requires = "out")]
+    mix: bool,
     /// Measures every cell by ever more of the engine, from candle's models and launches one by one up to the whole, and shows
     /// what each part is worth
     #[arg(long, conflicts_with_all = ["engine", "graphs", "pdl", "fuse"])]
@@ -57,6 +63,16 @@ pub(super) struct Args {
     speed: SpeedFlags,
     #[command(flatten)]
     rules: RuleFlags,
+    #[command(flatten)]
+    pub(super) isolation: IsolationFlags,
+}
+
+/// What is measured, one plan after another.
+fn stages(args: &Args, plan: Plan, device: &Device) -> Vec<Plan> {
+    match args.ablate {
+        true => study::stages(&plan, device),
+        false => vec![plan],
+    }
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
@@ -81,12 +97,18 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         },
         chunk: args.device.chunk,
         rule: args.speed.rule(),
+        turns: args.isolation.turns,
         warm_up: args.speed.warm_up(),
         energy: args.speed.energy(),
         seed: args.speed.seed,
         force: args.force,
     };
     plan.check()?;
+    if args.isolation.is_worker() {
+        let device = args.device.open_quietly()?;
+        isolation::work(&stages(args, plan, &device), &device)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     // What cannot be read is said before anything is measured.
     let baseline = args.against.as_deref().map(Side::open).transpose()?;
     if baseline.is_none() && args.rules.fail_on.is_some() {
@@ -108,19 +130,25 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         .clone()
         .unwrap_or_else(|| scratch.path().to_owned());
     let mut store = Store::open(&dir)?;
+    let command: Vec<String> = std::env::args().collect();
+    if args.out.is_some() {
+        let manifest = study::manifest(&plan, environment.clone(), command.clone())?;
+        store.enter(manifest, args.mix)?;
+    }
     environment.ceilings = args.speed.ceilings(&device, interrupt)?;
-    let stages = if args.ablate {
-        study::stages(&plan, &device)
-    } else {
-        vec![plan]
-    };
+    let stages = stages(args, plan, &device);
     let mut progress = Progress::new();
     let mut outcome = Outcome::default();
-    for stage in &stages {
+    let mut device = Some(device);
+    for (number, stage) in stages.iter().enumerate() {
         let ran = study::run(
             stage,
-            &device,
+            // A run lets go of its device.
+            device
+                .take()
+                .map_or_else(|| args.device.open_quietly(), Ok)?,
             &environment,
+            &args.isolation.of_plan(number)?,
             &mut store,
             interrupt,
             &mut progress,
@@ -131,7 +159,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
             break;
         }
     }
-    let study = Study::from_records(environment, std::env::args().collect(), &outcome.records);
+    let study = Study::from_records(environment, command, &outcome.records);
     // The environment is in it, for whoever compares with this run.
     store.write(export::STUDY, export::json(&study)?.as_bytes())?;
     if args.json && baseline.is_none() {

@@ -7,6 +7,7 @@ mod eval;
 mod export;
 mod generate;
 mod info;
+mod isolation;
 mod kernels;
 mod list;
 mod logits;
@@ -15,6 +16,7 @@ mod progress;
 mod quantize;
 mod report;
 mod schema;
+mod signals;
 mod study;
 
 use std::process::ExitCode;
@@ -81,12 +83,23 @@ enum Command {
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let interrupt = Interrupt::new();
-    match watch_signals(&interrupt).and_then(|()| dispatch(cli.command, &interrupt)) {
+    match signals::watch(&interrupt, is_worker(&cli.command))
+        .and_then(|()| dispatch(cli.command, &interrupt))
+    {
         Ok(code) => code,
         Err(error) => {
             progress::say(&format!("error: {error}"));
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+/// Whether this process works for another, which alone hears the user.
+fn is_worker(command: &Command) -> bool {
+    match command {
+        Command::Study(args) => args.isolation.is_worker(),
+        Command::Bench(args) => args.isolation.is_worker(),
+        _ => false,
     }
 }
 
@@ -106,18 +119,6 @@ fn dispatch(command: Command, interrupt: &Interrupt) -> Result<ExitCode> {
         Command::Schema => schema::run(),
         Command::Logits(args) => logits::run(&args),
     }
-}
-
-/// The first Ctrl-C (or SIGTERM) ends after the step at hand and keeps what is on record; the second ends at once.
-fn watch_signals(interrupt: &Interrupt) -> Result<()> {
-    let interrupt = interrupt.clone();
-    ctrlc::set_handler(move || {
-        if interrupt.is_requested() {
-            std::process::exit(i32::from(Error::Interrupted.exit_code()));
-        }
-        interrupt.request();
-    })
-    .map_err(|e| Error::Internal(format!("cannot watch for signals: {e}")))
 }
 
 /// Writes to standard output; a reader that went away is no error.

@@ -1,19 +1,17 @@
 //! What a person sees while a run lasts: one live line with the time left on a terminal, plain lines otherwise.
 
 use std::io::{IsTerminal, Write};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::engine::StepPlan;
 use crate::quality::TextFormat;
 use crate::results::Record;
 use crate::results::microbench;
 use crate::results::record::{Body, Cell};
 use crate::study::microbench::MicrobenchWatcher;
 use crate::study::{Stage, Watcher};
-use crate::units::{Bytes, Seconds, three_digits};
+use crate::units::{Seconds, three_digits};
 
 /// Writes a line to standard error.
 pub(super) fn say(line: &str) {
@@ -116,18 +114,7 @@ impl Watcher for Progress {
         self.show(&what, overall);
     }
 
-    fn plan(&mut self, variant: &str, plan: &StepPlan) {
-        self.line(&format!("{variant}: {plan}"));
-    }
-
-    fn base(&mut self, variant: &str, path: &Path, size: Bytes) {
-        let place = path.display();
-        self.line(&format!(
-            "{variant}: predictions kept for comparison, {size}: {place}"
-        ));
-    }
-
-    fn quantised(&mut self, variant: &str, what: &str) {
+    fn note(&mut self, variant: &str, what: &str) {
         self.line(&format!("{variant}: {what}"));
     }
 

@@ -9,6 +9,7 @@ use super::args::{
     AxisFlag, CalibrationFlags, EngineFlags, ModelFlags, SpeedFlags, TextFlags, WeightsFlag,
     parse_positive,
 };
+use super::isolation::{self, IsolationFlags};
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
@@ -42,6 +43,10 @@ pub(super) struct Args {
     /// Measures points anew that are on record
     #[arg(long)]
     force: bool,
+    /// Adds to a run that was measured on another device, by another version or under another power limit; each record says
+    /// where it comes from
+    #[arg(long)]
+    mix: bool,
     /// Prints study.json instead of the table
     #[arg(long)]
     json: bool,
@@ -53,6 +58,8 @@ pub(super) struct Args {
     device: EngineFlags,
     #[command(flatten)]
     speed: SpeedFlags,
+    #[command(flatten)]
+    pub(super) isolation: IsolationFlags,
     #[command(flatten)]
     text: TextFlags,
     /// Tokens of a scored segment [default: 2048, of llama.cpp 512; 256 with tiny]
@@ -119,6 +126,7 @@ impl Args {
             },
             chunk: self.device.chunk,
             rule: self.speed.rule(),
+            turns: self.isolation.turns,
             warm_up: self.speed.warm_up(),
             energy: self.speed.energy(),
             seed: self.speed.seed,
@@ -130,6 +138,11 @@ impl Args {
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     let plan = args.plan()?;
     plan.check()?;
+    if args.isolation.is_worker() {
+        isolation::work(&[plan], &args.device.open_quietly()?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let isolation = args.isolation.of_plan(0)?;
     let device = args.device.open()?;
     plan.check_device(&device)?;
     let mut environment = study::environment(&device);
@@ -138,19 +151,23 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         .iter()
         .for_each(|note| say(note));
     let mut store = Store::open(&args.out)?;
+    let command: Vec<String> = std::env::args().collect();
+    let manifest = study::manifest(&plan, environment.clone(), command.clone())?;
+    store.enter(manifest, args.mix)?;
     environment.ceilings = args.speed.ceilings(&device, interrupt)?;
     let mut progress = Progress::new();
     let outcome = study::run(
         &plan,
-        &device,
+        device,
         &environment,
+        &isolation,
         &mut store,
         interrupt,
         &mut progress,
     );
     progress.finish();
     let outcome = outcome?;
-    let study = Study::from_records(environment, std::env::args().collect(), &outcome.records);
+    let study = Study::from_records(environment, command, &outcome.records);
     if outcome.interrupted {
         say("interrupted: what was finished is on record, the same command goes on from there");
         return Ok(ExitCode::from(Error::Interrupted.exit_code()));

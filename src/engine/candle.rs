@@ -284,8 +284,11 @@ fn parse<T: serde::de::DeserializeOwned>(json: serde_json::Value) -> Result<T> {
 /// candle appends a backtrace; its first line says what was wrong.
 fn fault(error: candle_core::Error) -> Error {
     let text = error.to_string();
-    Error::Device(format!(
-        "candle: {}",
-        text.lines().next().unwrap_or_default()
-    ))
+    let text = format!("candle: {}", text.lines().next().unwrap_or_default());
+    // The driver's name of the error is all that candle passes on.
+    if text.contains("OUT_OF_MEMORY") {
+        Error::OutOfMemory(text)
+    } else {
+        Error::Device(text)
+    }
 }

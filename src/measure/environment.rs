@@ -41,7 +41,7 @@ pub struct Environment {
 pub struct Tool {
     /// Version of the package.
     pub version: &'static str,
-    /// Commit that was built, where the build came from a checkout.
+    /// Commit that was built, where the build came from a checkout; with `-dirty` behind it if files differed from it.
     pub commit: Option<&'static str>,
     /// Cargo features that are on.
     pub features: Vec<&'static str>,
@@ -132,7 +132,7 @@ impl Tool {
         ];
         Self {
             version: env!("CARGO_PKG_VERSION"),
-            commit: option_env!("CANDLEPOWER_COMMIT"),
+            commit: option_env!("CANDLEPOWER_COMMIT").filter(|commit| !commit.is_empty()),
             features: present(features),
             debug: cfg!(debug_assertions),
         }

@@ -1,7 +1,7 @@
 //! The user's wish to stop, seen by every loop that runs long.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 use crate::units::{Clock, Seconds};
@@ -10,10 +10,12 @@ use crate::units::{Clock, Seconds};
 const LOOK: Seconds = Seconds(0.1);
 
 /// A flag that is raised once, by the handler of Ctrl-C for one, and looked at between units of work. All clones share
-/// it.
+/// it. Because every loop that runs long looks at it, how often it was looked at shows whether work goes on.
 #[derive(Debug, Clone, Default)]
 pub struct Interrupt {
     requested: Arc<AtomicBool>,
+    aborted: Arc<AtomicBool>,
+    looks: Arc<AtomicU64>,
 }
 
 impl Interrupt {
@@ -26,6 +28,22 @@ impl Interrupt {
     pub fn request(&self) {
         // Nothing else is published through the flag, so no ordering beyond its own is needed.
         self.requested.store(true, Ordering::Relaxed);
+    }
+
+    /// Raises the flag and says that the unit of work at hand is not wanted any more either.
+    pub fn abort(&self) {
+        self.request();
+        self.aborted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the unit of work at hand is to be given up.
+    pub fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::Relaxed)
+    }
+
+    /// How often [`Interrupt::check`] was called so far.
+    pub fn looks(&self) -> u64 {
+        self.looks.load(Ordering::Relaxed)
     }
 
     /// The flag itself, for what must not know of this type.
@@ -43,6 +61,7 @@ impl Interrupt {
     /// # Errors
     /// [`Error::Interrupted`] once it has.
     pub fn check(&self) -> Result<()> {
+        self.looks.fetch_add(1, Ordering::Relaxed);
         if self.is_requested() {
             return Err(Error::Interrupted);
         }
@@ -64,6 +83,31 @@ impl Interrupt {
             clock.wait(Seconds(left.0.min(LOOK.0)));
         }
     }
+}
+
+/// Ends the process without any farewell: nothing is flushed, no driver is shut down, nothing can hang.
+pub fn leave_at_once(code: u8) -> ! {
+    #[cfg(unix)]
+    signal_hook::low_level::exit(i32::from(code));
+    #[cfg(not(unix))]
+    std::process::exit(i32::from(code));
+}
+
+/// Ends the process as the system does when it runs out of memory.
+pub fn kill_this_process() -> ! {
+    #[cfg(unix)]
+    let _ = signal_hook::low_level::raise(signal_hook::consts::SIGKILL);
+    std::process::abort()
+}
+
+/// The name of a signal, such as `SIGSEGV`.
+#[cfg(unix)]
+pub fn signal_name(number: i32) -> String {
+    let name = match number {
+        signal_hook::consts::SIGKILL => Some("SIGKILL"),
+        _ => signal_hook::low_level::signal_name(number),
+    };
+    name.map_or_else(|| format!("signal {number}"), str::to_owned)
 }
 
 #[cfg(test)]
@@ -88,5 +132,22 @@ mod tests {
         assert!(interrupt.check().is_ok());
         handler.request();
         assert!(matches!(interrupt.check(), Err(Error::Interrupted)));
+        assert_eq!(handler.looks(), 2);
+        assert!(!interrupt.is_aborted());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn signals_have_names() {
+        assert_eq!(signal_name(9), "SIGKILL");
+        assert_eq!(signal_name(11), "SIGSEGV");
+        assert_eq!(signal_name(1000), "signal 1000");
+    }
+
+    #[test]
+    fn an_abort_is_a_request_too() {
+        let interrupt = Interrupt::new();
+        interrupt.abort();
+        assert!(interrupt.is_requested() && interrupt.is_aborted());
     }
 }

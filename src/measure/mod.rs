@@ -14,6 +14,8 @@
 //! from the outside takes it through [`Clock`](crate::units::Clock), so that all but the calls into NVML is tested on
 //! tapes.
 
+use crate::units;
+
 pub mod board;
 pub mod clock;
 pub mod energy;
@@ -52,4 +54,12 @@ pub use window::Window;
 pub fn gpu_now(selector: &GpuSelector) -> Result<(GpuFacts, GpuSnapshot), Unavailable> {
     let gpu = NvmlGpu::open(selector)?;
     Ok((gpu.facts(), gpu.snapshot()))
+}
+
+/// What this process holds of a GPU's memory; `None` where the driver does not tell, as in a container that numbers its
+/// processes anew.
+pub fn gpu_memory_of_this_process(selector: &GpuSelector) -> Option<units::Bytes> {
+    let (_, now) = gpu_now(selector).ok()?;
+    let own = |process: &gpu::GpuProcess| process.pid == std::process::id();
+    now.processes?.into_iter().find(own)?.memory
 }

@@ -3,7 +3,6 @@
 
 use super::record::{Key, Record};
 use super::store::Entry;
-use super::wire;
 
 /// How the seal begins; what follows is [`DIGITS`] hex digits and `"}`.
 const SEAL: &str = r#","checksum":""#;
@@ -42,13 +41,11 @@ impl Entry for Record {
     }
 
     fn to_json(&self) -> String {
-        serde_json::to_string(&wire::Record::from(self.clone())).expect("plain data becomes JSON")
+        serde_json::to_string(self).expect("plain data becomes JSON")
     }
 
     fn from_json(text: &str) -> Result<Self, String> {
-        serde_json::from_str::<wire::Record>(text)
-            .map(Self::from)
-            .map_err(|error| error.to_string())
+        serde_json::from_str(text).map_err(|error| error.to_string())
     }
 }
 

@@ -19,6 +19,7 @@ pub mod export;
 mod format;
 mod key;
 mod line;
+pub mod manifest;
 pub mod microbench;
 pub mod pareto;
 pub mod power;
@@ -40,6 +41,7 @@ mod wire;
 mod fixture;
 
 pub use environment::Environment;
+pub use manifest::Manifest;
 pub use quality::{compare as compare_quality, perplexity};
 pub use record::Record;
 pub use store::Store;
@@ -57,6 +59,11 @@ pub fn record_schema() -> Value {
 /// The JSON Schema of `study.json`, `candlepower.study/1`.
 pub fn study_schema() -> Value {
     schemars::schema_for!(Study).to_value()
+}
+
+/// The JSON Schema of `manifest.json`, `candlepower.manifest/1`.
+pub fn manifest_schema() -> Value {
+    schemars::schema_for!(Manifest).to_value()
 }
 
 /// The JSON Schema of a line that the microbenchmark writes, `candlepower.kernel/1`.
@@ -86,6 +93,7 @@ pub fn schemas() -> Value {
         "candlepower.study/1": study_schema(),
         "candlepower.comparison/1": comparison_schema(),
         "candlepower.history/1": history_schema(),
+        "candlepower.manifest/1": manifest_schema(),
         "candlepower.kernel/1": kernel_record_schema(),
         "candlepower.kernels/1": microbench_schema(),
     })
@@ -122,6 +130,6 @@ mod tests {
                 .unwrap();
         value["schema"] = "candlepower.record/2".into();
         assert!(!validator.is_valid(&value));
-        assert_eq!(schemas().as_object().unwrap().len(), 6);
+        assert_eq!(schemas().as_object().unwrap().len(), 7);
     }
 }

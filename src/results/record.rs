@@ -19,7 +19,8 @@ pub use energy::{Energy, EnergyCheck, EnergyUse, Sampling};
 pub use memory::{Amount, Memory};
 
 /// One point: what was measured, and what came of it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(into = "super::wire::Record", from = "super::wire::Record")]
 pub struct Record {
     /// The address of the point: [`Key::of_quality`] or [`Key::of_speed`].
     pub key: Key,
@@ -29,6 +30,8 @@ pub struct Record {
     pub loaded: Option<Loaded>,
     /// The question that was asked, and its answer.
     pub body: Body,
+    /// Where it was measured: a place among the environments of the run's manifest.
+    pub environment: usize,
 }
 
 /// The address of a point: a hash over everything that identifies it, nothing that was measured.
@@ -56,6 +59,7 @@ impl Record {
             subject,
             loaded,
             body,
+            environment: 0,
         }
     }
 
@@ -155,7 +159,8 @@ pub struct Scheme {
 }
 
 /// What is known about a variant once it is on the device.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(into = "super::wire::Loaded", from = "super::wire::Loaded")]
 pub struct Loaded {
     /// All resident weights with their scales and zeros; tied weights count once.
     pub weight_bytes: Bytes,
@@ -354,6 +359,8 @@ pub struct Cell {
 pub struct Speed {
     /// Every counted trial.
     pub trials: Vec<Trial>,
+    /// The blocks that the trials were made in, where variants took turns; empty where all were made in one go.
+    pub blocks: Vec<Block>,
     /// Trials that ran before them and were thrown away.
     pub warmup_trials: usize,
     /// What ended the sampling, such as `trials` or `time`.
@@ -388,6 +395,15 @@ pub struct ThrottledTrial {
     pub reasons: Vec<String>,
     /// What it gave.
     pub trial: Trial,
+}
+
+/// Trials that were made one after another before another variant had its turn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Block {
+    /// When it began, from the beginning of the run.
+    pub begin: Seconds,
+    /// How many trials it holds, of those that follow the block before it.
+    pub trials: usize,
 }
 
 /// What the work of a cell costs at least, and what the device could do at best when it was measured.

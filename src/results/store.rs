@@ -7,6 +7,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::line;
+use super::manifest::{MANIFEST, Manifest};
 use super::record::{Key, Record};
 use crate::error::{Error, Result};
 
@@ -38,6 +39,8 @@ pub struct RunDir<R> {
     /// Holds the lock until it is closed.
     file: File,
     latest: Latest<R>,
+    /// The place of the present environment in the manifest.
+    environment: usize,
 }
 
 /// The latest record of every point, in the order in which the points first appeared.
@@ -85,7 +88,12 @@ impl<R: Entry> RunDir<R> {
         }
         let latest = parse(whole, &path)?;
         sync_dir(&dir)?;
-        Ok(Self { dir, file, latest })
+        Ok(Self {
+            dir,
+            file,
+            latest,
+            environment: 0,
+        })
     }
 
     /// The run directory.
@@ -96,18 +104,86 @@ impl<R: Entry> RunDir<R> {
     /// Appends one record and returns once it is on the disk. A record whose key is already there takes its place.
     ///
     /// # Errors
-    /// If the record holds a number that is not finite, or the file cannot be written.
+    /// If the record holds a number that is not finite, or the file cannot be written or is not there any more. Then all
+    /// records, this one among them, are in a file of the system's temporary folder, which the error names.
     pub fn append(&mut self, record: R) -> Result<()> {
         let mut line = line::encode(&record)
             .map_err(|what| Error::Internal(format!("record {}: {what}", record.key())))?;
         line.push('\n');
+        let before = self.file.metadata().map(|file| file.len());
         // One write per line: a crash can tear the last line, never mix two.
-        self.file
+        let written = self
+            .file
             .write_all(line.as_bytes())
             .and_then(|()| self.file.sync_data())
-            .map_err(|e| Error::io(self.dir.join(RECORDS), "cannot append", e))?;
+            .and_then(|()| self.is_in_place());
         self.latest.put(record);
-        Ok(())
+        let Err(error) = written else {
+            return Ok(());
+        };
+        if let Ok(length) = before {
+            // What did not fit is cut off; if that fails too, the next to open the run does it.
+            let _ = self.file.set_len(length);
+        }
+        let told = self.rescue(&error);
+        let error = std::io::Error::new(error.kind(), told);
+        Err(Error::io(self.dir.join(RECORDS), "cannot append", error))
+    }
+
+    /// Passes if the file that is written is still the one that a later run would find.
+    fn is_in_place(&self) -> std::io::Result<()> {
+        let found = fs::metadata(self.dir.join(RECORDS));
+        let found = found.map_err(|e| std::io::Error::new(e.kind(), "it is not there any more"))?;
+        if is_same(&found, &self.file.metadata()?) {
+            return Ok(());
+        }
+        Err(std::io::Error::other("another file has taken its place"))
+    }
+
+    /// Puts all records where there may be room; tells the failure, and what became of them.
+    fn rescue(&self, error: &std::io::Error) -> String {
+        let lines = self.latest.records.iter().map(|record| {
+            let line = line::encode(record);
+            line.unwrap_or_else(|_| record.to_json()) + "\n"
+        });
+        let text: String = lines.collect();
+        let kept = tempfile::Builder::new()
+            .prefix("candlepower-")
+            .suffix(".jsonl")
+            .tempfile()
+            .and_then(|mut file| {
+                file.write_all(text.as_bytes())?;
+                file.as_file().sync_all()?;
+                file.keep().map_err(|e| e.error)
+            });
+        let count = self.latest.records.len();
+        match kept {
+            Ok((_, place)) => format!(
+                "{error}; all {count} records are kept in {}: put that file in its place and the same command goes on",
+                place.display()
+            ),
+            Err(other) => {
+                format!("{error}; nor could its {count} records be kept elsewhere: {other}")
+            }
+        }
+    }
+
+    /// Writes the manifest of a run, which joins that of earlier runs in this directory.
+    ///
+    /// # Errors
+    /// As [`Manifest::join`], or if the file cannot be read or written.
+    pub fn enter(&mut self, mut manifest: Manifest, mix: bool) -> Result<()> {
+        if let Some(earlier) = Manifest::read(&self.dir)? {
+            self.environment = manifest.join(earlier, mix)?;
+        }
+        let text = serde_json::to_string_pretty(&manifest)
+            .map_err(|e| Error::Internal(format!("cannot write the manifest as JSON: {e}")))?;
+        self.write(MANIFEST, (text + "\n").as_bytes()).map(|_| ())
+    }
+
+    /// The place of the present environment in the manifest: zero unless records come from several.
+    pub fn environment(&self) -> usize {
+        self.environment
     }
 
     /// Whether the point is on record, measured or failed.
@@ -181,6 +257,18 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
         return Err(Error::io(path, "cannot write", error));
     }
     sync_dir(dir)
+}
+
+/// Whether two names lead to one file.
+#[cfg(unix)]
+fn is_same(a: &fs::Metadata, b: &fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+#[cfg(not(unix))]
+fn is_same(_: &fs::Metadata, _: &fs::Metadata) -> bool {
+    true
 }
 
 fn lock(file: &File, path: &Path) -> Result<()> {
@@ -293,6 +381,43 @@ mod tests {
         let error = Store::open(dir.path()).unwrap_err();
         assert!(error.to_string().contains("records.jsonl:2: "), "{error}");
         assert_eq!(error.exit_code(), 65);
+    }
+
+    /// Where the error says that the records are.
+    fn rescued(error: &Error) -> PathBuf {
+        let told = error.to_string();
+        let place = told.split("kept in ").nth(1).unwrap();
+        PathBuf::from(place.split(": put").next().unwrap())
+    }
+
+    #[test]
+    fn records_that_the_disk_does_not_take_are_kept_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = filled(dir.path());
+        let mut store = Store::open(dir.path()).unwrap();
+        // A file that takes nothing, as a full disk does.
+        store.file = File::open(dir.path().join(RECORDS)).unwrap();
+        let error = store.append(records[0].clone()).unwrap_err();
+        assert_eq!(error.exit_code(), 70);
+        assert!(error.to_string().contains("records.jsonl"), "{error}");
+        let place = rescued(&error);
+        assert_eq!(read::<Record>(&place).unwrap(), records);
+        fs::remove_file(place).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_run_whose_folder_is_gone_is_kept_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("run");
+        let records = filled(&run);
+        let mut store = Store::open(&run).unwrap();
+        fs::remove_dir_all(&run).unwrap();
+        let error = store.append(records[0].clone()).unwrap_err();
+        assert!(error.to_string().contains("not there any more"), "{error}");
+        let place = rescued(&error);
+        assert_eq!(read::<Record>(&place).unwrap(), records);
+        fs::remove_file(place).unwrap();
     }
 
     #[test]

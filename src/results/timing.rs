@@ -315,6 +315,7 @@ mod tests {
         record::Speed {
             trials,
             warmup_trials: 1,
+            blocks: Vec::new(),
             stop_reason: None,
             memory: record::Memory::default(),
             energy: record::Energy::Unavailable {

@@ -1,6 +1,6 @@
 //! The predictions of the base that variants are compared with: where they are kept, and what a comparison comes to.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::plan::BasePlan;
 use crate::error::Result;
@@ -9,7 +9,6 @@ use crate::results::record::{
     Base, Divergence as Found, Key, KlSpread, QualityTask, Subject, TrueTokenShift,
 };
 use crate::stats::{self, Ratio};
-use crate::units::Bytes;
 
 /// A file of predictions, there or yet to be made. Its name is the address of the base's own point, so it fits the same
 /// model, variant, device and text, and nothing else.
@@ -41,16 +40,14 @@ impl BaseFile {
         }
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub(super) fn exists(&self) -> bool {
         self.path.is_file()
     }
 
-    pub(super) fn size(&self) -> Bytes {
-        self.header.size()
+    /// That it was made, in words.
+    pub(super) fn told(&self) -> String {
+        let (size, place) = (self.header.size(), self.path.display());
+        format!("predictions kept for comparison, {size}: {place}")
     }
 
     /// How a record names the base of this file.

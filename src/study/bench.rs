@@ -6,23 +6,25 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::energy::{Meter, Rounds};
 use super::ledger;
 use super::plan::{Plan, positions};
 use super::prompts::random_tokens;
 use super::target::Target;
-use super::throttled::Unslowed;
+use super::throttled::{self, Unslowed, Watched};
 use super::work;
 use crate::engine::{Arrivals, Footprint, Limits};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::interrupt::Interrupt;
 use crate::measure::throttle::Cooling;
-use crate::measure::trial;
+use crate::measure::trial::{self, Earlier, StopReason, WarmUp};
 use crate::results::environment::Ceilings;
-use crate::results::record::{Cell, DeviceTime, Energy, Speed, Throttling, Trial, Work};
+use crate::results::record::{Block, Cell, DeviceTime, Energy, Speed, Throttling, Trial, Work};
 use crate::scheme::KvFormat;
-use crate::units::Clock;
+use crate::units::{Clock, Seconds};
 
 /// Chunks of a prompt that the CPU and a GPU take by default: large enough to be limited by arithmetic.
 const CPU_CHUNK: usize = 512;
@@ -84,68 +86,175 @@ fn watched(trial: &Trial) -> Vec<f64> {
     [trial.ttft.0].into_iter().chain(gap).collect()
 }
 
+/// A cell while its trials are made, in one go or in blocks between those of other variants.
+pub(super) struct Timing {
+    pub(super) cell: Cell,
+    predicted: Option<Footprint>,
+    trials: Vec<Watched>,
+    blocks: Vec<Block>,
+    throttling: Throttling,
+    warmup_trials: usize,
+    /// Time that the counted trials took.
+    elapsed: Seconds,
+    /// Trials so far, those that do not count among them: each has prompts of its own.
+    made: u64,
+    stopped: Option<StopReason>,
+}
+
+/// A variant's turn at a cell.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(super) struct Turn {
+    /// Which turn it is, from one on.
+    pub(super) number: usize,
+    /// Turns that share the trials of the rule.
+    pub(super) of: usize,
+    /// When it begins, from the beginning of the run.
+    pub(super) begin: f64,
+}
+
 impl Bench<'_> {
-    /// Times one cell; `progress` is told the share that is done.
-    pub(super) fn cell(
+    /// Makes room for a cell and fills its cache to the wanted depth.
+    pub(super) fn begin(
         &self,
         runner: &mut dyn Target,
-        cell: &Cell,
+        cell: Cell,
         predicted: Option<Footprint>,
-        mut progress: impl FnMut(f64),
-    ) -> Result<Speed> {
-        runner.prepare(limits(self.plan, self.device, cell, self.kv))?;
+    ) -> Result<Timing> {
+        runner.prepare(limits(self.plan, self.device, &cell, self.kv))?;
         ledger::begin(self.device)?;
         self.meter.rest(self.interrupt)?;
         if cell.depth > 0 {
-            runner.prefill(&self.prompts(cell, DEPTH_TRIAL, cell.depth), 0)?;
+            runner.prefill(&self.prompts(&cell, DEPTH_TRIAL, cell.depth), 0)?;
         }
-        let clock = &*self.clock;
-        let mut number = 0;
-        let mut one = |runner: &mut dyn Target| {
-            number += 1;
-            self.trial(runner, cell, number)
+        Ok(Timing {
+            cell,
+            predicted,
+            trials: Vec::new(),
+            blocks: Vec::new(),
+            throttling: Throttling::default(),
+            warmup_trials: 0,
+            elapsed: Seconds(0.0),
+            made: 0,
+            stopped: None,
+        })
+    }
+
+    /// Makes the trials of a turn, or all where there are no turns; `progress` is told the share of all that is done. Gives
+    /// whether the rule is met.
+    pub(super) fn trials(
+        &self,
+        runner: &mut dyn Target,
+        timing: &mut Timing,
+        turn: Option<Turn>,
+        mut progress: impl FnMut(f64),
+    ) -> Result<bool> {
+        let (whole, clock) = (&self.plan.rule, &*self.clock);
+        let earlier = Earlier {
+            figures: timing
+                .trials
+                .iter()
+                .map(|(trial, _)| watched(trial))
+                .collect(),
+            elapsed: timing.elapsed,
         };
-        let warmup_trials = self
-            .plan
-            .warm_up
-            .run(clock, self.interrupt, |_| one(runner).map(|_| ()))?;
+        timing.stopped = whole.met(&earlier.figures, earlier.elapsed);
+        if timing.stopped.is_some() {
+            return Ok(true);
+        }
+        let before = timing.trials.len();
+        // Blocks before the last meet their share of the minima; what is to be known is known of all.
+        let rest = match turn.filter(|turn| turn.number < turn.of) {
+            None => None,
+            Some(turn) => {
+                let share = turn.number as f64 / turn.of as f64;
+                match whole.rest_of(share, before, earlier.elapsed) {
+                    Some(rest) => Some(rest),
+                    None => return Ok(false),
+                }
+            }
+        };
+        let warm_up = match before {
+            0 => self.plan.warm_up,
+            // Another variant ran since: what it left behind falls on one trial that does not count.
+            _ => WarmUp {
+                min_trials: self.plan.warm_up.min_trials.min(1),
+                min_time: Seconds(0.0),
+            },
+        };
+        let cell = timing.cell;
+        let made = &mut timing.made;
+        let mut one = |runner: &mut dyn Target| {
+            *made += 1;
+            self.trial(runner, &cell, *made)
+        };
+        timing.warmup_trials += warm_up.run(clock, self.interrupt, |_| one(runner).map(|_| ()))?;
         let begin = clock.now();
         let mut unslowed = Unslowed {
             board: self.meter.board(),
             clock,
             interrupt: self.interrupt,
             cooling: Cooling::default(),
-            found: Throttling::default(),
+            found: std::mem::take(&mut timing.throttling),
         };
-        let trials = trial::run(
-            &self.plan.rule,
-            clock,
-            self.interrupt,
-            |i| {
-                let result = unslowed.trial(&mut || one(runner));
-                let rule = &self.plan.rule;
-                let counted = (i + 1) as f64 / rule.min_trials.max(1) as f64;
-                let timed = (clock.now() - begin).0 / rule.min_time.0.max(1e-9);
-                progress(counted.min(timed).min(1.0));
-                result
-            },
-            |(trial, _)| watched(trial),
-        )?;
-        let memory = ledger::account(self.device, runner, predicted);
-        let energy = self.energy(runner, cell)?;
-        let stop_reason = Some(trials.stopped.name().to_owned());
-        let work = self.work(runner, cell);
-        let (counted, throttling) = unslowed.settle(trials.values);
+        let trial = |i: usize| {
+            let result = unslowed.trial(&mut || one(runner));
+            let counted = (before + i + 1) as f64 / whole.min_trials.max(1) as f64;
+            let timed = (earlier.elapsed + (clock.now() - begin)).0 / whole.min_time.0.max(1e-9);
+            progress(counted.min(timed).min(1.0));
+            result
+        };
+        let figures = |(trial, _): &Watched| watched(trial);
+        let block = match &rest {
+            Some(rest) => trial::run(rest, clock, self.interrupt, trial, figures)?,
+            None => trial::run_on(whole, &earlier, clock, self.interrupt, trial, figures)?,
+        };
+        timing.throttling = unslowed.found;
+        timing.blocks.extend(turn.map(|turn| Block {
+            begin: Seconds(turn.begin),
+            trials: block.values.len(),
+        }));
+        timing.elapsed = earlier.elapsed + block.window.duration();
+        timing.trials.extend(block.values);
+        let all: Vec<Vec<f64>> = timing.trials.iter().map(figures).collect();
+        timing.stopped = match rest {
+            Some(_) => whole.met(&all, timing.elapsed),
+            None => Some(block.stopped),
+        };
+        Ok(timing.stopped.is_some())
+    }
+
+    /// Measures what comes after the trials, and gives all that there is of the cell.
+    pub(super) fn finish(&self, runner: &mut dyn Target, timing: Timing) -> Result<Speed> {
+        let shared = !timing.blocks.is_empty();
+        let memory = ledger::account(self.device, runner, timing.predicted, shared);
+        let energy = self.energy(runner, &timing.cell)?;
+        let work = self.work(runner, &timing.cell);
+        let settled = throttled::settle(timing.trials, timing.blocks, timing.throttling);
         Ok(Speed {
-            trials: counted,
-            warmup_trials,
-            stop_reason,
+            trials: settled.trials,
+            blocks: settled.blocks,
+            warmup_trials: timing.warmup_trials,
+            stop_reason: timing.stopped.map(|reason| reason.name().to_owned()),
             memory,
             energy,
             work,
-            throttling,
+            throttling: settled.throttling,
             configuration: Some(runner.configuration()),
         })
+    }
+
+    /// Times a cell in one go.
+    #[cfg(test)]
+    pub(super) fn cell(
+        &self,
+        runner: &mut dyn Target,
+        cell: &Cell,
+        predicted: Option<Footprint>,
+        progress: impl FnMut(f64),
+    ) -> Result<Speed> {
+        let mut timing = self.begin(runner, *cell, predicted)?;
+        self.trials(runner, &mut timing, None, progress)?;
+        self.finish(runner, timing)
     }
 
     /// What a trial must move and compute at least; unknown of candle's models.

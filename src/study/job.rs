@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use super::base::BaseFile;
 use super::facts;
-use super::fit::check_fit;
 use super::plan::{EngineKind, Plan};
 use super::quality::{self, ScoredText};
+use super::run::Stage;
 use super::runner::activation_dtype;
 use crate::error::Result;
 use crate::kernels::Device;
 use crate::model::Model;
 use crate::quant::Samples;
 use crate::results::Environment;
-use crate::results::record::{Body, Cell, Failure, Loaded, QualityTask, Record, Subject};
+use crate::results::record::{Body, Cell, Failure, Key, Loaded, QualityTask, Record, Subject};
 use crate::scheme::{DType, KvFormat, Variant};
 
 /// One variant of one model.
@@ -37,6 +37,16 @@ pub(super) enum Point {
     Speed(Cell),
 }
 
+impl Point {
+    /// What is being done while it is measured.
+    pub(super) fn stage(&self) -> Stage {
+        match self {
+            Self::Quality(_) => Stage::Quality,
+            Self::Speed(cell) => Stage::Speed(*cell),
+        }
+    }
+}
+
 impl Job<'_> {
     /// What is to be measured of it.
     pub(super) fn points(&self, plan: &Plan) -> Vec<Point> {
@@ -44,6 +54,14 @@ impl Job<'_> {
         quality
             .into_iter()
             .chain(plan.cells.iter().map(|&cell| Point::Speed(cell)))
+            .collect()
+    }
+
+    /// The addresses of its points.
+    pub(super) fn keys(&self, plan: &Plan) -> Vec<Key> {
+        let points = self.points(plan).into_iter();
+        points
+            .map(|point| self.failed(&point, None, String::new()).key)
             .collect()
     }
 
@@ -76,10 +94,10 @@ impl Job<'_> {
     }
 }
 
-/// What a plan comes to, model by model; checked as far as it can be before any weight is read.
+/// What a plan comes to, model by model, without reading any weight.
 ///
 /// # Errors
-/// If a text or a variant cannot be had, or a cell cannot fit.
+/// If a text or a variant cannot be had.
 pub(super) fn jobs<'a>(
     plan: &'a Plan,
     device: &Device,
@@ -121,7 +139,6 @@ pub(super) fn jobs<'a>(
         let several = plan.variants.len() * plan.kv.len() > 1;
         let mut base: Option<(String, BaseFile)> = None;
         for (number, (variant, kv)) in variants.enumerate() {
-            check_fit(plan, device, model, variant, act, kv)?;
             let (name, scheme) = match plan.engine {
                 EngineKind::CandleGguf => facts::file_scheme(model, variant)?,
                 _ => {

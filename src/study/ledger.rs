@@ -1,10 +1,12 @@
 //! The account of memory of one cell: predicted before anything is allocated, measured after the trials.
 
+use super::facts;
 use super::target::Target;
 use crate::engine::Footprint;
 use crate::error::Result;
 use crate::kernels::Device;
 use crate::kernels::gpu::Gpu;
+use crate::measure::gpu_memory_of_this_process as own_memory;
 use crate::measure::memory::HostMemory;
 use crate::results::record::{Amount, Memory};
 use crate::units::Bytes;
@@ -18,11 +20,13 @@ pub(super) fn begin(device: &Device) -> Result<()> {
     }
 }
 
-/// The account since [`begin`]; `predicted` is what the cell was thought to take.
+/// The account since [`begin`]; `predicted` is what the cell was thought to take. Where the device is `shared` with variants that
+/// take turns, what this process holds of it stands for what is in use.
 pub(super) fn account(
     device: &Device,
     runner: &dyn Target,
     predicted: Option<Footprint>,
+    shared: bool,
 ) -> Memory {
     let held = runner.footprint();
     let weights = runner.weight_bytes();
@@ -49,13 +53,22 @@ pub(super) fn account(
     };
     match device {
         Device::Cpu => memory,
-        Device::Gpu(gpu) => on_gpu(gpu, memory),
+        Device::Gpu(gpu) => {
+            let own = || facts::selector(device).and_then(|gpu| own_memory(&gpu));
+            on_gpu(gpu, memory, shared.then(own))
+        }
     }
 }
 
 /// The same where an allocator tells how much there was at most, and the device what else is in use of it.
-fn on_gpu(gpu: &Gpu, memory: Memory) -> Memory {
-    let (pool, outside) = (gpu.pool().ok(), gpu.outside().ok());
+fn on_gpu(gpu: &Gpu, memory: Memory, own: Option<Option<Bytes>>) -> Memory {
+    let pool = gpu.pool().ok();
+    let outside = match own {
+        None => gpu.outside().ok(),
+        Some(own) => own
+            .zip(pool)
+            .map(|(own, pool)| own.0.saturating_sub(pool.reserved)),
+    };
     let before = gpu.outside_at_open();
     let peak = pool.map(|pool| Bytes(pool.used_peak));
     let predicted = memory.total.predicted.zip(before);

@@ -38,6 +38,9 @@ pub struct Plan {
     pub chunk: Option<usize>,
     /// How often a cell is repeated.
     pub rule: StopRule,
+    /// How many turns variants of a model take at each cell, the trials of the rule divided among them; with one, each
+    /// variant is timed after the other.
+    pub turns: usize,
     /// What runs before the first counted trial of a cell.
     pub warm_up: WarmUp,
     /// How long energy is measured.

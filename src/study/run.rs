@@ -1,30 +1,27 @@
 //! The main job: every variant of every model is loaded, verified, scored and timed, and each point is on the disk
-//! before the next begins.
+//! before the next begins. Who does that, here or in a child process, is [`super::worker`]'s business; in which order
+//! variants take turns, [`super::turns`]'s.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
+use std::ops::Range;
 
-use super::bench::{Bench, limits};
-use super::energy::Meter;
-use super::facts;
+use super::bench::Turn;
+use super::fit::{check_fit, fit_together};
 use super::job::{Job, Point, jobs};
-use super::plan::{EngineKind, Plan};
-use super::quality::{self, Role, Score};
-use super::runner::Runner;
+use super::plan::{EngineKind, Plan, positions};
+use super::quality;
 use super::stored::notice;
-use super::verify::verify;
-use crate::engine::{DeviceWeights, Footprint, StepPlan};
+use super::turns::turns;
+use super::worker::{
+    Answer, Child, Fault, FaultKind, Hand, Launch, News, Opening, Phase, Request, Site, Worker,
+};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
-use crate::measure::memory::PeakMeter;
-use crate::measure::{Interrupt, PowerSource, SystemClock};
+use crate::measure::{Interrupt, SystemClock};
 use crate::model::Model;
 use crate::quality::TextFormat;
-use crate::results::environment::Ceilings;
-use crate::results::record::{Body, Cell, Load, Loaded, Perplexity, Record};
+use crate::results::record::{Cell, Loaded, Record};
 use crate::results::{Environment, Store};
-use crate::units::{Bytes, Clock};
+use crate::units::Clock;
 
 /// What is being done.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,14 +44,20 @@ pub trait Watcher {
     fn text(&mut self, model: &str, format: TextFormat, tokens: u64);
     /// Work on a variant: the share of this stage that is done, and the share of the whole run.
     fn progress(&mut self, variant: &str, stage: &Stage, share: f64, overall: f64);
-    /// A variant is loaded, and its steps go like this on the GPU.
-    fn plan(&mut self, _variant: &str, _plan: &StepPlan) {}
-    /// The predictions of a base are on the disk, so large, for variants to be compared with.
-    fn base(&mut self, variant: &str, path: &Path, size: Bytes);
-    /// A quantised checkpoint was made, or had been before: where it lies, in words.
-    fn quantised(&mut self, variant: &str, what: &str);
+    /// Something about a variant that is worth a line.
+    fn note(&mut self, variant: &str, what: &str);
     /// A point is on record.
     fn point(&mut self, record: &Record, resumed: bool);
+}
+
+/// Where the work of a run is done.
+#[derive(Debug, Clone)]
+pub enum Isolation {
+    /// In this process: what ends it ends the run.
+    Here,
+    /// In a child process for each variant, started like this; the plan is the one of this number among those that its
+    /// command line stands for.
+    Children(Launch, usize),
 }
 
 /// What a run came to.
@@ -77,14 +80,16 @@ impl Outcome {
     }
 }
 
-/// Runs `plan` on `device`, keeping records in `store`; points that are there are not measured again.
+/// Runs `plan` on `device`, keeping records in `store`; points that are there are not measured again. Where children do the
+/// work, the device is let go of before the first of them takes it.
 ///
 /// # Errors
 /// If a model cannot be opened, the plan fits nothing, or the store cannot be written. A failing point is a record.
 pub fn run(
     plan: &Plan,
-    device: &Device,
+    device: Device,
     environment: &Environment,
+    isolation: &Isolation,
     store: &mut Store,
     interrupt: &Interrupt,
     watcher: &mut dyn Watcher,
@@ -95,45 +100,48 @@ pub fn run(
         .iter()
         .map(Model::open)
         .collect::<Result<Vec<_>>>()?;
-    let jobs = jobs(plan, device, environment, &models)?;
+    let jobs = jobs(plan, &device, environment, &models)?;
     for job in &jobs {
+        check_fit(plan, &device, job)?;
         if let Some(text) = &job.text {
             watcher.text(&job.model.name, text.format, text.layout.tokens_total);
         }
     }
-    let power = match facts::selector(device) {
-        Some(selector) => PowerSource::of_gpu(&selector),
-        None => PowerSource::none("energy is measured on NVIDIA GPUs only; this run used the CPU"),
+    let groups = groups(plan, &device, &jobs, watcher);
+    let (device, launch) = match isolation {
+        Isolation::Here => (Some(device), None),
+        Isolation::Children(launch, plan) => (None, Some((launch, *plan))),
     };
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let total = jobs
-        .iter()
-        .map(|job| job.points(plan).len())
-        .sum::<usize>()
-        .max(1);
-    let mut session = Session {
-        plan,
-        device,
-        store,
-        interrupt,
-        watcher,
-        meter: Meter::new(power, clock.clone(), plan.energy, plan.seed),
-        ceilings: environment.ceilings.as_ref(),
-        clock,
-        done: 0,
-        total,
-        outcome: Outcome::default(),
-    };
-    for job in &jobs {
-        match session.job(job, &jobs) {
-            Err(Error::Interrupted) => {
-                session.outcome.interrupted = true;
-                break;
+    let ceilings = environment.ceilings.as_ref();
+    let site = device
+        .as_ref()
+        .map(|device| Site::new(plan, device, ceilings, interrupt));
+    let hire = |number: usize| -> Result<Box<dyn Hand + '_>> {
+        let job = &jobs[number];
+        match (&site, launch) {
+            (Some(site), _) => Ok(Box::new(Worker::new(site, job))),
+            (None, Some((launch, plan_number))) => {
+                let mut child = Child::start(launch, interrupt)?;
+                let opening = Opening {
+                    environment: environment.clone(),
+                    plan: plan_number,
+                    job: number,
+                    keys: job.keys(plan),
+                };
+                match child.ask(&Request::Open(Box::new(opening)), &mut |_| ()) {
+                    Answer::Failed { fault } => Err(fault.into_error()),
+                    _ => Ok(Box::new(child)),
+                }
             }
-            other => other?,
+            (None, None) => Err(Error::Internal("nobody does the work".into())),
         }
-    }
-    Ok(session.outcome)
+    };
+    let mut session = Session::new(plan, &jobs, &hire, store, interrupt, watcher);
+    session.outcome.interrupted = match session.run(&groups) {
+        Err(Error::Interrupted) => true,
+        other => other.map(|()| false)?,
+    };
+    Ok(session.finish())
 }
 
 /// Opens everything that `plan` names, reading headers and texts only. Gives what is worth saying about them.
@@ -158,316 +166,409 @@ pub fn check_inputs(plan: &Plan) -> Result<Vec<String>> {
     Ok(notices)
 }
 
-/// Groups by size; where a scale covers a whole row, whatever its length, by that.
-fn name_groups(groups: BTreeMap<usize, usize>, wished: Option<usize>) -> BTreeMap<String, usize> {
-    match wished {
-        None if groups.is_empty() => BTreeMap::new(),
-        None => BTreeMap::from([("row".to_owned(), groups.into_values().sum())]),
-        Some(_) => groups
-            .into_iter()
-            .map(|(group, layers)| (group.to_string(), layers))
-            .collect(),
+/// Variants that are measured together: those that take turns, else each alone.
+struct Group {
+    jobs: Range<usize>,
+    takes_turns: bool,
+}
+
+/// The variants of a model take turns if the plan wants that and all of them fit the device at once.
+fn groups(plan: &Plan, device: &Device, jobs: &[Job<'_>], watcher: &mut dyn Watcher) -> Vec<Group> {
+    let mut groups = Vec::new();
+    let mut start = 0;
+    for of_model in jobs.chunk_by(|a, b| std::ptr::eq(a.model, b.model)) {
+        let jobs = start..start + of_model.len();
+        start = jobs.end;
+        let wanted = plan.turns > 1 && of_model.len() > 1 && !plan.cells.is_empty();
+        let takes_turns = wanted && fit_together(plan, device, of_model);
+        if wanted && !takes_turns {
+            watcher.note(
+                &of_model[0].model.name,
+                "variants do not fit side by side, so each is timed after the other",
+            );
+        }
+        groups.push(Group { jobs, takes_turns });
     }
+    groups
+}
+
+/// Gives a variant a worker.
+type Hire<'a> = dyn Fn(usize) -> Result<Box<dyn Hand + 'a>> + 'a;
+
+/// A variant in a run.
+struct Seat<'a> {
+    points: Vec<Point>,
+    /// What is on record of each.
+    records: Vec<Option<Record>>,
+    hand: Option<Box<dyn Hand + 'a>>,
+    loaded: Option<Loaded>,
+    /// Why nothing of it can be measured any more.
+    given_up: Option<String>,
+    /// Cells that there was no room for.
+    too_large: Vec<Cell>,
+    /// The share of the point at hand that is done.
+    share: f64,
 }
 
 struct Session<'a> {
     plan: &'a Plan,
-    device: &'a Device,
+    jobs: &'a [Job<'a>],
+    hire: &'a Hire<'a>,
     store: &'a mut Store,
     interrupt: &'a Interrupt,
     watcher: &'a mut dyn Watcher,
-    meter: Meter,
-    ceilings: Option<&'a Ceilings>,
-    clock: Arc<dyn Clock>,
-    done: usize,
-    total: usize,
+    clock: SystemClock,
+    seats: Vec<Seat<'a>>,
     outcome: Outcome,
 }
 
-impl Session<'_> {
-    /// Measures whatever of a job is not on record.
-    fn job(&mut self, job: &Job<'_>, jobs: &[Job<'_>]) -> Result<()> {
-        let points = job.points(self.plan);
-        let known: Vec<Option<Record>> = points
-            .iter()
-            .map(|point| self.on_record(job, point))
-            .collect();
-        if known.iter().all(Option::is_some) {
-            known
-                .into_iter()
-                .flatten()
-                .for_each(|record| self.note(record, true));
-            return Ok(());
+impl<'a> Session<'a> {
+    fn new(
+        plan: &'a Plan,
+        jobs: &'a [Job<'a>],
+        hire: &'a Hire<'a>,
+        store: &'a mut Store,
+        interrupt: &'a Interrupt,
+        watcher: &'a mut dyn Watcher,
+    ) -> Self {
+        let seats = jobs.iter().map(|job| {
+            let points = job.points(plan);
+            Seat {
+                records: points.iter().map(|_| None).collect(),
+                points,
+                hand: None,
+                loaded: None,
+                given_up: None,
+                too_large: Vec::new(),
+                share: 0.0,
+            }
+        });
+        Self {
+            plan,
+            jobs,
+            hire,
+            store,
+            interrupt,
+            watcher,
+            clock: SystemClock::new(),
+            seats: seats.collect(),
+            outcome: Outcome::default(),
         }
-        let asked = |(point, known): (&Point, &Option<Record>)| {
-            matches!(point, Point::Quality(_)) && known.is_none()
-        };
-        let compared = points.iter().zip(&known).any(asked) && self.base_is_ready(job, jobs)?;
-        let (mut runner, loaded) = match self.load(job) {
-            Ok(pair) => pair,
-            Err(Error::Interrupted) => return Err(Error::Interrupted),
-            Err(
-                error
-                @ (Error::Usage(_) | Error::Config(_) | Error::Data { .. } | Error::Io { .. }),
-            ) => return Err(error),
-            Err(error) => {
-                return points
-                    .iter()
-                    .try_for_each(|point| self.keep(job.failed(point, None, error.to_string())));
+    }
+
+    fn run(&mut self, groups: &[Group]) -> Result<()> {
+        self.resume();
+        for group in groups {
+            for job in group.jobs.clone() {
+                self.alone(job, group.takes_turns)?;
             }
-        };
-        let broken = loaded
-            .verification
-            .checks
-            .iter()
-            .find(|check| !check.passed);
-        let broken = broken.map(|check| format!("not timed: {} ({})", check.name, check.detail));
-        for (point, known) in points.iter().zip(known) {
-            self.interrupt.check()?;
-            if let Some(record) = known {
-                self.note(record, true);
-                continue;
+            if group.takes_turns {
+                self.in_turns(&group.jobs)?;
             }
-            let record = match &broken {
-                Some(reason) => job.failed(point, Some(loaded.clone()), reason.clone()),
-                None => match self.point(job, point, compared, &mut runner) {
-                    Ok(body) => Record::new(job.subject.clone(), Some(loaded.clone()), body),
-                    Err(Error::Interrupted) => return Err(Error::Interrupted),
-                    Err(error) => job.failed(point, Some(loaded.clone()), error.to_string()),
-                },
-            };
-            self.keep(record)?;
+            for seat in &mut self.seats[group.jobs.clone()] {
+                seat.hand = None;
+            }
         }
         Ok(())
     }
 
-    /// The record of a point that need not be measured again: failed ones are tried once more.
-    fn on_record(&self, job: &Job<'_>, point: &Point) -> Option<Record> {
-        let key = job.failed(point, None, String::new()).key;
-        let record = self
-            .store
-            .get(&key)
-            .filter(|record| record.failure().is_none())?;
-        (!self.plan.force).then(|| record.clone())
-    }
-
-    fn load(&mut self, job: &Job<'_>) -> Result<(Runner, Loaded)> {
-        let name = &job.variant.name;
-        let overall = self.overall(0.0);
-        let (watcher, interrupt) = (&mut *self.watcher, self.interrupt);
-        let quantising = &self.plan.quantising;
-        let samples = job.samples.as_deref();
-        let source = quantising.source(
-            job.model,
-            job.variant,
-            samples,
-            self.device,
-            job.act,
-            &mut |at| {
-                watcher.progress(name, &Stage::Quantise, at.share, overall);
-                interrupt.check()
-            },
-        )?;
-        if let Some(told) = source.told() {
-            watcher.quantised(name, &told);
+    /// Takes over what is on record; failed points are tried once more.
+    fn resume(&mut self) {
+        if self.plan.force {
+            return;
         }
-        let mut progress = |done: u64, total: u64| {
-            let share = done as f64 / total.max(1) as f64;
-            watcher.progress(name, &Stage::Load, share, overall);
-            interrupt.check()
-        };
-        if let Device::Gpu(gpu) = self.device {
-            gpu.set_fused(self.plan.switches.fuse.unwrap_or(true));
-        }
-        self.meter.forget();
-        let meter = PeakMeter::start();
-        let start = self.clock.now();
-        let kind = self.plan.engine;
-        let flag = self.interrupt.flag();
-        let mut runner = Runner::load(
-            kind,
-            source.model(),
-            source.variant(),
-            job.act,
-            job.kv,
-            self.device,
-            &flag,
-            &mut progress,
-        )?;
-        let switches = self.plan.switches;
-        if let Some(graphs) = switches.graphs {
-            runner.set_replays(graphs);
-        }
-        if let Device::Gpu(gpu) = self.device {
-            gpu.set_overlap(switches.overlap.unwrap_or(true));
-            if let Some(steps) = runner.step_plan() {
-                self.watcher.plan(name, &steps);
-            }
-        }
-        let time = self.clock.now() - start;
-        let peak_host = meter.peak().map(|peak| peak.bytes);
-        self.watcher.progress(name, &Stage::Verify, 0.0, overall);
-        let context = job.model.config.max_positions;
-        let verification = verify(&mut runner, job.model.config.vocab, context, &*self.clock)?;
-        let groups = runner
-            .weights()
-            .map(DeviceWeights::groups)
-            .unwrap_or_default();
-        let loaded = Loaded {
-            weight_bytes: runner.weight_bytes(),
-            linear_bytes: runner
-                .weights()
-                .map_or(Bytes(0), DeviceWeights::linear_bytes),
-            groups_used: name_groups(groups, job.subject.scheme.group_size),
-            load: Load {
-                time,
-                read: Bytes(source.model().origin.file_bytes),
-                peak_host,
-            },
-            verification,
-        };
-        Ok((runner, loaded))
-    }
-
-    /// Whether there is a base to compare a variant with; one whose predictions are not kept is scored for that.
-    fn base_is_ready(&mut self, job: &Job<'_>, jobs: &[Job<'_>]) -> Result<bool> {
-        let Some((_, file)) = job.base.as_ref().filter(|_| !job.is_base) else {
-            return Ok(false);
-        };
-        let base = jobs
-            .iter()
-            .find(|base| base.is_base && std::ptr::eq(base.model, job.model));
-        let Some(base) = base.filter(|_| !file.exists()) else {
-            return Ok(file.exists());
-        };
-        let made = self.load(base).and_then(|(mut runner, loaded)| {
-            if !loaded.verification.passed() {
-                return Ok(());
-            }
-            self.score(base, Role::Base(file), false, &mut runner)
-                .map(|_| ())
-        });
-        match made {
-            Err(Error::Interrupted) => Err(Error::Interrupted),
-            // Then there is nothing to compare with; what is wrong with the base stands on its own record.
-            _ => Ok(file.exists()),
-        }
-    }
-
-    /// Scores the text of a job.
-    fn score(
-        &mut self,
-        job: &Job<'_>,
-        role: Role<'_>,
-        under_load: bool,
-        runner: &mut Runner,
-    ) -> Result<Perplexity> {
-        let (Some(text), Some(plan)) = (&job.text, &self.plan.quality) else {
-            return Err(Error::Internal("a text to score was lost".into()));
-        };
-        let name = &job.variant.name;
-        let (done, total) = (self.done as f64, self.total as f64);
-        let (watcher, interrupt) = (&mut *self.watcher, self.interrupt);
-        let batches = self.plan.cells.iter().map(|cell| cell.batch);
-        let new = match role {
-            Role::Base(file) if !file.exists() => Some(file),
-            _ => None,
-        };
-        let score = Score {
-            text,
-            role,
-            chunk: self.plan.chunk.unwrap_or(plan.protocol.context),
-            batch: under_load.then(|| batches.max().unwrap_or(1)),
-        };
-        let found = score.run(runner, &mut |scored, all| {
-            let share = scored as f64 / all.max(1) as f64;
-            watcher.progress(name, &Stage::Quality, share, (done + share) / total);
-            interrupt.check()
-        })?;
-        if let Some(file) = new {
-            watcher.base(name, file.path(), file.size());
-        }
-        let mut own = found.own;
-        own.configuration = Some(runner.configuration());
-        Ok(own)
-    }
-
-    fn point(
-        &mut self,
-        job: &Job<'_>,
-        point: &Point,
-        compared: bool,
-        runner: &mut Runner,
-    ) -> Result<Body> {
-        if let Point::Quality(task) = point {
-            let mut task = task.clone();
-            let role = match &job.base {
-                Some((_, file)) if job.is_base => Role::Base(file),
-                Some((_, file)) if compared => Role::Against(file),
-                // Another point: a later run tries the comparison again.
-                _ => {
-                    task.base = None;
-                    Role::Alone
+        for (number, job) in self.jobs.iter().enumerate() {
+            for (point, key) in job.keys(self.plan).iter().enumerate() {
+                let known = self.store.get(key);
+                if let Some(record) = known.filter(|record| record.failure().is_none()) {
+                    self.watcher.point(record, true);
+                    self.seats[number].records[point] = Some(record.clone());
                 }
-            };
-            let under_load = self.plan.quality.as_ref().is_some_and(|q| q.under_load);
-            let outcome = Ok(self.score(job, role, under_load, runner)?);
-            return Ok(Body::Quality { task, outcome });
+            }
         }
-        let name = &job.variant.name;
-        let (done, total) = (self.done as f64, self.total as f64);
-        let (watcher, interrupt) = (&mut *self.watcher, self.interrupt);
-        let Point::Speed(cell) = point else {
-            return Err(Error::Internal("a point of no kind".into()));
-        };
-        let bench = Bench {
-            plan: self.plan,
-            device: self.device,
-            clock: self.clock.clone(),
-            interrupt,
-            meter: &self.meter,
-            vocab: job.model.config.vocab,
-            kv: job.kv,
-            ceilings: self.ceilings,
-        };
-        let predicted = runner.weights().and_then(|weights| {
-            let limits = limits(self.plan, self.device, cell, job.kv);
-            Footprint::predict(
-                &weights.config,
-                job.variant,
-                job.act,
-                &weights.source,
-                limits,
-                self.device,
-            )
-            .ok()
-        });
-        let stage = Stage::Speed(*cell);
-        watcher.progress(name, &stage, 0.0, done / total);
-        let speed = bench.cell(runner, cell, predicted, |share| {
-            watcher.progress(name, &stage, share, (done + share) / total);
-        })?;
-        Ok(Body::Speed {
-            cell: *cell,
-            outcome: Ok(speed),
-        })
     }
 
-    fn overall(&self, share: f64) -> f64 {
-        (self.done as f64 + share) / self.total as f64
+    /// Measures what is not on record of a variant, without those points that are measured in turns.
+    fn alone(&mut self, job: usize, takes_turns: bool) -> Result<()> {
+        for point in 0..self.seats[job].points.len() {
+            let is_timed = matches!(self.seats[job].points[point], Point::Speed(_));
+            if self.seats[job].records[point].is_some() || is_timed && takes_turns {
+                continue;
+            }
+            self.interrupt.check()?;
+            if !is_timed {
+                self.predict_base(job)?;
+            }
+            if self.may_measure(job, point)? {
+                let answer = self.ask(job, point, &Request::Measure { point }, (0.0, 1.0))?;
+                self.settle(job, point, answer)?;
+            }
+        }
+        let seat = &mut self.seats[job];
+        if !takes_turns {
+            seat.hand = None;
+        } else if seat.hand.is_some() {
+            // What it holds beyond the weights would be in the way of the others.
+            if let Answer::Failed { fault } = self.ask(job, 0, &Request::Rest, (0.0, 0.0))? {
+                self.part(job, &fault);
+            }
+        }
+        Ok(())
+    }
+
+    /// Measures the cells of some variants, each cell with all of them in turns, so that whatever drifts hits all alike.
+    fn in_turns(&mut self, jobs: &Range<usize>) -> Result<()> {
+        let timed = |point: &Point| matches!(point, Point::Speed(_));
+        let points = &self.seats[jobs.start].points;
+        let cells: Vec<usize> = (0..points.len()).filter(|&i| timed(&points[i])).collect();
+        for cell in cells {
+            // The points before the cells are the same in number for all variants of a model.
+            let mut waiting = Vec::new();
+            for job in jobs.clone() {
+                self.interrupt.check()?;
+                if self.seats[job].records[cell].is_none() && self.may_measure(job, cell)? {
+                    waiting.push(job);
+                }
+            }
+            self.cell_in_turns(cell, waiting)?;
+        }
+        Ok(())
+    }
+
+    fn cell_in_turns(&mut self, point: usize, mut waiting: Vec<usize>) -> Result<()> {
+        let mut satisfied = Vec::new();
+        let mut round = 0;
+        while satisfied.len() < waiting.len() {
+            round += 1;
+            for job in turns(round, &waiting) {
+                if satisfied.contains(&job) || !waiting.contains(&job) {
+                    continue;
+                }
+                self.interrupt.check()?;
+                let of = self.plan.turns;
+                let turn = Turn {
+                    number: round,
+                    of,
+                    begin: self.clock.now().0,
+                };
+                let done = ((round - 1) as f64 / of as f64).min(1.0);
+                let request = Request::Turn { point, turn };
+                match self.ask(job, point, &request, (done, 1.0 / of as f64))? {
+                    Answer::Paused { enough: true } => satisfied.push(job),
+                    Answer::Paused { enough: false } => {}
+                    other => {
+                        waiting.retain(|&left| left != job);
+                        self.settle(job, point, other)?;
+                    }
+                }
+            }
+        }
+        for job in waiting {
+            let answer = self.ask(job, point, &Request::Finish { point }, (1.0, 0.0))?;
+            self.settle(job, point, answer)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a point can be tried; if not, the reason is put on record.
+    fn may_measure(&mut self, job: usize, point: usize) -> Result<bool> {
+        let mut reason = self.no_room(job, point);
+        if reason.is_none() {
+            self.load(job)?;
+            reason = self.seats[job].given_up.clone();
+        }
+        if let Some(reason) = &reason {
+            self.fail(job, point, reason.clone())?;
+        }
+        Ok(reason.is_none())
+    }
+
+    /// Why a cell is not tried: there was no room for a smaller one.
+    fn no_room(&self, job: usize, point: usize) -> Option<String> {
+        let seat = &self.seats[job];
+        let Point::Speed(cell) = &seat.points[point] else {
+            return None;
+        };
+        let smaller = |too_large: &&Cell| {
+            cell.batch >= too_large.batch && positions(cell) >= positions(too_large)
+        };
+        let known = seat.too_large.iter().find(smaller)?;
+        Some(format!(
+            "not tried: out of memory at batch {}, {} positions, which is no larger",
+            known.batch,
+            positions(known)
+        ))
+    }
+
+    /// Gives a variant its worker and loads it, unless that is done or hopeless.
+    fn load(&mut self, job: usize) -> Result<()> {
+        if self.seats[job].hand.is_some() || self.seats[job].given_up.is_some() {
+            return Ok(());
+        }
+        let answer = match (self.hire)(job) {
+            Ok(hand) => {
+                self.seats[job].hand = Some(hand);
+                self.ask(job, 0, &Request::Load, (0.0, 0.0))?
+            }
+            Err(error) => Answer::Failed {
+                fault: error.into(),
+            },
+        };
+        let seat = &mut self.seats[job];
+        match answer {
+            Answer::Loaded { loaded } => {
+                let checks = &loaded.verification.checks;
+                let broken = checks.iter().find(|check| !check.passed);
+                seat.given_up =
+                    broken.map(|check| format!("not timed: {} ({})", check.name, check.detail));
+                seat.loaded = Some(*loaded);
+            }
+            Answer::Failed { fault } if fault.ends_the_run() => return Err(fault.into_error()),
+            Answer::Failed { fault } => seat.given_up = Some(fault.to_string()),
+            _ => return Err(no_answer()),
+        }
+        if seat.given_up.is_some() {
+            seat.hand = None;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that there is something to compare a variant's predictions with.
+    fn predict_base(&mut self, job: usize) -> Result<()> {
+        let jobs = self.jobs;
+        let Some((_, file)) = jobs[job].base.as_ref().filter(|_| !jobs[job].is_base) else {
+            return Ok(());
+        };
+        let is_base = |other: &Job<'_>| other.is_base && std::ptr::eq(other.model, jobs[job].model);
+        let base = jobs.iter().position(is_base).filter(|_| !file.exists());
+        let Some(base) = base else {
+            return Ok(());
+        };
+        let was_there = self.seats[base].hand.is_some();
+        self.load(base)?;
+        // If it fails there is nothing to compare with; what is wrong with the base stands on its own record.
+        if self.seats[base].given_up.is_none()
+            && let Answer::Failed { fault } = self.ask(base, 0, &Request::Predict, (0.0, 0.0))?
+        {
+            self.part(base, &fault);
+        }
+        if !was_there {
+            self.seats[base].hand = None;
+        }
+        Ok(())
+    }
+
+    /// Asks the worker of a variant; what it tells is passed on as the part of a point that begins at the first of `span`
+    /// and is as long as the second.
+    fn ask(
+        &mut self,
+        job: usize,
+        point: usize,
+        request: &Request,
+        span: (f64, f64),
+    ) -> Result<Answer> {
+        let name = &self.jobs[job].variant.name;
+        let others = self.overall() - self.seats[job].share;
+        let total = self.total();
+        let Seat {
+            hand,
+            points,
+            share: reached,
+            ..
+        } = &mut self.seats[job];
+        let hand = hand
+            .as_deref_mut()
+            .ok_or_else(|| Error::Internal("a variant without a worker".into()))?;
+        let watcher = &mut *self.watcher;
+        let answer = hand.ask(request, &mut |news| match news {
+            News::Note { text } => watcher.note(name, &text),
+            News::Progress { phase, share } => {
+                *reached = match phase {
+                    Phase::Point => span.0 + span.1 * share,
+                    _ => *reached,
+                };
+                let stage = match phase {
+                    Phase::Quantise => Stage::Quantise,
+                    Phase::Load => Stage::Load,
+                    Phase::Verify => Stage::Verify,
+                    Phase::Point => points[point].stage(),
+                };
+                watcher.progress(name, &stage, share, (others + *reached) / total);
+            }
+        });
+        match answer {
+            Answer::Failed { fault } if fault.kind == FaultKind::Interrupted => {
+                Err(Error::Interrupted)
+            }
+            answer => Ok(answer),
+        }
+    }
+
+    /// Puts on record what came of a point.
+    fn settle(&mut self, job: usize, point: usize, answer: Answer) -> Result<()> {
+        match answer {
+            Answer::Measured { record } => self.keep(job, point, *record),
+            Answer::Failed { fault } => {
+                if let (FaultKind::OutOfMemory, Point::Speed(cell)) =
+                    (fault.kind, &self.seats[job].points[point])
+                {
+                    let cell = *cell;
+                    self.seats[job].too_large.push(cell);
+                }
+                self.part(job, &fault);
+                self.fail(job, point, fault.to_string())
+            }
+            _ => Err(no_answer()),
+        }
+    }
+
+    /// Lets a worker go that is of no more use; the next point gets another.
+    fn part(&mut self, job: usize, fault: &Fault) {
+        if fault.spoils_the_worker() {
+            self.seats[job].hand = None;
+        }
+    }
+
+    fn fail(&mut self, job: usize, point: usize, reason: String) -> Result<()> {
+        let seat = &self.seats[job];
+        let record = self.jobs[job].failed(&seat.points[point], seat.loaded.clone(), reason);
+        self.keep(job, point, record)
     }
 
     /// Puts a point on the disk.
-    fn keep(&mut self, record: Record) -> Result<()> {
+    fn keep(&mut self, job: usize, point: usize, mut record: Record) -> Result<()> {
+        record.environment = self.store.environment();
         self.store.append(record.clone())?;
-        self.note(record, false);
+        self.outcome.failed += usize::from(record.failure().is_some());
+        self.watcher.point(&record, false);
+        let seat = &mut self.seats[job];
+        seat.records[point] = Some(record);
+        seat.share = 0.0;
         Ok(())
     }
 
-    fn note(&mut self, record: Record, resumed: bool) {
-        self.done += 1;
-        self.outcome.failed += usize::from(record.failure().is_some());
-        self.watcher.point(&record, resumed);
-        self.outcome.records.push(record);
+    /// Points of the plan; one where there is none, for shares of it.
+    fn total(&self) -> f64 {
+        let points: usize = self.seats.iter().map(|seat| seat.points.len()).sum();
+        points.max(1) as f64
     }
+
+    /// Points that are done, with the parts of those at hand.
+    fn overall(&self) -> f64 {
+        let of = |seat: &Seat<'_>| seat.records.iter().flatten().count() as f64 + seat.share;
+        self.seats.iter().map(of).sum()
+    }
+
+    /// What the run came to.
+    fn finish(self) -> Outcome {
+        let records = self.seats.into_iter().flat_map(|seat| seat.records);
+        Outcome {
+            records: records.flatten().collect(),
+            ..self.outcome
+        }
+    }
+}
+
+fn no_answer() -> Error {
+    Error::Internal("a worker answered what it was not asked".into())
 }

@@ -164,6 +164,7 @@ fn run(script: Script, seed: u64, rule: StopRule) -> Record {
         engine: EngineKind::Candlepower,
         switches: Switches::default(),
         chunk: None,
+        turns: 1,
         rule,
         warm_up: WarmUp::default(),
         energy: EnergyPlan {

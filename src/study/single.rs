@@ -84,7 +84,7 @@ pub fn score_text(
                 let what = (variant, KvFormat::Auto);
                 let found = scored(wish, what, act, &text, role, interrupt, watcher)?;
                 noise_floor = figures(&text.task, &found.own)?.noise_floor;
-                watcher.base(&variant.name, file.path(), file.size());
+                watcher.note(&variant.name, &file.told());
             }
             Some((variant, file))
         }
@@ -142,7 +142,7 @@ fn scored(
         },
     )?;
     if let Some(told) = source.told() {
-        watcher.quantised(name, &told);
+        watcher.note(name, &told);
     }
     let mut runner = Runner::load(
         EngineKind::Candlepower,

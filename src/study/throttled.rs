@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::measure::throttle::{Cooling, ThrottleWatch};
 use crate::measure::{Board, Interrupt};
-use crate::results::record::{ThrottledTrial, Throttling, Trial};
+use crate::results::record::{Block, ThrottledTrial, Throttling, Trial};
 use crate::units::Clock;
 
 /// Makes trials on one board and remembers which were slowed.
@@ -40,26 +40,53 @@ impl Unslowed<'_> {
             self.found.cooled = self.found.cooled + cooled;
         }
     }
+}
 
-    /// The trials that count: those that nothing slowed, or if there is none, all.
-    pub(super) fn settle(self, trials: Vec<Watched>) -> (Vec<Trial>, Throttling) {
-        let mut found = self.found;
-        let (good, slowed): (Vec<Watched>, Vec<Watched>) = trials
-            .into_iter()
-            .partition(|(_, reasons)| reasons.is_empty());
-        let trials_of = |watched: Vec<Watched>| watched.into_iter().map(|(trial, _)| trial);
-        if good.is_empty() {
-            let mut reasons: Vec<String> = slowed.iter().flat_map(|(_, r)| r.clone()).collect();
-            reasons.sort_unstable();
-            reasons.dedup();
-            found.counted = reasons;
-            return (trials_of(slowed).collect(), found);
+/// The trials of a cell as they are put on record.
+pub(super) struct Settled {
+    /// Those that count: those that nothing slowed, or if there is none, all.
+    pub(super) trials: Vec<Trial>,
+    /// The blocks that they came in.
+    pub(super) blocks: Vec<Block>,
+    /// What was slowed.
+    pub(super) throttling: Throttling,
+}
+
+/// Sets apart the trials that were slowed after all; `blocks` say how many of `trials` each block made.
+pub(super) fn settle(
+    trials: Vec<Watched>,
+    mut blocks: Vec<Block>,
+    mut found: Throttling,
+) -> Settled {
+    if trials.iter().all(|(_, reasons)| !reasons.is_empty()) {
+        let mut reasons: Vec<String> = trials.iter().flat_map(|(_, r)| r.clone()).collect();
+        reasons.sort_unstable();
+        reasons.dedup();
+        found.counted = reasons;
+        return Settled {
+            trials: trials.into_iter().map(|(trial, _)| trial).collect(),
+            blocks,
+            throttling: found,
+        };
+    }
+    let mut first = 0;
+    for block in &mut blocks {
+        let last = (first + block.trials).min(trials.len());
+        let good = trials[first..last].iter().filter(|(_, r)| r.is_empty());
+        block.trials = good.count();
+        first = last;
+    }
+    let mut good = Vec::with_capacity(trials.len());
+    for (trial, reasons) in trials {
+        match reasons.is_empty() {
+            true => good.push(trial),
+            false => found.left_out.push(ThrottledTrial { reasons, trial }),
         }
-        let left_out = slowed
-            .into_iter()
-            .map(|(trial, reasons)| ThrottledTrial { reasons, trial });
-        found.left_out.extend(left_out);
-        (trials_of(good).collect(), found)
+    }
+    Settled {
+        trials: good,
+        blocks,
+        throttling: found,
     }
 }
 
@@ -133,8 +160,9 @@ mod tests {
             })
         };
         let trials = (0..5).map(|_| unslowed.trial(&mut one).unwrap()).collect();
-        let (trials, found) = unslowed.settle(trials);
-        (trials.iter().map(|trial| trial.ttft.0).collect(), found)
+        let settled = settle(trials, Vec::new(), unslowed.found);
+        let numbers = settled.trials.iter().map(|trial| trial.ttft.0);
+        (numbers.collect(), settled.throttling)
     }
 
     #[test]
@@ -166,6 +194,25 @@ mod tests {
     }
 
     #[test]
+    fn blocks_count_the_trials_that_count() {
+        let trial = |slowed: bool| {
+            let reasons = slowed.then(|| "hw_thermal_slowdown".to_owned());
+            (Trial::default(), reasons.into_iter().collect())
+        };
+        let block = |trials| Block {
+            begin: Seconds(0.0),
+            trials,
+        };
+        let trials = vec![trial(false), trial(true), trial(false), trial(true)];
+        let settled = settle(trials, vec![block(3), block(1)], Throttling::default());
+        assert_eq!(settled.blocks, [block(2), block(0)]);
+        assert_eq!(
+            (settled.trials.len(), settled.throttling.left_out.len()),
+            (2, 2)
+        );
+    }
+
+    #[test]
     fn without_a_board_nothing_is_slowed() {
         let (clock, interrupt) = (VirtualClock::new(), Interrupt::new());
         let mut unslowed = Unslowed {
@@ -177,6 +224,7 @@ mod tests {
         };
         let watched = unslowed.trial(&mut || Ok(Trial::default())).unwrap();
         assert!(watched.1.is_empty());
-        assert_eq!(unslowed.settle(vec![watched]).1, Throttling::default());
+        let settled = settle(vec![watched], Vec::new(), unslowed.found);
+        assert_eq!(settled.throttling, Throttling::default());
     }
 }

@@ -193,6 +193,7 @@ fn a_study_writes_files_that_keep_to_their_schemas_and_resumes() {
         names,
         [
             "base-logits",
+            "manifest.json",
             "records.jsonl",
             "report.html",
             "study.csv",
@@ -203,6 +204,12 @@ fn a_study_writes_files_that_keep_to_their_schemas_and_resumes() {
     let schemas = run(folder.path(), &["schema"]).expect(0).json();
     let study = json_of(&out.join("study.json"));
     assert_valid(&schemas["candlepower.study/1"], &study, "study.json");
+    let manifest = json_of(&out.join("manifest.json"));
+    assert_valid(
+        &schemas["candlepower.manifest/1"],
+        &manifest,
+        "manifest.json",
+    );
     assert_complete(&study);
     let variants: Vec<&str> = study["variants"]
         .as_array()

@@ -9,7 +9,7 @@ use candlepower::results::record::{Body, Cell, Record};
 use candlepower::results::{Environment, Store};
 use candlepower::scheme::KvFormat;
 use candlepower::study::{
-    self, EnergyPlan, EngineKind, Plan, Quantising, Stage, Switches, Watcher,
+    self, EnergyPlan, EngineKind, Isolation, Plan, Quantising, Stage, Switches, Watcher,
 };
 use candlepower::units::{Bytes, Seconds};
 
@@ -20,8 +20,7 @@ struct Silent;
 impl Watcher for Silent {
     fn text(&mut self, _: &str, _: TextFormat, _: u64) {}
     fn progress(&mut self, _: &str, _: &Stage, _: f64, _: f64) {}
-    fn base(&mut self, _: &str, _: &std::path::Path, _: Bytes) {}
-    fn quantised(&mut self, _: &str, _: &str) {}
+    fn note(&mut self, _: &str, _: &str) {}
     fn point(&mut self, _: &Record, _: bool) {}
 }
 
@@ -52,6 +51,7 @@ fn plan() -> Plan {
         engine: EngineKind::Candlepower,
         switches: Switches::default(),
         chunk: None,
+        turns: 1,
         rule: StopRule::exactly(1),
         warm_up: WarmUp {
             min_trials: 0,
@@ -77,8 +77,9 @@ fn a_study_on_a_gpu_checks_every_way_to_launch_and_accounts_for_its_memory() {
         let plan = plan();
         let outcome = study::run(
             &plan,
-            &device,
+            device.clone(),
             &environment,
+            &Isolation::Here,
             &mut store,
             &interrupt,
             &mut Silent,

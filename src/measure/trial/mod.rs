@@ -71,17 +71,41 @@ pub fn run<T>(
     rule: &StopRule,
     clock: &dyn Clock,
     interrupt: &Interrupt,
+    trial: impl FnMut(usize) -> Result<T>,
+    figures: impl Fn(&T) -> Vec<f64>,
+) -> Result<Trials<T>> {
+    run_on(rule, &Earlier::default(), clock, interrupt, trial, figures)
+}
+
+/// Trials that were made before, in other blocks.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Earlier {
+    /// What the rule watches of each.
+    pub figures: Vec<Vec<f64>>,
+    /// Time that they took together.
+    pub elapsed: Seconds,
+}
+
+/// Makes trials after `earlier` ones until `rule` says stop of all; only the new ones are handed back. One is always made.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_on<T>(
+    rule: &StopRule,
+    earlier: &Earlier,
+    clock: &dyn Clock,
+    interrupt: &Interrupt,
     mut trial: impl FnMut(usize) -> Result<T>,
     figures: impl Fn(&T) -> Vec<f64>,
 ) -> Result<Trials<T>> {
     let mut values = Vec::new();
-    let mut watch = Watch::new(rule);
+    let mut watch = Watch::after_trials(rule, &earlier.figures);
     let begin = clock.now();
     loop {
         interrupt.check()?;
         let value = trial(values.len())?;
         let end = clock.now();
-        let stopped = watch.after(&figures(&value), end - begin);
+        let stopped = watch.after(&figures(&value), earlier.elapsed + (end - begin));
         values.push(value);
         if let Some(stopped) = stopped {
             return Ok(Trials {
@@ -163,6 +187,78 @@ mod tests {
         assert_eq!(
             trials_of(9.0, &StopRule::exactly(0)),
             (1, StopReason::Enough, Seconds(9.0))
+        );
+    }
+
+    #[test]
+    fn what_is_to_be_known_is_known_of_all_blocks() {
+        let clock = VirtualClock::new();
+        let rule = StopRule {
+            min_time: Seconds(0.0),
+            until: Until {
+                precision: Some(0.2),
+                stable: false,
+            },
+            ..StopRule::default()
+        };
+        let spread = |i: usize| vec![1.0 + 0.1 * (i % 3) as f64];
+        let trial = |i| {
+            clock.advance(Seconds(1.0));
+            Ok(i)
+        };
+        let earlier = Earlier {
+            figures: (0..9).map(spread).collect(),
+            elapsed: Seconds(9.0),
+        };
+        assert_eq!(rule.met(&earlier.figures, earlier.elapsed), None);
+        let last = run_on(&rule, &earlier, &clock, &Interrupt::new(), trial, |&i| {
+            spread(i)
+        });
+        let last = last.unwrap();
+        assert_eq!((last.values.len(), last.stopped), (1, StopReason::Precise));
+    }
+
+    #[test]
+    fn blocks_of_trials_come_to_what_the_rule_wants_of_all() {
+        let clock = VirtualClock::new();
+        let blocks_of = |rule: StopRule, each: f64| -> (Vec<usize>, Option<StopReason>) {
+            let (mut made, mut elapsed, mut blocks) = (0, Seconds(0.0), Vec::new());
+            for part in 1..=4 {
+                let Some(rest) = rule.rest_of(f64::from(part) / 4.0, made, elapsed) else {
+                    blocks.push(0);
+                    continue;
+                };
+                let trial = |_| {
+                    clock.advance(Seconds(each));
+                    Ok(())
+                };
+                let block = run(&rest, &clock, &Interrupt::new(), trial, |()| vec![]).unwrap();
+                made += block.values.len();
+                elapsed = elapsed + block.window.duration();
+                blocks.push(block.values.len());
+            }
+            (blocks, rule.met(&vec![vec![]; made], elapsed))
+        };
+        let enough = Some(StopReason::Enough);
+        assert_eq!(
+            blocks_of(StopRule::default(), 1.0),
+            (vec![3, 2, 3, 2], enough)
+        );
+        assert_eq!(
+            blocks_of(StopRule::default(), 0.125),
+            (vec![6, 6, 6, 6], enough)
+        );
+        assert_eq!(
+            blocks_of(StopRule::exactly(1), 9.0),
+            (vec![1, 0, 0, 0], enough)
+        );
+        let brief = StopRule {
+            max_time: Some(Seconds(4.0)),
+            ..StopRule::default()
+        };
+        assert_eq!(
+            blocks_of(brief, 3.0),
+            (vec![1, 0, 0, 1], Some(StopReason::TimeLimit))
         );
     }
 

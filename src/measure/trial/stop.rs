@@ -109,6 +109,30 @@ impl StopRule {
             max_time: None,
         }
     }
+
+    /// What is still to be done of a share of the minima and limits, after `trials` trials that took `elapsed` together; `None`
+    /// if nothing is. Trials that are made in blocks meet the whole rule with the last of them.
+    pub fn rest_of(&self, share: f64, trials: usize, elapsed: Seconds) -> Option<Self> {
+        let count = |of: usize| ((of as f64 * share).ceil() as usize).saturating_sub(trials);
+        let time = |of: Seconds| Seconds((of.0 * share - elapsed.0).max(0.0));
+        let rest = Self {
+            min_trials: count(self.min_trials),
+            min_time: time(self.min_time),
+            until: Until::NOTHING,
+            max_trials: self.max_trials.map(count),
+            max_time: self.max_time.map(time),
+        };
+        let is_done = rest.min_trials == 0 && rest.min_time.0 <= 0.0
+            || rest.max_trials == Some(0)
+            || rest.max_time.is_some_and(|left| left.0 <= 0.0);
+        (trials == 0 || !is_done).then_some(rest)
+    }
+
+    /// The reason to stop after trials with these figures, which took `elapsed` together, if there is one.
+    pub fn met(&self, figures: &[Vec<f64>], elapsed: Seconds) -> Option<StopReason> {
+        let (last, earlier) = figures.split_last()?;
+        Watch::after_trials(self, earlier).after(last, elapsed)
+    }
 }
 
 /// The trials so far, as a rule sees them.
@@ -132,7 +156,7 @@ struct Figure {
 }
 
 impl<'a> Watch<'a> {
-    pub(super) fn new(rule: &'a StopRule) -> Self {
+    fn new(rule: &'a StopRule) -> Self {
         Self {
             rule,
             trials: 0,
@@ -141,13 +165,24 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Takes in a trial with its figures, the same ones each time; gives the reason to stop after it, if there is one.
-    pub(super) fn after(&mut self, figures: &[f64], elapsed: Seconds) -> Option<StopReason> {
+    /// That of trials which were made before, with these figures.
+    pub(super) fn after_trials(rule: &'a StopRule, earlier: &[Vec<f64>]) -> Self {
+        let mut watch = Self::new(rule);
+        earlier.iter().for_each(|figures| watch.take(figures));
+        watch
+    }
+
+    fn take(&mut self, figures: &[f64]) {
         self.trials += 1;
         self.figures.resize_with(figures.len(), Figure::default);
         for (figure, &sample) in self.figures.iter_mut().zip(figures) {
             figure.push(sample);
         }
+    }
+
+    /// Takes in a trial with its figures, the same ones each time; gives the reason to stop after it, if there is one.
+    pub(super) fn after(&mut self, figures: &[f64], elapsed: Seconds) -> Option<StopReason> {
+        self.take(figures);
         let rule = self.rule;
         let minima = self.trials >= rule.min_trials && elapsed >= rule.min_time;
         if let Some(reason) = minima.then(|| self.known()).flatten() {

@@ -3,7 +3,7 @@
 
 use super::super::record as domain;
 use super::{
-    Amount, Base, Body, Cell, Check, DeviceTime, Divergence, Energy, EnergyCheck, EnergyUse,
+    Amount, Base, Block, Body, Cell, Check, DeviceTime, Divergence, Energy, EnergyCheck, EnergyUse,
     KlSpread, Load, Loaded, Memory, Model, Outcome, Perplexity, QualityTask, Record, Sampling,
     Scheme, Segment, Speed, Subject, Text, ThrottledTrial, Throttling, Trial, TrueTokenShift,
     UnderLoad, Verification, Version, Work,
@@ -133,6 +133,7 @@ mirror!(Cell {
 });
 mirror!(Speed {
     trials = trials: each,
+    blocks = blocks: each,
     warmup_trials = warmup_trials,
     stop_reason = stop_reason,
     memory = memory: _,
@@ -147,6 +148,7 @@ mirror!(Throttling {
     cooled_s = cooled: Seconds,
 });
 mirror!(ThrottledTrial { reasons = reasons, trial = trial: _ });
+mirror!(Block { begin_s = begin: Seconds, trials = trials });
 mirror!(Work { prefill = prefill, decode_step = decode_step, limits = limits });
 mirror!(Trial {
     ttft_s = ttft: Seconds,
@@ -271,6 +273,7 @@ impl From<domain::Record> for Record {
             subject,
             loaded,
             body,
+            environment,
         } = value;
         let body = match body {
             domain::Body::Quality { task, outcome } => Body::Quality {
@@ -288,6 +291,7 @@ impl From<domain::Record> for Record {
             subject: subject.into(),
             loaded: loaded.map(Into::into),
             body,
+            environment,
             checksum: None,
         }
     }
@@ -301,6 +305,7 @@ impl From<Record> for domain::Record {
             subject,
             loaded,
             body,
+            environment,
             checksum: _,
         } = value;
         let body = match body {
@@ -318,6 +323,7 @@ impl From<Record> for domain::Record {
             subject: subject.into(),
             loaded: loaded.map(Into::into),
             body,
+            environment,
         }
     }
 }

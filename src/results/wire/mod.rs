@@ -35,9 +35,18 @@ pub(super) struct Record {
     pub(super) loaded: Option<Loaded>,
     #[serde(flatten)]
     pub(super) body: Body,
+    /// Where it was measured, if that is not where the first records of the run were: a place among the environments of
+    /// `manifest.json`.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub(super) environment: usize,
     /// The first 16 hex digits of BLAKE3 over the line as it reads without this field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) checksum: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks it so")]
+fn is_first(environment: &usize) -> bool {
+    *environment == 0
 }
 
 /// The kind of the point.
@@ -264,6 +273,9 @@ pub(super) struct Cell {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Speed {
     pub(super) trials: Vec<Trial>,
+    /// The blocks that the trials were made in, where variants took turns; absent where all were made in one go.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) blocks: Vec<Block>,
     pub(super) warmup_trials: usize,
     pub(super) stop_reason: Option<String>,
     pub(super) memory: Memory,
@@ -301,6 +313,14 @@ impl Throttling {
     fn is_nothing(&self) -> bool {
         self.left_out.is_empty() && self.counted.is_empty()
     }
+}
+
+/// Trials that were made one after another before another variant had its turn.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Block {
+    /// From the beginning of the run.
+    pub(super) begin_s: f64,
+    pub(super) trials: usize,
 }
 
 /// What the work of a cell costs at least, and measured ceilings of the device.

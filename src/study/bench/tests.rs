@@ -54,6 +54,7 @@ fn plan(spec: &ModelSpec) -> Plan {
         engine: EngineKind::Candlepower,
         switches: Switches::default(),
         chunk: None,
+        turns: 1,
         rule: StopRule::exactly(2),
         warm_up: WarmUp::default(),
         energy: EnergyPlan {

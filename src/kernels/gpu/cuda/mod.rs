@@ -131,11 +131,10 @@ impl Driver for Cuda {
 
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
         // The driver refuses to allocate nothing, and a kernel wants an address even if it reads nothing from it.
-        let memory = self.stream.alloc_zeros::<u8>(bytes.max(1)).map_err(|e| {
-            Error::Device(format!(
-                "cannot allocate {bytes} bytes on the GPU: {e}: choose a smaller model, batch or context"
-            ))
-        })?;
+        let memory = self
+            .stream
+            .alloc_zeros::<u8>(bytes.max(1))
+            .map_err(|e| no_room(bytes, e))?;
         let address = memory.device_ptr(&self.stream).0;
         Ok(Box::new(Allocation {
             address,
@@ -276,6 +275,18 @@ impl Cuda {
 /// A failure that the driver reports; faults of earlier kernels come out here too.
 fn fault(doing: &str, e: impl std::fmt::Display) -> Error {
     Error::Device(format!("{doing}: {e}"))
+}
+
+/// An allocation that failed: faults of earlier kernels come out here too, and are no lack of memory.
+fn no_room(bytes: usize, e: DriverError) -> Error {
+    let doing = format!("cannot allocate {bytes} bytes on the GPU");
+    if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+        Error::OutOfMemory(format!(
+            "{doing}: {e}: choose a smaller model, batch or context"
+        ))
+    } else {
+        fault(&doing, e)
+    }
 }
 
 /// What the driver itself says of an error.

@@ -159,7 +159,7 @@ fn allocation(emulator: &Arc<Emulator>, bytes: usize) -> Result<Allocation> {
     let fits = bytes as u64 <= free;
     let memory = fits.then(|| Allocation::new(emulator, bytes)).flatten();
     memory.ok_or_else(|| {
-        Error::Device(format!(
+        Error::OutOfMemory(format!(
             "cannot allocate {bytes} bytes on the emulated GPU, which has {free} left"
         ))
     })
