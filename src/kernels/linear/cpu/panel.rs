@@ -139,30 +139,32 @@ impl<R: Rows> PanelTask<'_, '_, R> {
         let steps = x.len() / M;
         let PanelMemory { panel, sums } = memory;
         let tiles = panel.len() / (steps * TILE).max(1);
-        sums.clear();
-        sums.resize(tiles * M * TILE, Lanes::default());
+        let held = if steps > STEPS { tiles * M * TILE } else { 0 };
+        if sums.len() < held {
+            sums.resize(held, Lanes::default());
+        }
         let mut first = 0;
         while first < steps {
             let last = (first + STEPS).min(steps);
             let x = &x[first * M..last * M];
             for tile in 0..tiles {
                 let w = &panel[(tile * steps + first) * TILE..(tile * steps + last) * TILE];
-                let held = &mut sums[tile * M * TILE..][..M * TILE];
-                let mut sums = [[s.splat(0.0); TILE]; M];
+                let held = tile * M * TILE;
+                let mut totals = [[s.splat(0.0); TILE]; M];
                 if first > 0 {
                     for i in 0..M {
                         for r in 0..TILE {
-                            sums[i][r] = s.load(&held[i * TILE + r].0);
+                            totals[i][r] = s.load(&sums[held + i * TILE + r].0);
                         }
                     }
                 }
-                let sums = add_products::<S, M>(s, x, w, sums);
+                let totals = add_products::<S, M>(s, x, w, totals);
                 if last == steps {
-                    self.store::<S, M>(s, sums, token, tile);
+                    self.store::<S, M>(s, totals, token, tile);
                 } else {
                     for i in 0..M {
                         for r in 0..TILE {
-                            s.store(sums[i][r], &mut held[i * TILE + r].0);
+                            s.store(totals[i][r], &mut sums[held + i * TILE + r].0);
                         }
                     }
                 }
