@@ -73,7 +73,7 @@ pub fn classify(series: &[f64]) -> Option<Steadiness> {
     let settled = from as f64 <= (1.0 - LAST_PART) * series.len() as f64;
     let kind = if !settled {
         Kind::NoSteadyState
-    } else if segments.iter().any(|segment| faster(segment)) {
+    } else if segments.iter().any(faster) {
         Kind::Slowdown
     } else {
         Kind::WarmUp

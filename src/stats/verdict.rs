@@ -25,8 +25,8 @@ impl Verdict {
         if -margin < interval.low && interval.high < margin {
             return Self::Equivalent;
         }
-        // Not `>=`, so that what is not a number decides nothing.
-        if !(p_value < 1.0 - CONFIDENCE) || interval.contains(0.0) {
+        // What is not a number decides nothing.
+        if p_value.is_nan() || p_value >= 1.0 - CONFIDENCE || interval.contains(0.0) {
             return Self::Inconclusive;
         }
         if interval.high < 0.0 {

@@ -188,10 +188,10 @@ impl<R: Rows> PanelTask<'_, '_, R> {
         for (i, scale) in scales[..count].iter_mut().enumerate() {
             *scale = self.rows.scale(range.start + first + i);
         }
-        for i in 0..M.min(self.job.tokens - token) {
-            let out = &mut self.columns.row(token + i)[first..first + count];
+        for (token, sums) in (token..self.job.tokens).zip(sums) {
+            let out = &mut self.columns.row(token)[first..first + count];
             for (r, out) in out.iter_mut().enumerate() {
-                let sum = s.sum(sums[i][r]) * scales[r];
+                let sum = s.sum(sums[r]) * scales[r];
                 self.job.epilogue.store(sum, range.start + first + r, out);
             }
         }
