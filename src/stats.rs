@@ -202,6 +202,19 @@ pub fn rate_standard_error(ratios: &[Ratio]) -> Option<f64> {
     (ratios.len() >= 2).then(|| (squares / (n * (n - 1.0))).sqrt() / mean_whole)
 }
 
+/// The standard error of the mean over several groups of samples taken together, from each group's size and its mean's
+/// standard error: with the variance within groups pooled, `√(Σ (nᵢ − 1) sᵢ² / (N − k)) / √N`, as lm_eval has it for
+/// groups of tasks. `None` without more samples than groups.
+pub fn pooled_standard_error(groups: &[(usize, f64)]) -> Option<f64> {
+    let n: usize = groups.iter().map(|(size, _)| size).sum();
+    let free = n.saturating_sub(groups.len());
+    // The variance of a sample is n times the squared error of the mean.
+    let squares = groups
+        .iter()
+        .map(|&(size, error)| (size as f64 - 1.0) * error * error * size as f64);
+    (free > 0).then(|| (squares.sum::<f64>() / free as f64 / n as f64).sqrt())
+}
+
 /// The two-sided exact McNemar test: how probable it is that pairs that differ split at least as unevenly as these if
 /// either way is as likely, `2 P(X ≤ min)` with X binomial of one half, at most 1 (McNemar, 1947).
 pub fn mcnemar(won: usize, lost: usize) -> f64 {

@@ -62,6 +62,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         variants,
         cells: args.speed.cells(),
         quality: None,
+        tasks: None,
         quantising: args.calibration.quantising(),
         act: args.device.dtype,
         kv: args.speed.kv.clone(),

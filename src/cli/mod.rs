@@ -15,6 +15,7 @@ mod quantize;
 mod report;
 mod schema;
 mod study;
+mod tasks;
 
 use std::process::ExitCode;
 

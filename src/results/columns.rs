@@ -41,6 +41,11 @@ pub(super) fn column(
 }
 
 impl Column {
+    /// Whether it says what its rows are.
+    pub(super) fn names_rows(&self) -> bool {
+        matches!(self.head.as_str(), "variant" | "task")
+    }
+
     /// Nothing instead of a dash.
     pub(super) fn blank(mut self) -> Self {
         for cell in &mut self.cells {
@@ -87,7 +92,7 @@ pub(super) fn laid_out(mut columns: Vec<Column>, width: usize) -> String {
                 .map(|column| TableCell::new(&column.cells[row])),
         );
     }
-    let names = columns.iter().position(|column| column.head == "variant");
+    let names = columns.iter().position(Column::names_rows);
     for (place, column) in table.column_iter_mut().enumerate() {
         column.set_padding((1, 0));
         if Some(place) != names {
@@ -109,7 +114,7 @@ fn fit(columns: &mut Vec<Column>, width: usize) {
         columns.remove(lightest.expect("there are columns"));
     }
     let excess = total(columns).saturating_sub(width);
-    let name = columns.iter().find(|column| column.head == "variant");
+    let name = columns.iter().find(|column| column.names_rows());
     if let (Some(name), true) = (name, excess > 0) {
         let most = name.width().saturating_sub(excess).max(SHORTEST_NAME);
         shorten_names(columns, most);
@@ -117,7 +122,7 @@ fn fit(columns: &mut Vec<Column>, width: usize) {
 }
 
 fn shorten_names(columns: &mut [Column], most: usize) {
-    for column in columns.iter_mut().filter(|column| column.head == "variant") {
+    for column in columns.iter_mut().filter(|column| column.names_rows()) {
         for cell in &mut column.cells {
             *cell = format::shortened(cell, most.max(SHORTEST_NAME));
         }

@@ -14,6 +14,7 @@ mod plan;
 mod prompts;
 mod quality;
 mod quantise;
+mod questions;
 mod run;
 mod runner;
 mod sensors;
@@ -27,9 +28,12 @@ pub use ablate::stages;
 pub use capacity::{Question, capacity};
 pub use ceilings::{Effort, ceilings};
 pub use facts::{environment, gpu_facts};
-pub use plan::{BasePlan, DeviceChoice, EngineKind, Plan, QualityPlan, Switches, open_device};
+pub use plan::{
+    BasePlan, DeviceChoice, EngineKind, Plan, QualityPlan, Switches, TaskPlan, open_device,
+};
 pub use prompts::random_tokens;
 pub use quantise::{Calibration, CheckpointWish, QuantiseWatch, Quantising};
+pub use questions::recoveries;
 pub use run::{Outcome, Stage, Watcher, check_inputs, run};
 pub use runner::activation_dtype;
 pub use single::{Generated, Generation, Scoring, TextScore, generate, logits, score_text};

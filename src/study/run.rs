@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::bench::{Bench, limits};
+use super::bench::{Bench, chunk_for, limits};
 use super::facts;
 use super::job::{Job, Point, jobs};
 use super::plan::{EngineKind, Plan};
 use super::quality::{self, Role, Score};
+use super::questions::Questions;
 use super::runner::Runner;
 use super::stored::notice;
 use super::verify::verify;
@@ -21,7 +22,9 @@ use crate::measure::{Interrupt, PowerSource, SystemClock};
 use crate::model::Model;
 use crate::quality::TextFormat;
 use crate::results::environment::Ceilings;
-use crate::results::record::{Body, Cell, Load, Loaded, Perplexity, Record};
+use crate::results::record::{
+    Body, Cell, Load, Loaded, Perplexity, Record, TaskAnswers, TaskQuestion,
+};
 use crate::results::{Environment, Store};
 use crate::units::{Bytes, Clock};
 
@@ -36,6 +39,8 @@ pub enum Stage {
     Verify,
     /// Segments are scored.
     Quality,
+    /// The documents of a task are scored.
+    Task(String),
     /// A cell is timed.
     Speed(Cell),
 }
@@ -150,6 +155,9 @@ pub fn check_inputs(plan: &Plan) -> Result<Vec<String>> {
             (Some(quality), EngineKind::Candlepower) => Some(quality::prepare(quality, &model)?),
             _ => None,
         };
+        if let Some(tasks) = &plan.tasks {
+            notices.extend(Questions::prepare(tasks, &model)?.notices(tasks));
+        }
         let scored = text.as_ref().map(|text| text.scored_ids());
         plan.quantising
             .samples(&model, &plan.variants, scored.as_deref())?;
@@ -388,6 +396,27 @@ impl Session<'_> {
         Ok(found.own)
     }
 
+    /// Scores the documents of a task.
+    fn ask(
+        &mut self,
+        job: &Job<'_>,
+        task: &TaskQuestion,
+        runner: &mut Runner,
+    ) -> Result<TaskAnswers> {
+        let Some(questions) = &job.questions else {
+            return Err(Error::Internal("the tasks to score were lost".into()));
+        };
+        let name = &job.variant.name;
+        let (done, total) = (self.done as f64, self.total as f64);
+        let (watcher, interrupt) = (&mut *self.watcher, self.interrupt);
+        let stage = Stage::Task(task.name.clone());
+        let chunk = chunk_for(self.plan.chunk, self.device);
+        questions.ask(task, job.model, runner, chunk, &mut |share| {
+            watcher.progress(name, &stage, share, (done + share) / total);
+            interrupt.check()
+        })
+    }
+
     fn point(
         &mut self,
         job: &Job<'_>,
@@ -409,6 +438,11 @@ impl Session<'_> {
             let under_load = self.plan.quality.as_ref().is_some_and(|q| q.under_load);
             let outcome = Ok(self.score(job, role, under_load, runner)?);
             return Ok(Body::Quality { task, outcome });
+        }
+        if let Point::Task(task) = point {
+            let outcome = Ok(self.ask(job, task, runner)?);
+            let task = task.clone();
+            return Ok(Body::Task { task, outcome });
         }
         let name = &job.variant.name;
         let (done, total) = (self.done as f64, self.total as f64);

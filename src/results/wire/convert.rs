@@ -5,7 +5,8 @@ use super::super::record as domain;
 use super::{
     Amount, Base, Body, Cell, Check, DeviceTime, Divergence, Energy, EnergyUse, KlSpread, Load,
     Loaded, Memory, Model, Outcome, Perplexity, QualityTask, Record, Scheme, Segment, Speed,
-    Subject, Text, Trial, TrueTokenShift, UnderLoad, Verification, Version, Work,
+    Subject, TaskAnswers, TaskFigure, TaskGroup, TaskQuestion, Text, Trial, TrueTokenShift,
+    UnderLoad, Verification, Version, Work,
 };
 use crate::units::{Bytes, Joules, Seconds, Watts};
 
@@ -123,6 +124,30 @@ mirror!(Divergence {
 });
 mirror!(KlSpread { p50 = p50, p90 = p90, p99 = p99, max = max });
 mirror!(TrueTokenShift { mean = mean, rms = rms });
+mirror!(TaskQuestion {
+    name = name,
+    digest = digest,
+    num_fewshot = shots,
+    documents = documents,
+    add_bos = add_bos,
+    max_length_tokens = max_length,
+    groups = groups: each,
+});
+mirror!(TaskGroup { name = name, counts = counts });
+mirror!(TaskAnswers {
+    documents_of_split = of,
+    truncated_requests = truncated,
+    doc_id = documents,
+    figures = figures: each,
+});
+mirror!(TaskFigure {
+    metric = metric,
+    filter = filter,
+    value = value,
+    stderr = stderr,
+    higher_is_better = higher_is_better,
+    values = values,
+});
 mirror!(Cell {
     batch = batch,
     prompt_tokens = prompt,
@@ -242,6 +267,10 @@ impl From<domain::Record> for Record {
                 task: task.into(),
                 outcome: outcome.into(),
             },
+            domain::Body::Task { task, outcome } => Body::Task {
+                task: task.into(),
+                outcome: outcome.into(),
+            },
             domain::Body::Speed { cell, outcome } => Body::Speed {
                 cell: cell.into(),
                 outcome: outcome.into(),
@@ -270,6 +299,10 @@ impl From<Record> for domain::Record {
         } = value;
         let body = match body {
             Body::Quality { task, outcome } => domain::Body::Quality {
+                task: task.into(),
+                outcome: outcome.into_result(),
+            },
+            Body::Task { task, outcome } => domain::Body::Task {
                 task: task.into(),
                 outcome: outcome.into_result(),
             },
