@@ -108,12 +108,27 @@ impl CalibrationFlags {
         })
     }
 
-    /// How variants are made that are not made on loading.
-    pub(super) fn quantising(&self) -> Quantising {
-        Quantising {
+    /// How those of `variants` are made that are not made on loading.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if there is a text to calibrate on and none of them does.
+    pub(super) fn quantising(&self, variants: &[Variant]) -> Result<Quantising> {
+        if let (Some(text), false) = (
+            &self.calibrate,
+            variants.iter().any(|v| v.method.is_calibrated()),
+        ) {
+            let names: Vec<&str> = variants.iter().map(|v| v.name.as_str()).collect();
+            return Err(Error::Usage(format!(
+                "--calibrate {}: nothing of {} is calibrated; name a method, as in w4a16:gptq, w4a16:awq or \
+                 w8a8:smoothquant, or leave the flag out",
+                text.display(),
+                names.join(", ")
+            )));
+        }
+        Ok(Quantising {
             calibration: self.calibration(),
             cache: cache_folder(),
-        }
+        })
     }
 }
 

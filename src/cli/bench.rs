@@ -84,10 +84,10 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     };
     let plan = Plan {
         models,
+        quantising: args.calibration.quantising(&variants)?,
         variants,
         cells: args.speed.cells(),
         quality: None,
-        quantising: args.calibration.quantising(),
         act: args.device.dtype,
         kv: args.speed.kv.clone(),
         engine: args.speed.engine.kind(),
@@ -136,6 +136,9 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         store.enter(manifest, args.mix)?;
     }
     environment.ceilings = args.speed.ceilings(&device, interrupt)?;
+    if let Some(ceilings) = &environment.ceilings {
+        store.note_ceilings(ceilings)?;
+    }
     let stages = stages(args, plan, &device);
     let mut progress = Progress::new();
     let mut outcome = Outcome::default();

@@ -84,7 +84,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     let suite = Suite::find(&args.tasks)?;
     let device = args.device.open()?;
     let model = Model::open(&args.from.spec(&args.model))?;
-    let quantising = args.calibration.quantising();
+    let quantising = args.calibration.quantising(&args.variant)?;
     let wish = Evaluation {
         model: &model,
         variants: &args.variant,

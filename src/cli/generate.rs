@@ -79,7 +79,9 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         top_p: args.top_p,
         seed: args.seed,
     });
-    let quantising = args.calibration.quantising();
+    let quantising = args
+        .calibration
+        .quantising(std::slice::from_ref(&args.variant))?;
     let wish = Generation {
         model: &model,
         variant: &args.variant,

@@ -40,7 +40,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let logits = study::logits(
         &model,
         &args.variant,
-        &args.calibration.quantising(),
+        &args
+            .calibration
+            .quantising(std::slice::from_ref(&args.variant))?,
         args.device.dtype,
         args.cache.kv,
         &device,

@@ -65,7 +65,11 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     }
     let device = args.device.open()?;
     let model = args.from.open(&args.model, &args.variant)?;
-    let quantising = args.calibration.quantising();
+    let variants: Vec<Variant> = std::iter::once(&args.variant)
+        .chain(&args.base)
+        .cloned()
+        .collect();
+    let quantising = args.calibration.quantising(&variants)?;
     let scoring = Scoring {
         model: &model,
         variant: &args.variant,

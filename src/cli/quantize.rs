@@ -88,7 +88,14 @@ impl FromStr for Choice {
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
-    let calibration = args.calibration.calibration();
+    let looks = args.sensitivity || args.layers.iter().any(|c| matches!(c, Choice::Worst(_)));
+    let calibration = match looks {
+        true => args.calibration.calibration(),
+        false => {
+            let schemes = std::slice::from_ref(&args.scheme);
+            args.calibration.quantising(schemes)?.calibration
+        }
+    };
     let device = args.device.open()?;
     let model = Model::open(&args.from.spec(&args.model))?;
     let act = activation_dtype(args.dtype, &device, &model);

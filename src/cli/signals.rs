@@ -10,7 +10,8 @@ use crate::measure::interrupt::leave_at_once;
 /// What whoever looks at the interrupt has time for before the process ends, such as ending its children.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// The first Ctrl-C, SIGTERM or SIGHUP ends after the step at hand and keeps what is on record, the second ends at once.
+/// The first Ctrl-C, SIGTERM or SIGHUP ends after the cell or the step at hand and keeps what is on record, the second ends
+/// at once.
 /// SIGUSR1, with which schedulers announce the end of a job's time, is as good as the first and never a second. A worker
 /// ignores them all: it gets them where a whole group of processes does, and the process that it works for decides.
 pub(super) fn watch(interrupt: &Interrupt, is_worker: bool) -> Result<()> {

@@ -113,10 +113,10 @@ impl Args {
         }
         Ok(Plan {
             models,
+            quantising: self.calibration.quantising(&variants)?,
             variants,
             cells: self.speed.cells(),
             quality: wanted.then_some(quality),
-            quantising: self.calibration.quantising(),
             act: self.device.dtype,
             kv: self.speed.kv.clone(),
             engine: self.speed.engine.kind(),
@@ -155,6 +155,9 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     let manifest = study::manifest(&plan, environment.clone(), command.clone())?;
     store.enter(manifest, args.mix)?;
     environment.ceilings = args.speed.ceilings(&device, interrupt)?;
+    if let Some(ceilings) = &environment.ceilings {
+        store.note_ceilings(ceilings)?;
+    }
     let mut progress = Progress::new();
     let outcome = study::run(
         &plan,

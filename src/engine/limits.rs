@@ -6,7 +6,9 @@ use crate::kernels::Device;
 use crate::kernels::attention::{Attention, Queries};
 use crate::kernels::gpu::{ProductNeed, StepNeed};
 use crate::model::ModelConfig;
-use crate::scheme::{Activations, CodeFormat, DType, KvFormat, Variant, WeightScheme};
+use crate::scheme::{
+    Activations, CodeFormat, DType, KvFormat, LevelForm, PackedForm, Variant, WeightScheme,
+};
 use crate::units::Bytes;
 
 /// The most that an engine is asked to hold at once.
@@ -248,8 +250,21 @@ fn matrix_bytes(
         WeightScheme::Int8 => CodeFormat::I8,
         WeightScheme::Int4 { .. } => CodeFormat::U4,
     };
-    let group = variant.group_for(name, k)?;
-    Ok(n * (format.row_bytes(k) + k / group * source.precision.size()))
+    // Of a checkpoint that is made first, what it will hold.
+    let form = PackedForm {
+        n,
+        k,
+        format,
+        group: variant.group_for(name, k)?,
+        scale_rows: 1,
+        scales: source.precision,
+        levels: match variant.symmetric {
+            true => LevelForm::Symmetric,
+            false => LevelForm::Zeros,
+        },
+        ordered: false,
+    };
+    Ok(form.bytes())
 }
 
 /// Bytes of each scratch buffer, in the order of [`super::transformer::Scratch`].

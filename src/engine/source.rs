@@ -12,7 +12,7 @@ use crate::scheme::{
 #[derive(Debug, Clone, PartialEq)]
 pub struct WeightSource {
     /// The precision that linear weights are quantised from, hence that of their scales: the file's own; f32 where its
-    /// tensors differ or are quantised already.
+    /// tensors differ or are quantised already; that of the checkpoint where one is made first.
     pub precision: DType,
     /// What each matrix stays as, by the name of its tensor; empty unless the variant is `as-is`.
     kept: BTreeMap<String, Kept>,
@@ -60,10 +60,13 @@ impl WeightSource {
                 kept.insert(tensor.name, what);
             }
         }
-        Ok(Self {
-            precision: precision.unwrap_or(DType::F32),
-            kept,
-        })
+        let precision = match (variant.is_made_on_load(), model.config.dtype) {
+            (true, _) => precision.unwrap_or(DType::F32),
+            // A checkpoint is written first, in the model's own 16-bit type.
+            (false, DType::F32) => DType::BF16,
+            (false, dtype) => dtype,
+        };
+        Ok(Self { precision, kept })
     }
 
     /// What a matrix stays as; `None` if the variant turns it into something else.

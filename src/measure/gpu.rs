@@ -31,6 +31,8 @@ pub struct GpuFacts {
     pub max_sm_clock_mhz: Option<u32>,
     /// Highest clock of the memory, in MHz.
     pub max_memory_clock_mhz: Option<u32>,
+    /// Clock of the multiprocessors that applications are set to, in MHz; newer boards have no such setting.
+    pub application_sm_clock_mhz: Option<u32>,
     /// Generation of the PCIe link in use.
     pub pcie_generation: Option<u32>,
     /// Lanes of the PCIe link in use.

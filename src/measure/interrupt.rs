@@ -16,6 +16,8 @@ pub struct Interrupt {
     requested: Arc<AtomicBool>,
     aborted: Arc<AtomicBool>,
     looks: Arc<AtomicU64>,
+    /// Whether this clone goes on until the unit of work at hand is given up.
+    patient: bool,
 }
 
 impl Interrupt {
@@ -41,6 +43,14 @@ impl Interrupt {
         self.aborted.load(Ordering::Relaxed)
     }
 
+    /// The same flag for whoever finishes a unit of work that has begun: [`Interrupt::check`] passes until it is given up.
+    pub fn patient(&self) -> Self {
+        Self {
+            patient: true,
+            ..self.clone()
+        }
+    }
+
     /// How often [`Interrupt::check`] was called so far.
     pub fn looks(&self) -> u64 {
         self.looks.load(Ordering::Relaxed)
@@ -56,13 +66,17 @@ impl Interrupt {
         self.requested.load(Ordering::Relaxed)
     }
 
-    /// Passes unless the flag has been raised.
+    /// Passes unless the flag has been raised; of a [patient](Interrupt::patient) one, unless the work has been given up.
     ///
     /// # Errors
     /// [`Error::Interrupted`] once it has.
     pub fn check(&self) -> Result<()> {
         self.looks.fetch_add(1, Ordering::Relaxed);
-        if self.is_requested() {
+        let over = match self.patient {
+            true => self.is_aborted(),
+            false => self.is_requested(),
+        };
+        if over {
             return Err(Error::Interrupted);
         }
         Ok(())

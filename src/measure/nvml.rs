@@ -112,6 +112,7 @@ impl Board for NvmlGpu {
             power_limit_default: watts(device.power_management_limit_default()),
             max_sm_clock_mhz: device.max_clock_info(ClockDomain::SM).ok(),
             max_memory_clock_mhz: device.max_clock_info(ClockDomain::Memory).ok(),
+            application_sm_clock_mhz: device.applications_clock(ClockDomain::SM).ok(),
             pcie_generation: device.current_pcie_link_gen().ok(),
             pcie_width: device.current_pcie_link_width().ok(),
             mig: device.mig_mode().ok().map(|mode| mode.current != 0),

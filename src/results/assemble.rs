@@ -6,7 +6,8 @@ use super::environment::Environment;
 use super::pareto::{self, Point};
 use super::record::{Body, Loaded, Record, Subject};
 use super::study::{
-    Check, Load, Model, QualityAxis, Scheme, Study, Variant, Verification, Version,
+    Check, Load, Model, Perplexity, QualityAxis, Scheme, Speed, Study, Variant, Verification,
+    Version,
 };
 use super::{quality, timing};
 use crate::error::{Error, Result};
@@ -212,7 +213,10 @@ fn add(variant: &mut Variant, record: &Record) {
         Body::Quality { task, outcome } => match outcome {
             // The first text is the one that the study compares by.
             Ok(result) if variant.perplexity.is_none() => {
-                variant.perplexity = quality::perplexity(task, result);
+                variant.perplexity = quality::perplexity(task, result).map(|found| Perplexity {
+                    environment: record.environment,
+                    ..found
+                });
                 if variant.perplexity.is_none() {
                     variant.reason = Some("the loss is not a finite number".to_owned());
                 }
@@ -220,10 +224,16 @@ fn add(variant: &mut Variant, record: &Record) {
             Ok(_) => {}
             Err(failure) => variant.reason = Some(failure.reason.clone()),
         },
-        Body::Speed { cell, outcome } => variant.speed.push(match outcome {
-            Ok(speed) => timing::measured(*cell, speed),
-            Err(failure) => timing::failed(*cell, &failure.reason),
-        }),
+        Body::Speed { cell, outcome } => {
+            let figures = match outcome {
+                Ok(speed) => timing::measured(*cell, speed),
+                Err(failure) => timing::failed(*cell, &failure.reason),
+            };
+            variant.speed.push(Speed {
+                environment: record.environment,
+                ..figures
+            });
+        }
     }
 }
 

@@ -52,6 +52,15 @@ pub struct Device {
     pub multiprocessors: Option<usize>,
     /// The enforced power limit.
     pub power_limit_watts: Option<f64>,
+    /// The highest clock of the multiprocessors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_sm_clock_mhz: Option<u32>,
+    /// The highest clock of the memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_memory_clock_mhz: Option<u32>,
+    /// The clock of the multiprocessors that applications are set to, where the board has such a setting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub application_sm_clock_mhz: Option<u32>,
 }
 
 /// The host.

@@ -119,6 +119,10 @@ fn differences(then: &Environment, now: &Environment) -> Vec<String> {
         let watts = environment.device.power_limit_watts;
         watts.map(|watts| format!("{watts} W"))
     };
+    let clock = |environment: &Environment| {
+        let mhz = environment.device.application_sm_clock_mhz;
+        mhz.map(|mhz| format!("{mhz} MHz"))
+    };
     let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
     let facts = [
         ("device", then.device.name.clone(), now.device.name.clone()),
@@ -133,6 +137,7 @@ fn differences(then: &Environment, now: &Environment) -> Vec<String> {
             now.device.driver.clone(),
         ),
         ("power limit", power(then), power(now)),
+        ("SM clock of applications", clock(then), clock(now)),
         ("version", some(&then.tool_version), some(&now.tool_version)),
         ("commit", then.git_commit.clone(), now.git_commit.clone()),
     ];

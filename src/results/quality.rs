@@ -58,6 +58,7 @@ pub fn perplexity(task: &record::QualityTask, result: &record::Perplexity) -> Op
         divergence,
         noise_floor,
         under_load: result.under_load.iter().map(under_load).collect(),
+        environment: 0,
     })
 }
 

@@ -9,7 +9,9 @@ pub(super) const DOUBTED: &str = "?";
 
 /// Every remark, in the order of the columns that they are about.
 pub(super) fn remarks(study: &Study) -> Vec<String> {
-    let mut lines = throttled(study);
+    let mut lines = elsewhere(study);
+    lines.extend(in_turns(study));
+    lines.extend(throttled(study));
     lines.extend(memory(study));
     lines.extend(energy(study));
     lines
@@ -22,6 +24,44 @@ fn cells(study: &Study) -> impl Iterator<Item = (String, &Variant, &Speed)> {
         let named = move |speed: &Speed| format!("{label}, {}", cell_title(speed.cell()));
         variant.speed.iter().map(move |s| (named(s), variant, s))
     })
+}
+
+/// What was measured in another environment than the rest.
+fn elsewhere(study: &Study) -> Vec<String> {
+    let line = |name: String, environment: usize| {
+        (environment > 0).then(|| {
+            format!(
+                "{name}: measured elsewhere (environment {environment} of manifest.json, counted from 0), so it does not \
+                 compare with the rest"
+            )
+        })
+    };
+    let scored = study.variants.iter().filter_map(|variant| {
+        let found = variant.perplexity.as_ref()?;
+        line(
+            format!("{}, perplexity", study.label(variant)),
+            found.environment,
+        )
+    });
+    let timed = cells(study).filter_map(|(name, _, speed)| line(name, speed.environment));
+    scored.chain(timed).collect()
+}
+
+/// How the trials of variants alternated; the same in every cell but where one ended early.
+fn in_turns(study: &Study) -> Option<String> {
+    let blocks = cells(study).map(|(_, _, speed)| speed.blocks);
+    let blocks = blocks.filter(|blocks| *blocks > 0);
+    let (least, most) = blocks.fold((usize::MAX, 0), |(least, most), n| {
+        (least.min(n), most.max(n))
+    });
+    let number = match most {
+        0 => return None,
+        most if most == least => most.to_string(),
+        most => format!("{least} to {most}"),
+    };
+    Some(format!(
+        "variants took turns: the trials of a cell are {number} blocks, between those of the others"
+    ))
 }
 
 fn throttled(study: &Study) -> Vec<String> {

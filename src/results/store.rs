@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use super::environment::Ceilings;
 use super::line;
 use super::manifest::{MANIFEST, Manifest};
 use super::record::{Key, Record};
@@ -176,7 +177,25 @@ impl<R: Entry> RunDir<R> {
         if let Some(earlier) = Manifest::read(&self.dir)? {
             self.environment = manifest.join(earlier, mix)?;
         }
-        let text = serde_json::to_string_pretty(&manifest)
+        self.put_manifest(&manifest)
+    }
+
+    /// Adds to the manifest what the device can do at best, which is measured after the run has been let in.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written.
+    pub fn note_ceilings(&self, ceilings: &Ceilings) -> Result<()> {
+        let Some(mut manifest) = Manifest::read(&self.dir)? else {
+            return Ok(());
+        };
+        if let Some(environment) = manifest.environments.get_mut(self.environment) {
+            environment.ceilings = Some(ceilings.clone());
+        }
+        self.put_manifest(&manifest)
+    }
+
+    fn put_manifest(&self, manifest: &Manifest) -> Result<()> {
+        let text = serde_json::to_string_pretty(manifest)
             .map_err(|e| Error::Internal(format!("cannot write the manifest as JSON: {e}")))?;
         self.write(MANIFEST, (text + "\n").as_bytes()).map(|_| ())
     }

@@ -185,6 +185,13 @@ pub struct Perplexity {
     /// Whether losses depend on what runs beside a sequence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub under_load: Vec<UnderLoad>,
+    /// Where it was scored, if not where the study was: a place among the environments of the run's manifest.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub environment: usize,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// The same tokens scored alone, in whole prompts, and again under other circumstances.
@@ -353,6 +360,12 @@ pub struct Speed {
     /// Trials that heat or the power supply slowed; null where there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub throttling: Option<Throttling>,
+    /// Blocks that the trials were made in, between those of other variants; zero where they were made in one go.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub blocks: usize,
+    /// Where it was measured, if not where the study was: a place among the environments of the run's manifest.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub environment: usize,
     /// Whether no variant beats it in both quality and decode speed in this cell.
     pub on_pareto_front: bool,
 }

@@ -74,6 +74,7 @@ pub(super) fn measured(cell: record::Cell, speed: &record::Speed) -> Speed {
         memory: Some(speed.memory.into()),
         energy: Some((&speed.energy).into()),
         throttling: throttling(&speed.throttling),
+        blocks: speed.blocks.len(),
         ..empty(cell)
     }
 }
@@ -108,6 +109,8 @@ fn empty(cell: record::Cell) -> Speed {
         memory: None,
         energy: None,
         throttling: None,
+        blocks: 0,
+        environment: 0,
         on_pareto_front: false,
     }
 }

@@ -74,6 +74,9 @@ pub fn environment(device: &Device) -> Environment {
             compute_capability: compute_capability(device),
             multiprocessors: gpu_facts_of(device).map(|gpu| gpu.multiprocessors),
             power_limit_watts: gpu.and_then(|g| g.power_limit).map(|w| w.0),
+            max_sm_clock_mhz: gpu.and_then(|g| g.max_sm_clock_mhz),
+            max_memory_clock_mhz: gpu.and_then(|g| g.max_memory_clock_mhz),
+            application_sm_clock_mhz: gpu.and_then(|g| g.application_sm_clock_mhz),
         },
         cpu: Cpu {
             model: facts.cpu.model.clone(),

@@ -220,6 +220,8 @@ struct Session<'a> {
     clock: SystemClock,
     seats: Vec<Seat<'a>>,
     outcome: Outcome,
+    /// Whether it was said that the cell at hand is the last.
+    told_of_the_end: bool,
 }
 
 impl<'a> Session<'a> {
@@ -253,6 +255,7 @@ impl<'a> Session<'a> {
             clock: SystemClock::new(),
             seats: seats.collect(),
             outcome: Outcome::default(),
+            told_of_the_end: false,
         }
     }
 
@@ -344,7 +347,7 @@ impl<'a> Session<'a> {
                 if satisfied.contains(&job) || !waiting.contains(&job) {
                     continue;
                 }
-                self.interrupt.check()?;
+                // Not looked at the interrupt here: a cell that has begun is measured to its end.
                 let of = self.plan.turns;
                 let turn = Turn {
                     number: round,
@@ -480,6 +483,7 @@ impl<'a> Session<'a> {
             .as_deref_mut()
             .ok_or_else(|| Error::Internal("a variant without a worker".into()))?;
         let watcher = &mut *self.watcher;
+        let (interrupt, told) = (self.interrupt, &mut self.told_of_the_end);
         let answer = hand.ask(request, &mut |news| match news {
             News::Note { text } => watcher.note(name, &text),
             News::Progress { phase, share } => {
@@ -493,6 +497,11 @@ impl<'a> Session<'a> {
                     Phase::Verify => Stage::Verify,
                     Phase::Point => points[point].stage(),
                 };
+                let finishes = matches!((phase, &points[point]), (Phase::Point, Point::Speed(_)));
+                if finishes && interrupt.is_requested() && !*told {
+                    *told = true;
+                    watcher.note(name, "finishing the cell at hand; Ctrl-C again gives it up");
+                }
                 watcher.progress(name, &stage, share, (others + *reached) / total);
             }
         });

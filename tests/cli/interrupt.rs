@@ -44,21 +44,32 @@ fn ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on() {
     };
     let mut child = command(folder.path(), &words(LONG))
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(fs::File::create(folder.path().join("said")).unwrap())
         .spawn()
         .unwrap();
-    wait_for("the first timed point", || finished() >= 2);
+    wait_for("the quality of both variants", || finished() >= 2);
+    // In the midst of the four seconds of the first cell.
+    std::thread::sleep(Duration::from_millis(500));
+    let begun = finished();
     let begin = Instant::now();
     interrupt(&child);
     let status = child.wait().unwrap();
     assert!(
-        begin.elapsed() < Duration::from_secs(3),
+        begin.elapsed() < Duration::from_secs(10),
         "it took {:?} to end",
         begin.elapsed()
     );
     assert_eq!(status.code(), Some(130));
     let kept = fs::read_to_string(&records).unwrap();
-    assert!((2..6).contains(&finished()), "{} points", finished());
+    let shown = fs::read_to_string(folder.path().join("said")).unwrap();
+    assert!(shown.contains("finishing the cell at hand"), "{shown}");
+    // Both variants take turns at a cell.
+    let now = finished();
+    assert_eq!(
+        now,
+        begun + 2,
+        "the cell at hand is finished, and none begun"
+    );
     assert!(
         kept.lines()
             .all(|line| serde_json::from_str::<Value>(line).is_ok()),

@@ -7,7 +7,7 @@ use super::common::{number, run, words};
 #[test]
 fn a_study_names_its_checks_its_memory_and_why_there_is_no_energy() {
     let folder = tempfile::tempdir().unwrap();
-    let line = "study --variants bf16,int8 --batch 2 --prompt 12 --gen 4 --trials 2 --min-time 0 --ppl-segments 2 --no-kl \
+    let line = "study --variants bf16,int8,w4a16:asym:g64 --batch 2 --prompt 12 --gen 4 --trials 2 --min-time 0 --ppl-segments 2 --no-kl \
                 --no-load-check --no-ceilings --out out --json";
     let ran = run(folder.path(), &words(line)).expect(0);
     let study = ran.json();

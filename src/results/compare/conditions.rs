@@ -62,10 +62,16 @@ pub(super) fn check(base: &Side, other: &Side) -> Differences {
             environments(base, other, &mut found);
         }
     }
+    for run in base.runs.iter().chain(&other.runs) {
+        if run.records.iter().any(|record| record.environment > 0) {
+            let what = format!("{} has records of several environments", run.label);
+            Differences::put(&mut found.light, what);
+        }
+    }
     let runs = base.runs.iter().chain(&other.runs);
     for run in runs.filter(|run| run.environment.is_none()) {
         let what = format!(
-            "{} has no study.json: driver, power limit and host are not compared",
+            "{} has neither study.json nor manifest.json: driver, power limit and host are not compared",
             run.label
         );
         Differences::put(&mut found.light, what);
@@ -86,6 +92,26 @@ fn environments(base: &Environment, other: &Environment, found: &mut Differences
     let watts = |limit: Option<f64>| limit.map(|watts| format!("{watts:.0} W"));
     let limits = (watts(was.power_limit_watts), watts(is.power_limit_watts));
     Differences::compare(grave, "power limit", limits.0, limits.1);
+    let mhz = |clock: Option<u32>| clock.map(|clock| format!("{clock} MHz"));
+    for (what, was, is) in [
+        (
+            "highest SM clock",
+            was.max_sm_clock_mhz,
+            is.max_sm_clock_mhz,
+        ),
+        (
+            "highest memory clock",
+            was.max_memory_clock_mhz,
+            is.max_memory_clock_mhz,
+        ),
+        (
+            "SM clock of applications",
+            was.application_sm_clock_mhz,
+            is.application_sm_clock_mhz,
+        ),
+    ] {
+        Differences::compare(grave, what, mhz(was), mhz(is));
+    }
     if was.kind.as_deref() == Some("cpu") {
         Differences::compare(grave, "cores", base.cpu.cores, other.cpu.cores);
         Differences::compare(grave, "threads", base.threads, other.threads);

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::super::environment::Environment;
+use super::super::manifest::Manifest;
 use super::super::record::Record;
 use super::super::store::{self, RECORDS};
 use super::super::{Study, export};
@@ -38,9 +39,12 @@ impl Run {
             return Err(Error::data(path, "there is no record in it"));
         }
         let study = dir.join(export::STUDY);
+        // A study is written at the end of a run only; the manifest before the first record.
         let environment = match study.is_file() {
             true => Some(export::read(&study)?.environment),
-            false => None,
+            false => {
+                Manifest::read(dir)?.and_then(|manifest| manifest.environments.into_iter().next())
+            }
         };
         Ok(Self {
             label: path.display().to_string(),

@@ -273,6 +273,20 @@ pub(in super::super) fn environment(environment: &Environment) -> Value {
                 .power_limit_watts
                 .map(|watts| format!("{watts:.0} W")),
         ),
+        (
+            "Clocks",
+            joined([
+                device
+                    .max_sm_clock_mhz
+                    .map(|mhz| format!("SM up to {mhz} MHz")),
+                device
+                    .application_sm_clock_mhz
+                    .map(|mhz| format!("applications at {mhz} MHz")),
+                device
+                    .max_memory_clock_mhz
+                    .map(|mhz| format!("memory up to {mhz} MHz")),
+            ]),
+        ),
         ("Measured ceilings", ceilings(environment)),
         (
             "Host",

@@ -28,6 +28,8 @@ pub(in crate::study) struct Site<'a> {
     device: &'a Device,
     ceilings: Option<&'a Ceilings>,
     interrupt: &'a Interrupt,
+    /// For a cell: what has been measured of one is lost unless it is measured to its end.
+    patient: Interrupt,
     meter: Meter,
     clock: Arc<dyn Clock>,
 }
@@ -51,6 +53,7 @@ impl<'a> Site<'a> {
             device,
             ceilings,
             interrupt,
+            patient: interrupt.patient(),
             meter: Meter::new(power, clock.clone(), plan.energy, plan.seed),
             clock,
         }
@@ -61,7 +64,7 @@ impl<'a> Site<'a> {
             plan: self.plan,
             device: self.device,
             clock: self.clock.clone(),
-            interrupt: self.interrupt,
+            interrupt: &self.patient,
             meter: &self.meter,
             vocab: job.model.config.vocab,
             kv: job.kv,
