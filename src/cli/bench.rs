@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 
+use super::against::{self, AgainstFlags};
 use super::args::{CalibrationFlags, EngineFlags, ModelFlags, SpeedFlags};
 use super::compare::RuleFlags;
 use super::isolation::{self, IsolationFlags};
@@ -22,6 +23,7 @@ use crate::study::{self, Outcome, Plan, Switches};
   candlepower bench --batch 1,8 --prompt 512 --gen 128
   candlepower bench --model qwen3-0.6b --weights dummy --variants bf16,w4a16 --depth 0,2048
   candlepower bench --against last-week --fail-on 2%
+  candlepower bench --against-program ./candlepower-before --rounds 6 --fail-on 2%
   candlepower bench --model model.gguf --variants bf16 --engine candle
   candlepower bench --model llama-3.1-8b --weights dummy --batch 1 --prompt 128 --ablate")]
 pub(super) struct Args {
@@ -46,10 +48,6 @@ pub(super) struct Args {
     /// what each part is worth
     #[arg(long, conflicts_with_all = ["engine", "graphs", "pdl", "fuse"])]
     ablate: bool,
-    /// Compares what is measured with a run on record (several of the same thing with commas), measured before and so not in
-    /// turn with it. With --json, it is the comparison that is printed
-    #[arg(long, value_name = "RUN", conflicts_with = "ablate")]
-    against: Option<String>,
     /// Prints JSON instead of the table
     #[arg(long)]
     json: bool,
@@ -61,6 +59,8 @@ pub(super) struct Args {
     device: EngineFlags,
     #[command(flatten)]
     speed: SpeedFlags,
+    #[command(flatten)]
+    against: AgainstFlags,
     #[command(flatten)]
     rules: RuleFlags,
     #[command(flatten)]
@@ -110,10 +110,19 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     // What cannot be read is said before anything is measured.
-    let baseline = args.against.as_deref().map(Side::open).transpose()?;
+    if let Some(program) = &args.against.against_program {
+        let (rounds, out) = (args.against.rounds, args.out.as_deref());
+        return against::run(program, rounds, out, args.json, &args.rules, interrupt);
+    }
+    let baseline = args
+        .against
+        .against
+        .as_deref()
+        .map(Side::open)
+        .transpose()?;
     if baseline.is_none() && args.rules.fail_on.is_some() {
         return Err(Error::Usage(
-            "--fail-on is for a comparison: give --against RUN".into(),
+            "--fail-on is for a comparison: give --against RUN or --against-program FILE".into(),
         ));
     }
     let device = args.device.open()?;

@@ -46,7 +46,7 @@ pub(super) struct RuleFlags {
     #[arg(long, default_value = "0.1%", value_name = "PERCENT", value_parser = parse_percent)]
     quality_margin: f64,
     /// What a figure differs by from run to run (standard deviation), where each side is a single run [default: 0.2% on a
-    /// GPU, 10% on a CPU]
+    /// GPU; on a CPU unknown, so that single runs get no verdict]
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
     run_noise: Option<f64>,
     /// Compares runs of other hardware, power limit or number of threads all the same

@@ -87,7 +87,7 @@ fn faults() -> Result<Faults> {
 }
 
 /// The file that this process runs, even if another has taken its place since.
-fn this_program() -> Result<PathBuf> {
+pub(super) fn this_program() -> Result<PathBuf> {
     let running = PathBuf::from("/proc/self/exe");
     if running.exists() {
         return Ok(running);

@@ -1,5 +1,6 @@
 //! The commands: each parses, calls, prints; nothing is computed here. The only place that reads flags and prints.
 
+mod against;
 mod args;
 mod bench;
 mod compare;

@@ -163,15 +163,16 @@ pub struct Spread {
 
 impl Contrast {
     /// Sets `other` against `base`, each a figure from one run or from several; `allowed` is the standard deviation of its
-    /// logarithm from run to run to allow for where both have one. `None` if a run has no figure above zero.
-    pub fn of(base: &[Series], other: &[Series], allowed: f64) -> Option<Self> {
+    /// logarithm from run to run to allow for where both have one; where it is not known, one run of each has no spread.
+    /// `None` if a run has no figure above zero.
+    pub fn of(base: &[Series], other: &[Series], allowed: Option<f64>) -> Option<Self> {
         let logs = |runs: &[Series]| -> Option<Vec<f64>> {
             runs.iter().map(|run| Some(run.figure()?.ln())).collect()
         };
         let (base_logs, other_logs) = (logs(base)?, logs(other)?);
         let ln_ratio = mean(&other_logs)? - mean(&base_logs)?;
         let spread = match (base, other) {
-            ([base], [other]) => of_single_runs(base, other, allowed),
+            ([base], [other]) => allowed.and_then(|allowed| of_single_runs(base, other, allowed)),
             _ => of_several_runs([(base, &base_logs), (other, &other_logs)]),
         };
         Some(Self { ln_ratio, spread })
@@ -281,7 +282,7 @@ mod tests {
                     .map(|i| run(seed(i), trials, level, of_run, 0.01))
                     .collect()
             };
-            let found = Contrast::of(&side(10.0, 0), &side(10.3, 1), allowed).unwrap();
+            let found = Contrast::of(&side(10.0, 0), &side(10.3, 1), Some(allowed)).unwrap();
             let ends = found.interval().unwrap();
             held += f64::from(u8::from(ends.contains(1.03f64.ln())));
             reach += (ends.high - ends.low) / 2.0;
@@ -322,7 +323,7 @@ mod tests {
             let found = Contrast::of(
                 std::slice::from_ref(&quiet),
                 std::slice::from_ref(other),
-                0.001,
+                Some(0.001),
             );
             found.unwrap().spread.unwrap()
         };
@@ -335,16 +336,22 @@ mod tests {
     #[test]
     fn one_sample_has_a_ratio_and_no_interval() {
         let single = |x: f64| Series::Samples(vec![vec![x]]);
-        let found = Contrast::of(&[single(2.0)], &[single(3.0)], 0.01).unwrap();
+        let found = Contrast::of(&[single(2.0)], &[single(3.0)], Some(0.01)).unwrap();
         assert!((found.ln_ratio - 1.5f64.ln()).abs() < 1e-12);
         assert_eq!(
             (found.spread, found.interval(), found.p_value()),
             (None, None, None)
         );
-        assert_eq!(Contrast::of(&[single(0.0)], &[single(3.0)], 0.01), None);
-        assert_eq!(Contrast::of(&[single(2.0)], &[], 0.01), None);
+        let steady = || [Series::Samples(vec![vec![1.0, 1.01, 0.99, 1.0]])];
+        let unknown = Contrast::of(&steady(), &steady(), None).unwrap();
+        assert_eq!((unknown.ln_ratio, unknown.spread), (0.0, None));
+        assert_eq!(
+            Contrast::of(&[single(0.0)], &[single(3.0)], Some(0.01)),
+            None
+        );
+        assert_eq!(Contrast::of(&[single(2.0)], &[], Some(0.01)), None);
         // Two runs of one sample each tell how much runs differ.
-        let found = Contrast::of(&[single(2.0), single(2.1)], &[single(2.05)], 0.0).unwrap();
+        let found = Contrast::of(&[single(2.0), single(2.1)], &[single(2.05)], None).unwrap();
         assert_eq!(found.spread.unwrap().degrees, 1.0);
     }
 
@@ -355,7 +362,7 @@ mod tests {
             Series::Ratios(wholes.iter().map(of).collect())
         };
         let (base, other) = (pairs(&[1.0, 3.0, 2.0]), pairs(&[2.0, 6.0, 4.0]));
-        let found = Contrast::of(&[base], &[other], 0.0).unwrap();
+        let found = Contrast::of(&[base], &[other], Some(0.0)).unwrap();
         assert!((found.ln_ratio + std::f64::consts::LN_2).abs() < 1e-12);
         assert!(
             found.interval().unwrap().contains(0.0),

@@ -347,4 +347,6 @@ impl Rounds for CellRounds<'_> {
 }
 
 #[cfg(test)]
+mod sampler_cost;
+#[cfg(test)]
 mod tests;

@@ -56,8 +56,7 @@ fn one_program_measured_again_is_never_slower() {
         let (a, b) = (format!("a{pair}"), format!("b{pair}"));
         bench(folder.path(), &a);
         bench(folder.path(), &b);
-        // Other tests run beside this one, so that runs differ by more than on a machine of their own.
-        let line = format!("compare {a} {b} --fail-on 0% --run-noise 60% --json");
+        let line = format!("compare {a} {b} --fail-on 0% --json");
         let found = run(folder.path(), &words(&line)).expect(0).json();
         // Two variants in two cells, three figures each.
         let all = verdicts(&found);
@@ -72,7 +71,12 @@ fn a_regression_is_found_shown_and_ends_with_four() {
     let folder = tempdir().unwrap();
     bench(folder.path(), "before");
     stretched(folder.path(), "before", "after", 3.0);
-    let line = |options: &str| format!("compare before after {options}");
+    // Single runs on a CPU get no verdict unless it is known what differs from run to run.
+    let unknown = run(folder.path(), &words("compare before after --fail-on 2%")).expect(0);
+    for part in ["+200 %", "inconclusive", "ratios without verdicts"] {
+        assert!(unknown.stdout.contains(part), "{part}:\n{}", unknown.stdout);
+    }
+    let line = |options: &str| format!("compare before after --run-noise 10% {options}");
     let shown = run(folder.path(), &words(&line(""))).expect(0);
     for part in ["after against before", "+200 % [", "slower", "one run each"] {
         assert!(shown.stdout.contains(part), "{part}:\n{}", shown.stdout);
@@ -106,7 +110,11 @@ fn a_regression_is_found_shown_and_ends_with_four() {
             .unwrap_or_else(|e| panic!("{schema}: {e}"));
         assert_eq!(document["schema"], schema);
     }
-    let history = run(folder.path(), &words("compare before after before")).expect(0);
+    let history = run(
+        folder.path(),
+        &words("compare before after before --run-noise 10%"),
+    )
+    .expect(0);
     assert!(history.stdout.contains('▲'), "{}", history.stdout);
 
     let against = run(folder.path(), &words(&format!("{BENCH} --against after"))).expect(0);
@@ -166,4 +174,61 @@ fn a_cell_goes_on_until_it_is_known() {
         ["noise_stable", "time_limit"].contains(&reason("--until-stable --max-time 2").as_str())
     );
     run(folder.path(), &words(&format!("{line} --precision little"))).expect(2);
+}
+
+#[test]
+fn two_programs_are_measured_by_turns() {
+    let folder = tempdir().unwrap();
+    let program = env!("CARGO_BIN_EXE_candlepower");
+    let line = format!("{BENCH} --against-program {program} --rounds 2 --out both");
+    let line = line.replace("--variants bf16,int8", "--variants bf16");
+    let found = run(folder.path(), &words(&format!("{line} --json"))).expect(0);
+    let rounds: Vec<&str> = found
+        .stderr
+        .lines()
+        .filter(|line| line.starts_with("round "))
+        .collect();
+    let expected = [
+        "round 1 of 2: base",
+        "round 1 of 2: this",
+        "round 2 of 2: this",
+        "round 2 of 2: base",
+    ];
+    assert_eq!(rounds, expected);
+    let comparison = found.json();
+    for side in ["base", "other"] {
+        assert_eq!(comparison[side]["runs"], 2, "{comparison:#}");
+    }
+    // The spread is that of the runs, not what is allowed for.
+    let points = comparison["points"].as_array().unwrap();
+    assert_eq!(points.len(), 6);
+    assert!(
+        points.iter().all(|p| p["run_noise_from"] == "runs"),
+        "{comparison:#}"
+    );
+    // The same command finds every run on record.
+    let before = fs::read(folder.path().join("both/this-2/records.jsonl")).unwrap();
+    let again = run(folder.path(), &words(&line)).expect(0);
+    assert!(
+        again.stdout.contains("this build against"),
+        "{}",
+        again.stdout
+    );
+    assert_eq!(
+        fs::read(folder.path().join("both/this-2/records.jsonl")).unwrap(),
+        before
+    );
+    run(
+        folder.path(),
+        &words(&line.replace("--rounds 2", "--rounds 1")),
+    )
+    .expect(2);
+    let missing = line.replace(program, "no-such-program");
+    let failed = run(folder.path(), &words(&missing));
+    assert!(
+        failed.error().contains("no-such-program: cannot start"),
+        "{}",
+        failed.stderr
+    );
+    assert_ne!(failed.code, 0);
 }

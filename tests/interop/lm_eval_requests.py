@@ -11,6 +11,7 @@ Needs lm_eval (0.4.13), transformers and torch; nothing is fetched.
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import sys
@@ -100,10 +101,7 @@ def main():
             task = task_over(name, splits, shots)
             requests[name][str(shots)] = requests_of(task)
             if name == "gsm8k":
-                # The tiny model's context of 256 holds no examples of this length, and it talks nonsense: a few tokens
-                # tell as much.
-                if shots > 0:
-                    continue
+                # The tiny model talks nonsense: a few tokens tell as much.
                 task.set_config("generation_kwargs", {**task.get_config("generation_kwargs"), "max_gen_toks": 24})
                 task.build_all_requests()
             scores[name][str(shots)] = evaluated(model, task)
@@ -142,13 +140,24 @@ def evaluated(model, task):
     return out
 
 
+def alike(a, b):
+    """Whether two documents are the same, but for the last digits of floats, which differ from one torch to the next."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(alike, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-5)
+    return a == b
+
+
 def compare_or_write(name, found, check):
     path = FIXTURES / name
     if not check:
         path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         print(f"wrote {path.relative_to(ROOT)}")
         return
-    same = json.loads(path.read_text()) == json.loads(json.dumps(found))
+    same = alike(json.loads(path.read_text()), json.loads(json.dumps(found)))
     print(f"{path.relative_to(ROOT)}: {'the same' if same else 'differs'}")
     if not same:
         sys.exit(1)

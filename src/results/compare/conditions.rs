@@ -188,11 +188,14 @@ fn throttle_reasons(record: &Record) -> Vec<String> {
 /// What a comparison allows for from run to run, and how to know better; `None` if the runs tell it themselves.
 pub(super) fn advice(comparison: &document::Comparison) -> Option<String> {
     let single = comparison.base.runs == 1 && comparison.other.runs == 1;
-    single.then(|| {
-        format!(
-            "one run each: {:.1} % (standard deviation) is allowed for from run to run, or what a run wandered itself if \
-             that is more; several runs of a side, with commas as in A1,A2 B1,B2, tell it",
-            comparison.run_noise_percent
-        )
+    single.then(|| match comparison.run_noise_percent {
+        Some(percent) => format!(
+            "one run each: {percent:.1} % (standard deviation) is allowed for from run to run, or what a run wandered itself if \
+             that is more; several runs of a side, with commas as in A1,A2 B1,B2, tell it"
+        ),
+        None => "one run each on a CPU, which is shared with whatever else runs: ratios without verdicts. Several runs of a \
+                 side, with commas as in A1,A2 B1,B2, tell what differs from run to run; bench --against-program makes them by \
+                 turns; --run-noise states it"
+            .to_owned(),
     })
 }

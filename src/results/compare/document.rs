@@ -32,8 +32,9 @@ pub struct Comparison {
     pub margin_percent: f64,
     /// A smaller difference of a perplexity does not count.
     pub quality_margin_percent: f64,
-    /// What is allowed for from run to run where both sides have one: the standard deviation of a figure.
-    pub run_noise_percent: f64,
+    /// What is allowed for from run to run where both sides have one: the standard deviation of a figure. Null where nothing
+    /// can be, so that single runs of each side have ratios and no verdicts.
+    pub run_noise_percent: Option<f64>,
     /// What differs between the two that may explain a difference.
     pub warnings: Vec<String>,
     /// What only one side measured.

@@ -46,7 +46,7 @@ pub(super) fn question(record: &Record) -> String {
 }
 
 /// Every figure that both sides have.
-pub(super) fn of(base: &[&Record], other: &[&Record], run_noise: f64) -> Vec<Found> {
+pub(super) fn of(base: &[&Record], other: &[&Record], run_noise: Option<f64>) -> Vec<Found> {
     let (base_speeds, other_speeds) = (speeds(base), speeds(other));
     if base_speeds.is_empty() || other_speeds.is_empty() {
         return perplexities(base, other).into_iter().collect();
@@ -66,7 +66,10 @@ pub(super) fn of(base: &[&Record], other: &[&Record], run_noise: f64) -> Vec<Fou
             let logs: Option<Vec<f64>> = runs.iter().map(|r| Some(r.figure()?.ln())).collect();
             mean(&logs?).map(f64::exp)
         };
-        let reason = contrast.spread.is_none().then(|| match metric {
+        let single = base.len() == 1 && other.len() == 1;
+        // What is so of every figure is said once, beside the table.
+        let unspread = contrast.spread.is_none() && !(single && run_noise.is_none());
+        let reason = unspread.then(|| match metric {
             Metric::JPerGeneratedToken => "energy has one window a run, so no spread".to_owned(),
             _ => "a single trial has no spread".to_owned(),
         });

@@ -26,8 +26,6 @@ use figures::Found;
 /// What a figure differs by from run to run on a GPU: a difference of half a percent between single runs is then chance,
 /// which is the least gap that NVBench's comparison believes.
 const GPU_RUN_NOISE: f64 = 0.002;
-/// And on a CPU, whose cores, caches and clocks are shared with whatever else runs.
-const CPU_RUN_NOISE: f64 = 0.1;
 
 /// By what runs are judged.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,7 +35,8 @@ pub struct Rules {
     /// A smaller difference of a perplexity does not count, as a share.
     pub quality_margin: f64,
     /// What a figure differs by from run to run, as a share (standard deviation), to allow for where both sides have one
-    /// run; the device's habit where `None`.
+    /// run. Where `None`, a GPU's habit; a CPU has none, since it is shared with whatever else runs, and a single run of
+    /// each side tells nothing there.
     pub run_noise: Option<f64>,
     /// Whether runs of other hardware are compared all the same.
     pub across_hardware: bool,
@@ -68,12 +67,8 @@ pub fn compare(base: &Side, other: &Side, rules: &Rules) -> Result<Comparison> {
             found.grave.join("; ")
         )));
     }
-    let usual = if conditions::on_gpu(base) {
-        GPU_RUN_NOISE
-    } else {
-        CPU_RUN_NOISE
-    };
-    let run_noise = rules.run_noise.unwrap_or(usual);
+    let usual = conditions::on_gpu(base).then_some(GPU_RUN_NOISE);
+    let run_noise = rules.run_noise.or(usual);
     let (pairs, unmatched) = joined(base, other);
     if pairs.is_empty() {
         return Err(Error::Config(format!(
@@ -102,7 +97,7 @@ pub fn compare(base: &Side, other: &Side, rules: &Rules) -> Result<Comparison> {
         other: RunNote::of(other),
         margin_percent: 100.0 * rules.margin,
         quality_margin_percent: 100.0 * rules.quality_margin,
-        run_noise_percent: 100.0 * run_noise,
+        run_noise_percent: run_noise.map(|noise| 100.0 * noise),
         warnings,
         unmatched,
         points,
