@@ -56,9 +56,12 @@ impl Interrupt {
         self.looks.load(Ordering::Relaxed)
     }
 
-    /// The flag itself, for what must not know of this type.
+    /// The flag itself, for what must not know of this type; of a [patient](Interrupt::patient) one, that of giving up.
     pub fn flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.requested)
+        Arc::clone(match self.patient {
+            true => &self.aborted,
+            false => &self.requested,
+        })
     }
 
     /// Whether the flag has been raised.
@@ -128,6 +131,18 @@ pub fn signal_name(number: i32) -> String {
 mod tests {
     use super::*;
     use crate::measure::clock::VirtualClock;
+
+    #[test]
+    fn who_is_patient_goes_on_until_the_work_is_given_up() {
+        let interrupt = Interrupt::new();
+        let patient = interrupt.patient();
+        interrupt.request();
+        assert!(interrupt.check().is_err() && interrupt.flag().load(Ordering::Relaxed));
+        assert!(patient.check().is_ok() && !patient.flag().load(Ordering::Relaxed));
+        assert!(patient.is_requested());
+        interrupt.abort();
+        assert!(patient.check().is_err() && patient.flag().load(Ordering::Relaxed));
+    }
 
     #[test]
     fn waiting_takes_its_time_and_ends_with_a_request() {

@@ -136,7 +136,17 @@ impl Runner {
         Ok(())
     }
 
-    /// The same for scoring texts.
+    /// From now on, gives up before the next step of the model once `flag` is set; candle's engine has no such place.
+    pub(super) fn stop_when(&mut self, flag: Arc<AtomicBool>) {
+        if let Self::Own(engine, stop) = self {
+            if let Some(engine) = engine {
+                engine.stop_when(flag.clone());
+            }
+            *stop = flag;
+        }
+    }
+
+    /// As [`Runner::own`], for scoring texts.
     pub(super) fn own_for_scoring(&mut self, limits: Limits) -> Result<&mut Engine> {
         let limits = match self {
             Self::Own(Some(engine), _) => limits.for_scoring(engine.device()),

@@ -73,7 +73,7 @@ fn a_regression_is_found_shown_and_ends_with_four() {
     stretched(folder.path(), "before", "after", 3.0);
     // Single runs on a CPU get no verdict unless it is known what differs from run to run.
     let unknown = run(folder.path(), &words("compare before after --fail-on 2%")).expect(0);
-    for part in ["+200 %", "inconclusive", "ratios without verdicts"] {
+    for part in ["+200.0 %", "inconclusive", "ratios without verdicts"] {
         assert!(unknown.stdout.contains(part), "{part}:\n{}", unknown.stdout);
     }
     let line = |options: &str| format!("compare before after --run-noise 10% {options}");
@@ -210,7 +210,7 @@ fn two_programs_are_measured_by_turns() {
     let before = fs::read(folder.path().join("both/this-2/records.jsonl")).unwrap();
     let again = run(folder.path(), &words(&line)).expect(0);
     assert!(
-        again.stdout.contains("this build against"),
+        again.stdout.contains("this build (2 runs) against"),
         "{}",
         again.stdout
     );

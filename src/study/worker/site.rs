@@ -298,7 +298,9 @@ impl Worker<'_> {
             chunk: plan.chunk.unwrap_or(text.task.context),
             batch: under_load.then(|| batches.max().unwrap_or(1)),
         };
-        let found = score.run(self.runner()?, &mut |scored, all| {
+        let runner = self.runner()?;
+        runner.stop_when(site.interrupt.flag());
+        let found = score.run(runner, &mut |scored, all| {
             tell(at(Phase::Point, scored as f64 / all.max(1) as f64));
             site.interrupt.check()
         })?;
@@ -326,6 +328,8 @@ impl Worker<'_> {
             .ok()
         });
         let bench = self.site.bench_of(job);
+        let patient = self.site.patient.flag();
+        self.runner()?.stop_when(patient);
         let timing = bench.begin(self.runner()?, cell, predicted)?;
         self.timing = Some((point, timing));
         Ok(())
