@@ -110,6 +110,7 @@ impl Watcher for Progress {
             Stage::Verify => format!("{variant}: verifying"),
             Stage::Quality => format!("{variant}: perplexity {:.0}%", share * 100.0),
             Stage::Speed(cell) => format!("{variant}: {}", cell_name(cell)),
+            Stage::Energy => format!("{variant}: energy {:.0}%", share * 100.0),
         };
         self.show(&what, overall);
     }

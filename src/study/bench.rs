@@ -223,11 +223,16 @@ impl Bench<'_> {
         Ok(timing.stopped.is_some())
     }
 
-    /// Measures what comes after the trials, and gives all that there is of the cell.
-    pub(super) fn finish(&self, runner: &mut dyn Target, timing: Timing) -> Result<Speed> {
+    /// Measures what comes after the trials, and gives all that there is of the cell; `tell` is told the share of that.
+    pub(super) fn finish(
+        &self,
+        runner: &mut dyn Target,
+        timing: Timing,
+        tell: &mut dyn FnMut(f64),
+    ) -> Result<Speed> {
         let shared = !timing.blocks.is_empty();
         let memory = ledger::account(self.device, runner, timing.predicted, shared);
-        let energy = self.energy(runner, &timing.cell)?;
+        let energy = self.energy(runner, &timing.cell, tell)?;
         let work = self.work(runner, &timing.cell);
         let settled = throttled::settle(timing.trials, timing.blocks, timing.throttling);
         Ok(Speed {
@@ -254,7 +259,7 @@ impl Bench<'_> {
     ) -> Result<Speed> {
         let mut timing = self.begin(runner, *cell, predicted)?;
         self.trials(runner, &mut timing, None, progress)?;
-        self.finish(runner, timing)
+        self.finish(runner, timing, &mut |_| ())
     }
 
     /// What a trial must move and compute at least; unknown of candle's models.
@@ -303,7 +308,12 @@ impl Bench<'_> {
 
     /// The energy of the cell's work. candle's cache cannot be wound back, so that its decode has no depth of its own to be
     /// repeated at.
-    fn energy(&self, runner: &mut dyn Target, cell: &Cell) -> Result<Energy> {
+    fn energy(
+        &self,
+        runner: &mut dyn Target,
+        cell: &Cell,
+        tell: &mut dyn FnMut(f64),
+    ) -> Result<Energy> {
         if runner.starts_anew() {
             return Ok(Energy::Unavailable {
                 reason: "candle's cache cannot be wound back to repeat a decode".into(),
@@ -316,7 +326,7 @@ impl Bench<'_> {
             last: Vec::new(),
             clock: &*self.clock,
         };
-        self.meter.cell(&mut rounds, self.interrupt)
+        self.meter.cell(&mut rounds, self.interrupt, tell)
     }
 }
 

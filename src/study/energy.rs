@@ -67,6 +67,8 @@ pub(super) struct Meter {
     clock: Arc<dyn Clock>,
     plan: EnergyPlan,
     seed: u64,
+    /// The draw before anything was opened on the board.
+    bare_idle: Result<Watts, Unavailable>,
     /// The draw of the board as it is loaded now, when nothing runs.
     idle: RefCell<Option<Result<Watts, Unavailable>>>,
 }
@@ -93,8 +95,17 @@ impl Meter {
             clock,
             plan,
             seed,
+            bare_idle: Err(Unavailable::because("the device had been opened before")),
             idle: RefCell::new(None),
         }
+    }
+
+    /// With what the board drew before anything was opened on it, where that is known.
+    pub(super) fn with_bare_idle(mut self, power: Option<Watts>) -> Self {
+        if let Some(power) = power {
+            self.bare_idle = Ok(power);
+        }
+        self
     }
 
     /// The board itself, where there is one.
@@ -142,29 +153,62 @@ impl Meter {
         if self.idle.borrow().is_some() || self.obstacle().is_some() {
             return Ok(());
         }
-        let found = if self.plan.idle > Seconds(0.0) {
-            interrupt.wait(self.plan.pre_roll, &*self.clock)?;
-            let sampler = self.sampler();
-            let window = self.nothing(self.plan.idle, interrupt)?;
-            power_in(&sampler.stop(), window)
-        } else {
-            Err(Unavailable::because("switched off: --idle-window 0"))
-        };
-        *self.idle.borrow_mut() = Some(found);
+        *self.idle.borrow_mut() = Some(self.watched(interrupt)?);
         Ok(())
     }
 
-    /// The energy of a cell.
+    /// The draw as long as nothing is asked of the device; `None` where nothing can be measured, or is to be.
+    ///
+    /// # Errors
+    /// [`Interrupted`](crate::Error::Interrupted).
+    pub(super) fn draw_of_nothing(&self, interrupt: &Interrupt) -> Result<Option<Watts>> {
+        if self.obstacle().is_some() {
+            return Ok(None);
+        }
+        Ok(self.watched(interrupt)?.ok())
+    }
+
+    fn watched(&self, interrupt: &Interrupt) -> Result<Result<Watts, Unavailable>> {
+        if self.plan.idle <= Seconds(0.0) {
+            return Ok(Err(Unavailable::because("switched off: --idle-window 0")));
+        }
+        interrupt.wait(self.plan.pre_roll, &*self.clock)?;
+        let sampler = self.sampler();
+        let window = self.nothing(self.plan.idle, interrupt)?;
+        Ok(power_in(&sampler.stop(), window))
+    }
+
+    /// The energy of a cell; `tell` is told the share of the time it takes that has passed.
     ///
     /// # Errors
     /// What the work fails with, or [`Interrupted`](crate::Error::Interrupted).
-    pub(super) fn cell(&self, rounds: &mut dyn Rounds, interrupt: &Interrupt) -> Result<Energy> {
+    pub(super) fn cell(
+        &self,
+        rounds: &mut dyn Rounds,
+        interrupt: &Interrupt,
+        tell: &mut dyn FnMut(f64),
+    ) -> Result<Energy> {
         if let Some(why) = self.obstacle() {
             return Ok(Energy::Unavailable { reason: why.reason });
         }
+        let begin = self.clock.now();
+        let whole = 2.0 * (self.plan.pre_roll.0 + self.plan.window.0) + AFTER_WORK.0;
+        let mut told = |clock: &dyn Clock| tell(((clock.now() - begin).0 / whole).min(1.0));
         let sampler = self.sampler();
-        let prefill = self.repeat(&mut || rounds.prefill(), interrupt)?;
-        let decode = self.repeat(&mut || rounds.decode(), interrupt)?;
+        let prefill = self.repeat(
+            &mut || {
+                told(&*self.clock);
+                rounds.prefill()
+            },
+            interrupt,
+        )?;
+        let decode = self.repeat(
+            &mut || {
+                told(&*self.clock);
+                rounds.decode()
+            },
+            interrupt,
+        )?;
         let after = self.nothing(AFTER_WORK, interrupt)?;
         let tape = sampler.stop();
         Ok(self.energy(&tape, prefill, decode, after))
@@ -238,13 +282,14 @@ impl Meter {
                 }
             };
         let phases = [("prefill", &in_prefill), ("decode", &in_decode)];
-        let mut missing =
-            vec!["idle power without a context: the device had been opened before".to_owned()];
+        let mut missing = Vec::new();
         let mut known = |what: &str, found: Result<Watts, Unavailable>| {
             found
                 .map_err(|why| missing.push(format!("{what}: {why}")))
                 .ok()
         };
+        let bare = self.bare_idle.clone();
+        let idle_power_without_context = known("idle power without a context", bare);
         let not_taken = || Err(Unavailable::because("not taken"));
         let idle = self.idle.borrow().clone().unwrap_or_else(not_taken);
         let idle_power = known("idle power", idle);
@@ -272,6 +317,7 @@ impl Meter {
             prompt_tokens: prefill.tokens,
             generated_tokens: decode.tokens,
             mean_power: in_decode.power(),
+            idle_power_without_context,
             idle_power,
             after_work_power,
             power_limit,

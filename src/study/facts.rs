@@ -6,7 +6,7 @@ use super::sensors;
 use crate::engine::WeightSource;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Device};
-use crate::measure::{self, GpuSelector};
+use crate::measure::{self, GpuSelector, PowerSource};
 use crate::model::{HostSliceMut, Model};
 use crate::quant::{Samples, plain_dtype};
 use crate::results::environment::{Cpu, Device as DeviceFacts, Environment};
@@ -17,6 +17,14 @@ use crate::scheme::{Activations, DType, Variant, WeightScheme};
 pub(super) fn selector(device: &Device) -> Option<GpuSelector> {
     let uuid = gpu_facts_of(device)?.uuid?;
     Some(GpuSelector::from_cuda_uuid(uuid))
+}
+
+/// The sensors of the board that `device` is on.
+pub(super) fn power_source(device: &Device) -> PowerSource {
+    match selector(device) {
+        Some(selector) => PowerSource::of_gpu(&selector),
+        None => PowerSource::none("energy is measured on NVIDIA GPUs only; this run used the CPU"),
+    }
 }
 
 /// What `device` is, if it is a GPU.

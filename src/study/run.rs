@@ -2,9 +2,13 @@
 //! before the next begins. Who does that, here or in a child process, is [`super::worker`]'s business; in which order
 //! variants take turns, [`super::turns`]'s.
 
+use std::cell::OnceCell;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::bench::Turn;
+use super::energy::Meter;
+use super::facts;
 use super::fit::{check_fit, fit_together};
 use super::job::{Job, Point, jobs};
 use super::plan::{EngineKind, Plan, positions};
@@ -36,6 +40,8 @@ pub enum Stage {
     Quality,
     /// A cell is timed.
     Speed(Cell),
+    /// The energy of a cell's work is measured.
+    Energy,
 }
 
 /// Somebody who wants to know how far a run is.
@@ -108,22 +114,38 @@ pub fn run(
         }
     }
     let groups = groups(plan, &device, &jobs, watcher);
+    let power = facts::power_source(&device);
     let (device, launch) = match isolation {
         Isolation::Here => (Some(device), None),
-        Isolation::Children(launch, plan) => (None, Some((launch, *plan))),
+        Isolation::Children(launch, plan) => {
+            drop(device);
+            (None, Some((launch, *plan)))
+        }
     };
+    // Nobody has the device open now, until the first child does.
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let bare = Meter::new(power, clock, plan.energy, plan.seed);
+    let bare_idle = OnceCell::new();
     let ceilings = environment.ceilings.as_ref();
     let site = device
         .as_ref()
-        .map(|device| Site::new(plan, device, ceilings, interrupt));
+        .map(|device| Site::new(plan, device, ceilings, None, interrupt));
     let hire = |number: usize| -> Result<Box<dyn Hand + '_>> {
         let job = &jobs[number];
         match (&site, launch) {
             (Some(site), _) => Ok(Box::new(Worker::new(site, job))),
             (None, Some((launch, plan_number))) => {
+                let known = bare_idle.get().copied();
+                let drawn = match known {
+                    Some(drawn) => drawn,
+                    None if plan.cells.is_empty() => None,
+                    None => bare.draw_of_nothing(interrupt)?,
+                };
+                let _ = bare_idle.set(drawn);
                 let mut child = Child::start(launch, interrupt)?;
                 let opening = Opening {
                     environment: environment.clone(),
+                    bare_idle_watts: drawn.map(|watts| watts.0),
                     plan: plan_number,
                     job: number,
                     keys: job.keys(plan),
@@ -496,8 +518,12 @@ impl<'a> Session<'a> {
                     Phase::Load => Stage::Load,
                     Phase::Verify => Stage::Verify,
                     Phase::Point => points[point].stage(),
+                    Phase::Energy => Stage::Energy,
                 };
-                let finishes = matches!((phase, &points[point]), (Phase::Point, Point::Speed(_)));
+                let finishes = matches!(
+                    (phase, &points[point]),
+                    (Phase::Point | Phase::Energy, Point::Speed(_))
+                );
                 if finishes && interrupt.is_requested() && !*told {
                     *told = true;
                     watcher.note(name, "finishing the cell at hand; Ctrl-C again gives it up");

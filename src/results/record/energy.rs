@@ -32,6 +32,8 @@ pub struct EnergyUse {
     pub generated_tokens: u64,
     /// Mean power of the decode window.
     pub mean_power: Option<Watts>,
+    /// What the board draws before anything is opened on it.
+    pub idle_power_without_context: Option<Watts>,
     /// What the board draws with the model loaded and nothing running.
     pub idle_power: Option<Watts>,
     /// What it draws right after work, its clocks still up.
@@ -171,6 +173,7 @@ mod tests {
             decode: Joules(1000.0),
             decode_time: Seconds(10.0),
             generated_tokens: 100,
+            idle_power_without_context: Some(Watts(15.0)),
             idle_power: Some(Watts(20.0)),
             ..EnergyUse::default()
         }

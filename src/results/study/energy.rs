@@ -57,6 +57,9 @@ pub struct EnergyUse {
     /// 100 × the decode's power over the limit in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decode_percent_of_power_limit: Option<f64>,
+    /// The draw before anything was opened on the board.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_without_context_watts: Option<f64>,
     /// The draw with the model loaded and nothing running.
     pub idle_watts: Option<f64>,
     /// The draw right after work, the clocks still up.
@@ -136,6 +139,7 @@ impl From<&record::EnergyUse> for EnergyUse {
             mean_watts: used.mean_power.map(|power| power.0),
             prefill_percent_of_power_limit: of_limit(used.prefill_power()),
             decode_percent_of_power_limit: of_limit(used.mean_power),
+            idle_without_context_watts: used.idle_power_without_context.map(|power| power.0),
             idle_watts: used.idle_power.map(|power| power.0),
             after_work_watts: used.after_work_power.map(|power| power.0),
             sm_clock_mhz: used.sm_clock_mhz,

@@ -178,6 +178,7 @@ mirror!(EnergyUse {
     prompt_tokens = prompt_tokens,
     generated_tokens = generated_tokens,
     mean_watts = mean_power: (Option Watts),
+    idle_without_context_watts = idle_power_without_context: (Option Watts),
     idle_watts = idle_power: (Option Watts),
     after_work_watts = after_work_power: (Option Watts),
     power_limit_watts = power_limit: (Option Watts),

@@ -24,6 +24,9 @@ pub(in crate::results) struct EnergyUse {
     pub(in crate::results) generated_tokens: u64,
     /// Of the decode window.
     pub(in crate::results) mean_watts: Option<f64>,
+    /// Before anything is opened on the board.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::results) idle_without_context_watts: Option<f64>,
     /// With the model loaded and nothing running.
     pub(in crate::results) idle_watts: Option<f64>,
     /// Right after work, the clocks still up.

@@ -45,7 +45,12 @@ fn energy_of(recording: Recording, plan: EnergyPlan, [prefill, decode]: [f64; 2]
         prefill: Seconds(prefill),
         decode: Seconds(decode),
     };
-    meter.cell(&mut rounds, &interrupt).unwrap()
+    let mut told = vec![0.0];
+    let energy = meter
+        .cell(&mut rounds, &interrupt, &mut |share| told.push(share))
+        .unwrap();
+    assert!(told.is_sorted() && told.iter().all(|share| (0.0..=1.0).contains(share)));
+    energy
 }
 
 #[track_caller]
@@ -184,13 +189,13 @@ fn what_stands_in_the_way_is_a_reason_and_no_zero() {
     let interrupt = Interrupt::new();
     meter.rest(&interrupt).unwrap();
     assert_eq!(
-        missing(meter.cell(&mut rounds, &interrupt).unwrap()),
+        missing(meter.cell(&mut rounds, &interrupt, &mut |_| ()).unwrap()),
         "no board"
     );
     assert_eq!(clock.now(), Seconds(0.0), "no time is spent on nothing");
     interrupt.request();
     let meter = Meter::new(PowerSource::Tape(Box::new(usual())), clock, PLAN, 0);
-    let ended = meter.cell(&mut rounds, &interrupt);
+    let ended = meter.cell(&mut rounds, &interrupt, &mut |_| ());
     assert!(matches!(ended, Err(Error::Interrupted)));
 }
 
@@ -207,6 +212,25 @@ fn the_draw_of_an_idle_board_is_found_once_for_what_is_loaded() {
     meter.forget();
     meter.rest(&interrupt).unwrap();
     assert!((clock.now().0 - 3.0).abs() < 1e-6);
+    // And before anything is loaded, for whoever loads.
+    let drawn = meter.draw_of_nothing(&interrupt).unwrap().unwrap();
+    assert_near(drawn.0, 400.0, 1e-6);
+    let meter = meter.with_bare_idle(Some(drawn));
+    let mut rounds = Scripted {
+        clock,
+        prefill: Seconds(0.04),
+        decode: Seconds(0.05),
+    };
+    let used = measured(meter.cell(&mut rounds, &interrupt, &mut |_| ()).unwrap());
+    assert_eq!(used.idle_power_without_context, Some(drawn));
+    assert_eq!(used.missing, [] as [String; 0]);
+    let none = Meter::new(
+        PowerSource::none("no board"),
+        Arc::new(VirtualClock::new()),
+        PLAN,
+        0,
+    );
+    assert_eq!(none.draw_of_nothing(&interrupt).unwrap(), None);
 }
 
 #[test]

@@ -18,6 +18,7 @@ use crate::kernels::Device;
 use crate::measure::Interrupt;
 use crate::measure::interrupt::leave_at_once;
 use crate::model::Model;
+use crate::units::Watts;
 
 /// How often it is said that work goes on.
 const BEAT: Duration = Duration::from_secs(1);
@@ -180,7 +181,9 @@ fn open(
     let environment = &opening.environment;
     let jobs = jobs(plan, device, environment, &models)?;
     let (job, points_before) = find(&jobs, plan, opening)?;
-    let site = Site::new(plan, device, environment.ceilings.as_ref(), interrupt);
+    let bare_idle = opening.bare_idle_watts.map(Watts);
+    let ceilings = environment.ceilings.as_ref();
+    let site = Site::new(plan, device, ceilings, bare_idle, interrupt);
     let mut worker = Worker::new(&site, job);
     mouth.busy.store(false, Ordering::SeqCst);
     mouth.answer(Answer::Done);

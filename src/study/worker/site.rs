@@ -17,10 +17,10 @@ use crate::engine::{DeviceWeights, Footprint, Limits};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::memory::PeakMeter;
-use crate::measure::{Interrupt, PowerSource, SystemClock};
+use crate::measure::{Interrupt, SystemClock};
 use crate::results::environment::Ceilings;
 use crate::results::record::{Body, Cell, Load, Loaded, Perplexity, Record};
-use crate::units::{Bytes, Clock};
+use crate::units::{Bytes, Clock, Watts};
 
 /// What all workers of a process share.
 pub(in crate::study) struct Site<'a> {
@@ -39,14 +39,10 @@ impl<'a> Site<'a> {
         plan: &'a Plan,
         device: &'a Device,
         ceilings: Option<&'a Ceilings>,
+        bare_idle: Option<Watts>,
         interrupt: &'a Interrupt,
     ) -> Self {
-        let power = match facts::selector(device) {
-            Some(selector) => PowerSource::of_gpu(&selector),
-            None => {
-                PowerSource::none("energy is measured on NVIDIA GPUs only; this run used the CPU")
-            }
-        };
+        let power = facts::power_source(device);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         Self {
             plan,
@@ -54,7 +50,8 @@ impl<'a> Site<'a> {
             ceilings,
             interrupt,
             patient: interrupt.patient(),
-            meter: Meter::new(power, clock.clone(), plan.energy, plan.seed),
+            meter: Meter::new(power, clock.clone(), plan.energy, plan.seed)
+                .with_bare_idle(bare_idle),
             clock,
         }
     }
@@ -136,7 +133,7 @@ impl Worker<'_> {
                 Point::Speed(cell) => {
                     self.begin(point, cell)?;
                     self.trials(None, tell)?;
-                    self.finish(point)
+                    self.finish(point, tell)
                 }
             },
             Request::Turn { point, turn } => {
@@ -149,7 +146,7 @@ impl Worker<'_> {
                 let enough = self.trials(Some(turn), tell)?;
                 Ok(Answer::Paused { enough })
             }
-            Request::Finish { point } => self.finish(point),
+            Request::Finish { point } => self.finish(point, tell),
             Request::Predict => {
                 if let Some((_, file)) = self.job.base.as_ref().filter(|_| self.job.is_base) {
                     self.score(Role::Base(file), false, tell)?;
@@ -345,13 +342,16 @@ impl Worker<'_> {
     }
 
     /// Measures the rest of the cell at hand.
-    fn finish(&mut self, point: usize) -> Result<Answer> {
+    fn finish(&mut self, point: usize, tell: &mut dyn FnMut(News)) -> Result<Answer> {
         let Some((_, timing)) = self.timing.take().filter(|(of, _)| *of == point) else {
             return Err(Error::Internal(format!("point {point} was not begun")));
         };
         let bench = self.site.bench_of(self.job);
         let cell = timing.cell;
-        let outcome = Ok(bench.finish(self.runner()?, timing)?);
+        let runner = self.runner()?;
+        let outcome = Ok(bench.finish(runner, timing, &mut |share| {
+            tell(at(Phase::Energy, share));
+        })?);
         Ok(self.record(Body::Speed { cell, outcome }))
     }
 }
