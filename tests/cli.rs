@@ -27,3 +27,5 @@ mod quality;
 mod quantize;
 #[path = "cli/study.rs"]
 mod study;
+#[path = "cli/study_tasks.rs"]
+mod study_tasks;

@@ -88,6 +88,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         variants,
         cells: args.speed.cells(),
         quality: None,
+        tasks: None,
         act: args.device.dtype,
         kv: args.speed.kv.clone(),
         engine: args.speed.engine.kind(),

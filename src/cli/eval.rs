@@ -6,14 +6,16 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 
-use super::args::{CalibrationFlags, EngineFlags, KvFlag, ModelFlags, Switch, parse_positive};
+use super::args::{CalibrationFlags, EngineFlags, KvFlag, ModelFlags};
 use super::progress::{Progress, say};
+use super::tasks::TaskFlags;
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
 use crate::model::Model;
-use crate::quality::tasks::{Figure, Limit, Recoveries, Suite, SuiteScore, layout, recovery};
+use crate::quality::tasks::{Figure, Suite, SuiteScore, layout};
+use crate::results::recovery::Recoveries;
 use crate::scheme::Variant;
-use crate::study::{Evaluated, Evaluation, evaluate};
+use crate::study::{Evaluated, Evaluation, evaluate, recoveries};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
@@ -41,24 +43,14 @@ pub(super) struct Args {
     /// Tasks by name or file
     #[arg(long, required = true, value_delimiter = ',', value_name = "LIST")]
     tasks: Vec<String>,
-    /// The first N documents of each task, or a share below 1 [default: all]
-    #[arg(long, value_name = "N", value_parser = parse_limit)]
-    limit: Option<Limit>,
-    /// Answered examples before each document [default: what the task says, else 0]
-    #[arg(long, value_name = "K")]
-    num_fewshot: Option<usize>,
+    #[command(flatten)]
+    how: TaskFlags,
     /// Writes a JSON line for each document; a run that was stopped goes on from FILE.part
     #[arg(long, value_name = "FILE")]
     log_samples: Option<PathBuf>,
     /// With the texts of the documents in those lines
     #[arg(long, requires = "log_samples")]
     log_texts: bool,
-    /// Whether texts begin with the tokenizer's beginning of text [default: its habit]
-    #[arg(long, value_enum, value_name = "on|off")]
-    add_bos: Option<Switch>,
-    /// Tokens that the model reads at most at once; longer requests lose their beginning [default: its context]
-    #[arg(long, value_name = "N", value_parser = parse_positive)]
-    max_length: Option<usize>,
     /// Prints JSON in the layout of lm_eval's results
     #[arg(long)]
     json: bool,
@@ -72,16 +64,8 @@ pub(super) struct Args {
     cache: KvFlag,
 }
 
-fn parse_limit(s: &str) -> Result<Limit, String> {
-    match (s.parse::<usize>(), s.parse::<f64>()) {
-        (Ok(count), _) if count > 0 => Ok(Limit::Count(count)),
-        (Err(_), Ok(share)) if share > 0.0 && share < 1.0 => Ok(Limit::Share(share)),
-        _ => Err("expected a number of documents or a share below 1, such as 200 or 0.1".into()),
-    }
-}
-
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
-    let suite = Suite::find(&args.tasks)?;
+    let tasks = args.how.plan(Suite::find(&args.tasks)?);
     let device = args.device.open()?;
     let model = Model::open(&args.from.spec(&args.model))?;
     let quantising = args.calibration.quantising(&args.variant)?;
@@ -93,18 +77,14 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         device: &device,
         quantising: &quantising,
         chunk: args.device.chunk,
-        suite: &suite,
-        shots: args.num_fewshot,
-        limit: args.limit,
-        add_bos: args.add_bos.map(|switch| switch == Switch::On),
-        max_length: args.max_length,
+        tasks: &tasks,
         log: args
             .log_samples
             .as_deref()
             .map(|path| (path, args.log_texts)),
     };
-    for task in &suite.tasks {
-        if let Some(wish) = args.num_fewshot
+    for task in &tasks.suite.tasks {
+        if let Some(wish) = tasks.shots
             && task.shots(Some(wish)) != wish
         {
             say(&format!(
@@ -130,7 +110,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
             1 => documents.remove(0),
             _ => json!({
                 "variants": documents,
-                "recovery": against.iter().map(|(one, base, found)| recovery(one, base, found)).collect::<Vec<_>>(),
+                "recovery": against.iter().map(|(one, base, found)| found.layout(one, base)).collect::<Vec<_>>(),
             }),
         })
         .map(|()| ExitCode::SUCCESS);
@@ -148,12 +128,15 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         super::print(&format!("{title}\n\n{}\n", laid_out(&figures(&one.score))));
     }
     for (variant, base, found) in &against {
-        let average = found.ratio.map_or_else(
-            || "no average".to_owned(),
-            |ratio| format!("{} on average", percent(ratio, found.stderr)),
-        );
+        let average = found.average.as_ref();
+        let average = average
+            .and_then(|a| Some((a.ratio?, a.stderr)))
+            .map_or_else(
+                || "no average".to_owned(),
+                |(ratio, stderr)| format!("{} on average", percent(ratio, stderr)),
+            );
         let title = format!("{variant} against {base}: recovery {average}");
-        super::print(&format!("{title}\n\n{}\n", laid_out(&recoveries(found))));
+        super::print(&format!("{title}\n\n{}\n", laid_out(&recovery_rows(found))));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -179,13 +162,12 @@ fn compared(found: &[Evaluated]) -> Result<Vec<(&str, &str, Recoveries)>> {
         return Ok(Vec::new());
     };
     let pairs = others.iter().map(|other| {
-        let recoveries = Recoveries::new(&base.score, &other.score);
-        let recoveries = recoveries
+        let found = recoveries(&base.score, &other.score)
             .ok_or_else(|| Error::Internal("variants scored different documents".into()))?;
         Ok((
             other.from.variant.as_str(),
             base.from.variant.as_str(),
-            recoveries,
+            found,
         ))
     });
     pairs.collect()
@@ -197,7 +179,7 @@ fn percent(ratio: f64, stderr: Option<f64>) -> String {
 }
 
 /// One line for each task: what is left of the base's figure, and whether chance explains the rest.
-fn recoveries(found: &Recoveries) -> Vec<Vec<String>> {
+fn recovery_rows(found: &Recoveries) -> Vec<Vec<String>> {
     let head = [
         "task",
         "metric",

@@ -19,6 +19,7 @@ mod report;
 mod schema;
 mod signals;
 mod study;
+mod tasks;
 
 use std::process::ExitCode;
 

@@ -109,6 +109,7 @@ impl Watcher for Progress {
             Stage::Load => format!("{variant}: loading {:.0}%", share * 100.0),
             Stage::Verify => format!("{variant}: verifying"),
             Stage::Quality => format!("{variant}: perplexity {:.0}%", share * 100.0),
+            Stage::Task(task) => format!("{variant}: {task} {:.0}%", share * 100.0),
             Stage::Speed(cell) => format!("{variant}: {}", cell_name(cell)),
             Stage::Energy => format!("{variant}: energy {:.0}%", share * 100.0),
         };
@@ -140,6 +141,20 @@ impl Watcher for Progress {
                     "{variant}: perplexity {:.4}",
                     (nll / tokens.max(1) as f64).exp()
                 )
+            }
+            (
+                Body::Task {
+                    task,
+                    outcome: Ok(found),
+                },
+                _,
+            ) => {
+                let figure = found.main().or(found.figures.first());
+                let shown = figure.map_or_else(String::new, |figure| {
+                    format!("{} {:.4}, ", figure.metric, figure.value)
+                });
+                let documents = found.documents.len();
+                format!("{variant}: {}: {shown}{documents} documents", task.name)
             }
             (
                 Body::Speed {

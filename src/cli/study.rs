@@ -6,14 +6,17 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 
 use super::args::{
-    AxisFlag, CalibrationFlags, EngineFlags, ModelFlags, SpeedFlags, TextFlags, WeightsFlag,
-    parse_positive,
+    AxisFlag, CalibrationFlags, EngineFlags, GoalFlags, ModelFlags, SpeedFlags, TextFlags,
+    WeightsFlag, parse_positive,
 };
 use super::isolation::{self, IsolationFlags};
 use super::progress::{Progress, say, width};
+use super::tasks::TaskFlags;
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
 use crate::model::ModelSpec;
+use crate::quality::tasks::Suite;
+use crate::results::goal::Goal;
 use crate::results::{Store, Study, export, table};
 use crate::scheme::Variant;
 use crate::study::{self, EngineKind, Plan, Switches};
@@ -23,6 +26,7 @@ use crate::study::{self, EngineKind, Plan, Switches};
   candlepower study
   candlepower study --variants bf16,w4a16 --kv-cache auto,int8,fp8
   candlepower study --model DIR --variants bf16,int8,w4a16 --batch 1,4 --prompt 64 --gen 32 --text FILE --out OUT
+  candlepower study --model DIR --variants bf16,int8,w4a16 --tasks arc_easy,piqa --limit 200 --quality-axis tasks
   candlepower study --model llama-3.1-8b --weights dummy --variants bf16,w8a8,w4a16 --batch 1-64*2 --no-ppl")]
 pub(super) struct Args {
     /// tiny, a folder, a .gguf file, a hub id such as org/name, or a preset; commas between several
@@ -68,9 +72,21 @@ pub(super) struct Args {
     /// Scores this many segments (of lm_eval, documents) from the start [default: all]
     #[arg(long, value_name = "N", value_parser = parse_positive, help_heading = "Quality")]
     ppl_segments: Option<usize>,
-    /// What quality means on the Pareto front
-    #[arg(long, value_enum, default_value_t = AxisFlag::Ppl, help_heading = "Quality")]
-    quality_axis: AxisFlag,
+    /// Tasks to score as `eval` does, by name or file: their average and what is left of the base's
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "LIST",
+        help_heading = "Tasks"
+    )]
+    tasks: Vec<String>,
+    #[command(flatten)]
+    how: TaskFlags,
+    /// What quality means on the Pareto front [default: ppl; with --tasks and without perplexity, tasks]
+    #[arg(long, value_enum, help_heading = "Quality")]
+    quality_axis: Option<AxisFlag>,
+    #[command(flatten)]
+    goal: GoalFlags,
     /// Leaves out how far predictions are from the base's
     #[arg(long, help_heading = "Quality")]
     no_kl: bool,
@@ -106,17 +122,37 @@ impl Args {
         };
         let compared = wanted && !self.no_kl && self.speed.engine.kind() == EngineKind::Candlepower;
         let comparable = self.model.len() == 1 && variants.len() > 1;
-        if self.quality_axis == AxisFlag::Kl && !(compared && comparable) {
+        if self.quality_axis == Some(AxisFlag::Kl) && !(compared && comparable) {
             return Err(Error::Usage(
                 "--quality-axis kl needs several variants of one model, scored on a text by candlepower's engine".into(),
             ));
         }
+        if self.quality_axis == Some(AxisFlag::Tasks) && self.tasks.is_empty() {
+            return Err(Error::Usage("--quality-axis tasks needs --tasks".into()));
+        }
+        if self.quality_axis == Some(AxisFlag::Ppl) && !wanted {
+            return Err(Error::Usage(
+                "--quality-axis ppl needs perplexity: leave --no-ppl and --weights dummy out"
+                    .into(),
+            ));
+        }
+        if !self.tasks.is_empty() && self.from.weights == WeightsFlag::Dummy {
+            return Err(Error::Usage(
+                "--tasks needs a model's own weights: those of --weights dummy answer nothing"
+                    .into(),
+            ));
+        }
+        let tasks = match self.tasks.is_empty() {
+            true => None,
+            false => Some(self.how.plan(Suite::find(&self.tasks)?)),
+        };
         Ok(Plan {
             models,
             quantising: self.calibration.quantising(&variants)?,
             variants,
             cells: self.speed.cells(),
             quality: wanted.then_some(quality),
+            tasks,
             act: self.device.dtype,
             kv: self.speed.kv.clone(),
             engine: self.speed.engine.kind(),
@@ -175,7 +211,11 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         say("interrupted: what was finished is on record, the same command goes on from there");
         return Ok(ExitCode::from(Error::Interrupted.exit_code()));
     }
-    let study = args.quality_axis.apply(study)?;
+    let study = match args.quality_axis {
+        Some(axis) => axis.apply(study)?,
+        None => study,
+    };
+    let study = args.goal.apply(study, &Goal::default());
     export::write(&study, store.dir())?;
     if args.json {
         super::print_json(&study)?;

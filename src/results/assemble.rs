@@ -3,12 +3,15 @@
 use std::collections::HashSet;
 
 use super::environment::Environment;
+use super::goal::Goal;
 use super::pareto::{self, Point};
 use super::record::{Body, Loaded, Record, Subject};
+use super::recovery::Scored;
 use super::study::{
     Check, Load, Model, Perplexity, QualityAxis, Scheme, Speed, Study, Variant, Verification,
     Version,
 };
+use super::tasks::{self, Task};
 use super::{quality, timing};
 use crate::error::{Error, Result};
 
@@ -24,6 +27,7 @@ impl Study {
     ) -> Self {
         let mut models: Vec<Model> = Vec::new();
         let mut variants: Vec<Variant> = Vec::new();
+        let mut scored: Vec<Vec<Scored<'_>>> = Vec::new();
         for record in records {
             let model = model(&record.subject);
             if !models.contains(&model) {
@@ -34,9 +38,10 @@ impl Study {
                 .position(|variant| is_of(variant, &record.subject))
                 .unwrap_or_else(|| {
                     variants.push(unmeasured(&record.subject));
+                    scored.push(Vec::new());
                     variants.len() - 1
                 });
-            add(&mut variants[place], record);
+            add(&mut variants[place], record, &mut scored[place]);
         }
         for variant in &mut variants {
             compare_configurations(variant, records);
@@ -45,32 +50,47 @@ impl Study {
             schema: Version::V1,
             environment,
             command,
-            quality_axis: quality_axis(&models),
+            quality_axis: QualityAxis::Perplexity,
+            goal: Goal::default(),
             model: models.first().cloned(),
             models: if models.len() > 1 { models } else { Vec::new() },
             variants,
         };
         study.settle_failures();
-        study.compare_with_bases();
+        study.compare_with_bases(&scored);
+        study.quality_axis = study.usual_axis();
         study.mark_fronts();
+        study.settle_goal();
         study
+    }
+
+    /// How well the text is predicted; without that, tasks, if there are any.
+    fn usual_axis(&self) -> QualityAxis {
+        let no_text = self.variants.iter().all(|v| v.perplexity.is_none());
+        if no_text && self.variants.iter().any(|v| v.task_average.is_some()) {
+            QualityAxis::TaskError
+        } else {
+            self.text_axis()
+        }
     }
 
     /// The same study with another quality axis, which decides what is on a Pareto front.
     ///
     /// # Errors
-    /// [`Error::Usage`] if variants have no figure on it, or figures that do not compare.
+    /// [`Error::Usage`] if no variant has a figure on it, or figures do not compare.
     pub fn on_axis(mut self, axis: QualityAxis) -> Result<Self> {
         if axis == QualityAxis::KlDivergence && self.models.len() > 1 {
             return Err(Error::Usage(
                 "--quality-axis kl: a divergence is from a model's own base, and there are several models".into(),
             ));
         }
-        let without = |v: &&Variant| !v.failed && !v.base && v.quality(axis).is_none();
-        if let Some(variant) = self.variants.iter().find(without) {
+        // One that lacks its figure is on no front; if all do, this is not the study for the axis.
+        let shown = || self.variants.iter().filter(|v| !v.failed);
+        let others = shown().any(|v| !v.base);
+        let mut judged = shown().filter(|v| !(others && v.base)).peekable();
+        if judged.peek().is_some() && judged.all(|v| v.quality(axis).is_none()) {
             return Err(Error::Usage(format!(
-                "--quality-axis: {} has no {}",
-                variant.name,
+                "--quality-axis: no variant has a {}",
                 axis.name()
             )));
         }
@@ -96,30 +116,40 @@ impl Study {
                 let check = verification.checks.iter().find(|check| !check.passed)?;
                 Some(format!("{}: {}", check.name, check.detail))
             });
-            let measured = variant.perplexity.is_some() || variant.speed.iter().any(|s| !s.failed);
+            let measured = variant.perplexity.is_some()
+                || variant.tasks.iter().any(|task| task.reason.is_none())
+                || variant.speed.iter().any(|s| !s.failed);
             variant.failed = broken.is_some() || !measured;
             if !variant.failed {
                 continue;
             }
             let cell_reason = || variant.speed.iter().find_map(|s| s.reason.clone());
+            let task_reason = || variant.tasks.iter().find_map(|task| task.reason.clone());
             let reason = broken
                 .or_else(|| variant.reason.clone())
+                .or_else(task_reason)
                 .or_else(cell_reason);
             variant.perplexity = None;
+            variant.tasks.clear();
             variant.speed.clear();
             variant.reason = Some(reason.unwrap_or_else(|| "nothing was measured".to_owned()));
         }
     }
 
-    fn compare_with_bases(&mut self) {
+    fn compare_with_bases(&mut self, scored: &[Vec<Scored<'_>>]) {
         let mut seen = HashSet::new();
         for variant in &mut self.variants {
             variant.base = seen.insert(variant.model.clone());
         }
         let bases: Vec<Variant> = self.variants.iter().filter(|v| v.base).cloned().collect();
-        for variant in &mut self.variants {
-            if let Some(base) = bases.iter().find(|base| base.model == variant.model) {
+        let places: Vec<usize> = (0..self.variants.len())
+            .filter(|&place| self.variants[place].base)
+            .collect();
+        for (variant, own) in self.variants.iter_mut().zip(scored) {
+            let base = bases.iter().zip(&places);
+            if let Some((base, &place)) = base.into_iter().find(|b| b.0.model == variant.model) {
                 compare(base, variant);
+                tasks::compare(&scored[place], own, variant);
             }
         }
     }
@@ -155,19 +185,6 @@ impl Study {
     }
 }
 
-/// Bits per byte as soon as two models cut text differently.
-fn quality_axis(models: &[Model]) -> QualityAxis {
-    let tokenizers: HashSet<&str> = models
-        .iter()
-        .map(|model| model.tokenizer_digest.as_str())
-        .collect();
-    if tokenizers.len() > 1 {
-        QualityAxis::BitsPerByte
-    } else {
-        QualityAxis::Perplexity
-    }
-}
-
 fn is_of(variant: &Variant, subject: &Subject) -> bool {
     variant.name == subject.variant
         && variant.model == subject.model.name
@@ -198,6 +215,8 @@ fn unmeasured(subject: &Subject) -> Variant {
         failed: false,
         reason: None,
         perplexity: None,
+        tasks: Vec::new(),
+        task_average: None,
         speed: Vec::new(),
         on_pareto_front: false,
         verification: None,
@@ -205,7 +224,7 @@ fn unmeasured(subject: &Subject) -> Variant {
     }
 }
 
-fn add(variant: &mut Variant, record: &Record) {
+fn add<'a>(variant: &mut Variant, record: &'a Record, scored: &mut Vec<Scored<'a>>) {
     if let Some(loaded) = &record.loaded {
         add_loaded(variant, loaded);
     }
@@ -224,6 +243,31 @@ fn add(variant: &mut Variant, record: &Record) {
             Ok(_) => {}
             Err(failure) => variant.reason = Some(failure.reason.clone()),
         },
+        Body::Task { task, outcome } => {
+            // As with texts, the first of a name that was scored.
+            let place = variant
+                .tasks
+                .iter()
+                .position(|other| other.name == task.name);
+            let entry = match outcome {
+                Ok(answers) => Task::measured(task, answers),
+                Err(failure) => Task::failed(task, &failure.reason),
+            };
+            match place {
+                None => variant.tasks.push(entry),
+                Some(place) if variant.tasks[place].reason.is_some() => {
+                    variant.tasks[place] = entry
+                }
+                Some(_) => return,
+            }
+            if let Ok(answers) = outcome {
+                scored.push(Scored {
+                    name: &task.name,
+                    groups: &task.groups,
+                    answers,
+                });
+            }
+        }
         Body::Speed { cell, outcome } => {
             let figures = match outcome {
                 Ok(speed) => timing::measured(*cell, speed),
@@ -262,26 +306,27 @@ fn add_loaded(variant: &mut Variant, loaded: &Loaded) {
     });
 }
 
-/// Adds the check that the cells of a variant were timed as its perplexity was scored, where the records tell.
+/// Adds the check that the cells of a variant were timed as its text and tasks were scored, where the records tell.
 fn compare_configurations(variant: &mut Variant, records: &[Record]) {
     let own = || records.iter().filter(|r| is_of(variant, &r.subject));
-    let scored = own().find_map(|record| match &record.body {
+    let scored = own().filter_map(|record| match &record.body {
         Body::Quality { outcome, .. } => outcome.as_ref().ok()?.configuration.as_deref(),
+        Body::Task { outcome, .. } => outcome.as_ref().ok()?.configuration.as_deref(),
         Body::Speed { .. } => None,
     });
     let timed = own().filter_map(|record| match &record.body {
         Body::Speed { outcome, .. } => outcome.as_ref().ok()?.configuration.as_deref(),
-        Body::Quality { .. } => None,
+        Body::Quality { .. } | Body::Task { .. } => None,
     });
-    let timed: Vec<&str> = timed.collect();
-    let (Some(scored), Some(first)) = (scored, timed.first()) else {
+    let (scored, timed): (Vec<&str>, Vec<&str>) = (scored.collect(), timed.collect());
+    let (Some(first), Some(_)) = (timed.first(), scored.first()) else {
         return;
     };
-    let other = timed.iter().find(|timed| **timed != scored);
+    let other = scored.iter().chain(&timed).find(|other| *other != first);
     let check = Check {
         name: "what is timed is what is scored".to_owned(),
         passed: other.is_none(),
-        detail: format!("configurations {scored} and {}", other.unwrap_or(first)),
+        detail: format!("configurations {first} and {}", other.unwrap_or(first)),
     };
     if let Some(verification) = &mut variant.verification {
         verification.passed &= check.passed;
@@ -383,7 +428,7 @@ mod tests {
         let (last, failed) = check(&records);
         assert!(!last.passed && failed);
         assert!(
-            last.detail.contains("blake3:c0 and blake3:other"),
+            last.detail.contains("blake3:other and blake3:c0"),
             "{}",
             last.detail
         );
@@ -496,6 +541,76 @@ mod tests {
         }
         let error = study_of(&records).on_axis(QualityAxis::KlDivergence);
         assert_eq!(error.unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn tasks_are_held_against_the_base() {
+        let study = fixture::task_study();
+        let [base, int8, .., partial] = study.variants.as_slice() else {
+            panic!("five variants");
+        };
+        assert_eq!(base.task_average.unwrap().recovery_percent(), Some(100.0));
+        assert!(base.tasks.iter().all(|task| task.versus_base.is_none()));
+        let names: Vec<&str> = int8.tasks.iter().map(|task| task.name.as_str()).collect();
+        assert_eq!(
+            names,
+            ["mmlu", "arc_easy", "mmlu_anatomy", "mmlu_astronomy"]
+        );
+        let group = &int8.tasks[0];
+        assert_eq!((group.group, group.documents), (true, 650));
+        let pooled = 300.0 * int8.tasks[2].value.unwrap() + 350.0 * int8.tasks[3].value.unwrap();
+        assert!((group.value.unwrap() - pooled / 650.0).abs() < 1e-12);
+        let average = int8.task_average.unwrap();
+        assert_eq!(average.tasks, 2);
+        let mean = f64::midpoint(group.value.unwrap(), int8.tasks[1].value.unwrap());
+        assert!((average.value - mean).abs() < 1e-12);
+        for task in &int8.tasks {
+            let (won, lost) = (task.won.unwrap() as f64, task.lost.unwrap() as f64);
+            let difference = task.versus_base.unwrap().difference;
+            assert!((difference - (won - lost) / task.documents as f64).abs() < 1e-12);
+        }
+        assert_eq!(partial.task_average, None);
+        assert!(!partial.failed && partial.tasks[1].reason.is_some());
+    }
+
+    #[test]
+    fn tasks_are_an_axis_and_the_usual_one_without_a_text() {
+        let study = fixture::task_study();
+        assert_eq!(study.quality_axis, QualityAxis::Perplexity);
+        let by_tasks = study.clone().on_axis(QualityAxis::TaskError).unwrap();
+        assert!(by_tasks.variants[1].on_pareto_front && !by_tasks.variants[4].on_pareto_front);
+        let error = fixture::study()
+            .on_axis(QualityAxis::TaskError)
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("no variant has a task error"),
+            "{error}"
+        );
+        let mut records = fixture::records_of(&fixture::usual()[..3], &[1]);
+        records.extend(fixture::task_records());
+        records.retain(|record| record.subject.variant != "w4a16:g64");
+        // A task that failed at first is on record behind the others.
+        let late = records
+            .iter()
+            .position(|record| record.subject.variant == "int8");
+        let late = records[late.unwrap()..]
+            .iter()
+            .position(|record| matches!(record.body, Body::Task { .. }))
+            .map(|place| place + late.unwrap());
+        let late = records.remove(late.unwrap());
+        records.push(late);
+        records.retain(|record| !matches!(record.body, Body::Quality { .. }));
+        let study = study_of(&records);
+        assert_eq!(study.quality_axis, QualityAxis::TaskError);
+        let int8 = &study.variants[1];
+        let error = 100.0 * (1.0 - int8.task_average.unwrap().value);
+        assert_eq!(
+            study.quality(int8).map(|quality| quality.value),
+            Some(error)
+        );
+        assert!(int8.task_average.unwrap().versus_base.is_some());
+        assert!(int8.on_pareto_front);
+        assert!(study.on_axis(QualityAxis::Perplexity).is_err());
     }
 
     #[test]

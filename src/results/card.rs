@@ -8,7 +8,8 @@ use super::export::{escaped, markdown_table};
 use super::format::{self, or_none};
 use super::record::Cell;
 use super::study::{QualityAxis, Scheme, Speed, Study, Variant};
-use super::table;
+use super::table::{self, recovery};
+use super::tasks::Task;
 use crate::units::{Bytes, Joules, Seconds, three_digits};
 
 /// Tokens that time and energy are told for.
@@ -45,6 +46,10 @@ pub fn model_card(study: &Study) -> String {
         out += "- recovery: 100 × the base's perplexity over the variant's; ± one standard error over segments; [ ] 95 % paired \
                 bootstrap interval\n";
     }
+    if study.variants.iter().any(|v| v.task_average.is_some()) {
+        out += "- tasks are scored by lm_eval's rules; their recovery: 100 × the variant's figure over the base's, ± one standard \
+                error with documents paired; the average gives every task the same weight, a group counting as one\n";
+    }
     if let Some(device) = &study.environment.device.name {
         let version = &study.environment.tool_version;
         let _ = writeln!(
@@ -62,6 +67,7 @@ pub fn model_card(study: &Study) -> String {
 fn table_of(study: &Study, variants: &[&Variant]) -> String {
     let mut rows = stored(variants);
     rows.extend(quality(variants));
+    rows.extend(tasks(variants));
     let cells = study.cells();
     for &cell in &cells {
         rows.extend(speed(variants, cell));
@@ -165,6 +171,43 @@ fn quality(variants: &[&Variant]) -> Vec<Row> {
     ]
 }
 
+/// A row for each task, and how much of the base's figure is left, as publishers have it.
+fn tasks(variants: &[&Variant]) -> Vec<Row> {
+    let mut named: Vec<&Task> = Vec::new();
+    for task in variants.iter().flat_map(|variant| &variant.tasks) {
+        let known = |other: &&Task| (&other.name, other.group) == (&task.name, task.group);
+        if !named.iter().any(known) {
+            named.push(task);
+        }
+    }
+    let mut rows = Vec::new();
+    for task in named {
+        let of = |variant: &Variant| {
+            let same = |other: &&Task| (&other.name, other.group) == (&task.name, task.group);
+            variant.tasks.iter().find(same).cloned()
+        };
+        let measure = or_none(task.measure(), |measure| measure);
+        let shots = task.num_fewshot.filter(|&shots| shots > 0);
+        let shots = shots.map_or_else(String::new, |shots| format!(", {shots}-shot"));
+        let name = format!("{} ({measure}{shots}, %)", task.name);
+        rows.push(row(name, variants, |v| {
+            let task = of(v)?;
+            Some(format::share_with_error(task.value?, task.stderr))
+        }));
+        rows.push(row(format!("Recovery, {}", task.name), variants, |v| {
+            recovery(of(v)?.versus_base?)
+        }));
+    }
+    rows.push(row("Average of tasks (%)", variants, |v| {
+        let average = v.task_average?;
+        Some(format::share_with_error(average.value, average.stderr))
+    }));
+    rows.push(row("Recovery, average of tasks", variants, |v| {
+        recovery(v.task_average?.versus_base?)
+    }));
+    rows
+}
+
 fn speed(variants: &[&Variant], cell: Cell) -> Vec<Row> {
     let at = table::cell_title(cell);
     let of = |what: &str, figure: &dyn Fn(&Speed) -> Option<String>| {
@@ -224,6 +267,21 @@ mod tests {
             "Energy for 1000 tokens",
             "noise floor",
             "candlepower study",
+        ] {
+            assert!(card.contains(what), "{what}:\n{card}");
+        }
+    }
+
+    #[test]
+    fn every_task_has_its_recovery() {
+        let card = model_card(&fixture::task_study());
+        for what in [
+            "| mmlu (acc, %)",
+            "| Recovery, mmlu |",
+            "| mmlu_anatomy (acc, 5-shot, %)",
+            "| arc_easy (acc, 5-shot, %)",
+            "| Average of tasks (%)",
+            "| Recovery, average of tasks | 100.00 ± 0.00 % |",
         ] {
             assert!(card.contains(what), "{what}:\n{card}");
         }

@@ -43,7 +43,7 @@ pub(super) fn column(
 impl Column {
     /// Whether it names the rows: such a column begins at the left, and is cut before a figure is lost.
     pub(super) fn is_names(&self) -> bool {
-        ["variant", "run"].contains(&self.head.as_str())
+        ["variant", "run", "task"].contains(&self.head.as_str())
     }
 
     /// Nothing instead of a dash.

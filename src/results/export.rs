@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::columns::Column;
+use super::goal::Goal;
 use super::study::{Amount, Interval, Memory, Speed, Stats, Study, Variant};
 use super::table;
 use super::{report, store};
@@ -87,6 +88,13 @@ struct VariantColumns<'a> {
     ln_perplexity_delta_stderr: Option<f64>,
     paired_p_value: Option<f64>,
     recovery_percent: Option<f64>,
+    task_average: Option<f64>,
+    task_average_stderr: Option<f64>,
+    task_average_difference: Option<f64>,
+    task_average_difference_stderr: Option<f64>,
+    task_recovery_percent: Option<f64>,
+    task_recovery_percent_stderr: Option<f64>,
+    tasks: Option<usize>,
     bits_per_byte: Option<f64>,
     word_perplexity: Option<f64>,
     byte_perplexity: Option<f64>,
@@ -129,6 +137,10 @@ struct SpeedColumns<'a> {
     decode_ci95_high: Option<f64>,
     speedup_vs_base: Option<f64>,
     ppl_percent_per_speed_percent: Option<f64>,
+    goal_tokens: u64,
+    goal_recovery_percent: f64,
+    goal_seconds: Option<f64>,
+    goal_joules: Option<f64>,
     prefill_gb_per_s: Option<f64>,
     prefill_tflop_per_s: Option<f64>,
     prefill_limit: Option<&'a str>,
@@ -195,7 +207,7 @@ pub fn csv(study: &Study) -> Result<Vec<u8>> {
             writer
                 .serialize((
                     variant_columns(study, variant),
-                    speed_columns(variant, speed),
+                    speed_columns(&study.goal, variant, speed),
                 ))
                 .map_err(|e| broken(&e))?;
         }
@@ -207,6 +219,8 @@ fn variant_columns<'a>(study: &'a Study, variant: &'a Variant) -> VariantColumns
     let perplexity = variant.perplexity.as_ref();
     let delta = perplexity.and_then(|p| p.delta_vs_base);
     let divergence = perplexity.and_then(|p| p.divergence);
+    let average = variant.task_average;
+    let versus_base = average.and_then(|a| a.versus_base);
     VariantColumns {
         device: study.environment.device.name.as_deref(),
         model: &variant.model,
@@ -236,6 +250,13 @@ fn variant_columns<'a>(study: &'a Study, variant: &'a Variant) -> VariantColumns
         ln_perplexity_delta_stderr: delta.and_then(|d| d.ln_ratio_stderr),
         paired_p_value: delta.and_then(|d| d.p_value),
         recovery_percent: perplexity.and_then(|p| p.recovery_percent),
+        task_average: average.map(|a| a.value),
+        task_average_stderr: average.and_then(|a| a.stderr),
+        task_average_difference: versus_base.map(|v| v.difference),
+        task_average_difference_stderr: versus_base.and_then(|v| v.difference_stderr),
+        task_recovery_percent: versus_base.and_then(|v| v.recovery_percent),
+        task_recovery_percent_stderr: versus_base.and_then(|v| v.recovery_percent_stderr),
+        tasks: average.map(|a| a.tasks),
         bits_per_byte: perplexity.and_then(|p| p.bits_per_byte),
         word_perplexity: perplexity.and_then(|p| p.word_perplexity),
         byte_perplexity: perplexity.and_then(|p| p.byte_perplexity),
@@ -263,7 +284,11 @@ fn variant_columns<'a>(study: &'a Study, variant: &'a Variant) -> VariantColumns
     }
 }
 
-fn speed_columns<'a>(variant: &'a Variant, speed: Option<&'a Speed>) -> SpeedColumns<'a> {
+fn speed_columns<'a>(
+    goal: &Goal,
+    variant: &'a Variant,
+    speed: Option<&'a Speed>,
+) -> SpeedColumns<'a> {
     let stats = |figure: fn(&Speed) -> Option<Stats>| speed.and_then(figure);
     let (ttft, itl, e2e) = (
         stats(|s| s.ttft_ms),
@@ -299,6 +324,10 @@ fn speed_columns<'a>(variant: &'a Variant, speed: Option<&'a Speed>) -> SpeedCol
         decode_ci95_high: decode.map(|ends| ends.high),
         speedup_vs_base: speed.and_then(|s| s.speedup_vs_base),
         ppl_percent_per_speed_percent: speed.and_then(|s| s.ppl_percent_per_speed_percent),
+        goal_tokens: goal.tokens,
+        goal_recovery_percent: goal.recovery_percent,
+        goal_seconds: speed.and_then(|s| s.goal_seconds),
+        goal_joules: speed.and_then(|s| s.goal_joules),
         prefill_gb_per_s: prefilled.map(|u| u.gb_per_s),
         prefill_tflop_per_s: prefilled.map(|u| u.tflop_per_s),
         prefill_limit: prefilled.and_then(|u| u.limit.as_deref()),
@@ -358,6 +387,15 @@ fn speed_columns<'a>(variant: &'a Variant, speed: Option<&'a Speed>) -> SpeedCol
 pub fn markdown(study: &Study) -> String {
     let mut out = format!("**{}**\n\n", escaped(&table::quality_title(study)));
     out.push_str(&markdown_table(&table::quality_columns(study)));
+    let tasks = table::task_columns(study);
+    if !tasks.is_empty() {
+        let _ = write!(
+            out,
+            "\n{}\n\n{}",
+            table::TASKS_TITLE,
+            markdown_table(&tasks)
+        );
+    }
     for cell in study.cells() {
         let columns = table::speed_columns(study, cell);
         if !columns.is_empty() {

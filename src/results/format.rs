@@ -112,6 +112,29 @@ pub(super) fn grouped(n: u64) -> String {
     out
 }
 
+/// A round number in one letter: `1M`, `250k`.
+pub(super) fn rounded(n: u64) -> String {
+    match n {
+        n if n >= 1_000_000 && n.is_multiple_of(1_000_000) => format!("{}M", n / 1_000_000),
+        n if n >= 1000 && n.is_multiple_of(1000) => format!("{}k", n / 1000),
+        n => n.to_string(),
+    }
+}
+
+/// A share in percent with its standard error.
+pub(super) fn percent_with_error(percent: f64, stderr: Option<f64>) -> String {
+    match stderr {
+        Some(stderr) => format!("{percent:.2} ± {stderr:.2} %"),
+        None => format!("{percent:.2} %"),
+    }
+}
+
+/// A figure of a task, mostly a share, in percent with its standard error.
+pub(super) fn share_with_error(value: f64, stderr: Option<f64>) -> String {
+    let percent = percent_with_error(100.0 * value, stderr.map(|stderr| 100.0 * stderr));
+    percent.trim_end_matches(" %").to_owned()
+}
+
 /// A rate in tokens per second: grouped when large.
 pub(super) fn rate(x: f64) -> String {
     if (1000.0..1e12).contains(&x) {
@@ -152,6 +175,7 @@ pub(super) fn wrapped(text: &str, width: usize) -> String {
 fn decimals(axis: QualityAxis, value: f64) -> usize {
     match (axis, value.abs()) {
         (QualityAxis::BitsPerByte, _) => 4,
+        (QualityAxis::TaskError, _) => 2,
         (_, a) if a < 99.995 => 3,
         (_, a) if a < 9999.5 => 1,
         _ => 0,

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::record::{Body, Cell, Key, Model, QualityTask, Record, Subject};
+use super::record::{Body, Cell, Key, Model, QualityTask, Record, Subject, TaskQuestion};
 use super::wire;
 
 /// What is hashed. The version in front lets the rule change without old addresses being mistaken for new ones.
@@ -20,6 +20,12 @@ impl Key {
     pub fn of_quality(subject: &Subject, task: &QualityTask) -> Self {
         let subject = wire::Subject::from(subject.clone());
         Self::over("quality", subject, wire::QualityTask::from(task.clone()))
+    }
+
+    /// The address of a task, known before it is scored.
+    pub fn of_task(subject: &Subject, task: &TaskQuestion) -> Self {
+        let subject = wire::Subject::from(subject.clone());
+        Self::over("task", subject, wire::TaskQuestion::from(task.clone()))
     }
 
     /// The address of a cell, known before it is measured.
@@ -50,6 +56,7 @@ impl Key {
                     ..task.clone()
                 },
             ),
+            Body::Task { task, .. } => Self::of_task(&subject, task),
             Body::Speed { cell, .. } => Self::of_speed(&subject, *cell),
         }
     }

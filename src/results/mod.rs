@@ -3,8 +3,8 @@
 //!
 //! In reading order: [`record`] is what was measured, `wire` and `line` how it is written down, `key` how it is found
 //! again, [`store`] where it is kept; [`study`] is the document made of records, by `assemble` with the help of
-//! `quality`, `timing` and [`pareto`]; `view` answers what [`table`], [`export`], [`card`] and [`report`] ask it.
-//! [`compare`] sets runs against each other; [`microbench`] is the same for single ops.
+//! `quality`, [`tasks`] (by [`recovery`]), `timing`, [`pareto`] and [`goal`]; `view` answers what [`table`], [`export`],
+//! [`card`] and [`report`] ask it. [`compare`] sets runs against each other; [`microbench`] is the same for single ops.
 //!
 //! Nothing here measures, reads a clock or knows a device; a run directory copied to another machine reports the same.
 
@@ -17,6 +17,7 @@ pub mod compare;
 pub mod environment;
 pub mod export;
 mod format;
+pub mod goal;
 mod key;
 mod line;
 pub mod manifest;
@@ -25,12 +26,14 @@ pub mod pareto;
 pub mod power;
 mod quality;
 pub mod record;
+pub mod recovery;
 mod remarks;
 pub mod report;
 pub mod roofline;
 pub mod store;
 pub mod study;
 pub mod table;
+pub mod tasks;
 mod timing;
 mod verdict;
 mod view;
@@ -106,14 +109,21 @@ mod tests {
     #[test]
     fn every_record_and_study_satisfies_its_schema() {
         let validator = jsonschema::validator_for(&record_schema()).unwrap();
-        for record in fixture::records() {
+        for record in fixture::records()
+            .into_iter()
+            .chain(fixture::task_records())
+        {
             let value: Value = serde_json::from_str(&line::encode(&record).unwrap()).unwrap();
             validator
                 .validate(&value)
                 .unwrap_or_else(|error| panic!("{error}\n{value}"));
         }
         let validator = jsonschema::validator_for(&study_schema()).unwrap();
-        for study in [fixture::study(), fixture::small_study()] {
+        for study in [
+            fixture::study(),
+            fixture::small_study(),
+            fixture::task_study(),
+        ] {
             let value = serde_json::to_value(&study).unwrap();
             validator
                 .validate(&value)

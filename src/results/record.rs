@@ -22,7 +22,7 @@ pub use memory::{Amount, Memory};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(into = "super::wire::Record", from = "super::wire::Record")]
 pub struct Record {
-    /// The address of the point: [`Key::of_quality`] or [`Key::of_speed`].
+    /// The address of the point: [`Key::of_quality`], [`Key::of_task`] or [`Key::of_speed`].
     pub key: Key,
     /// What was measured.
     pub subject: Subject,
@@ -52,6 +52,7 @@ impl Record {
     pub fn new(subject: Subject, loaded: Option<Loaded>, body: Body) -> Self {
         let key = match &body {
             Body::Quality { task, .. } => Key::of_quality(&subject, task),
+            Body::Task { task, .. } => Key::of_task(&subject, task),
             Body::Speed { cell, .. } => Key::of_speed(&subject, *cell),
         };
         Self {
@@ -67,6 +68,10 @@ impl Record {
     pub fn failure(&self) -> Option<&str> {
         match &self.body {
             Body::Quality {
+                outcome: Err(failure),
+                ..
+            }
+            | Body::Task {
                 outcome: Err(failure),
                 ..
             }
@@ -88,6 +93,13 @@ pub enum Body {
         task: QualityTask,
         /// The losses, or why there are none.
         outcome: Result<Perplexity, Failure>,
+    },
+    /// How many of a task's documents the variant answers rightly.
+    Task {
+        /// The task.
+        task: TaskQuestion,
+        /// What came of each document, or why nothing did.
+        outcome: Result<TaskAnswers, Failure>,
     },
     /// How fast the variant is in one cell of the sweep.
     Speed {
@@ -339,6 +351,73 @@ pub struct TrueTokenShift {
     pub mean: f64,
     /// The root of their mean square.
     pub rms: f64,
+}
+
+/// A task as it was put to the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskQuestion {
+    /// The name of the task, such as `arc_easy`.
+    pub name: String,
+    /// A hash of its definition and of every request in tokens, with the algorithm in front: `blake3:…`.
+    pub digest: String,
+    /// Examples before each document.
+    pub shots: usize,
+    /// Documents that are asked about, the first of the split.
+    pub documents: usize,
+    /// Whether the tokenizer was told to add its beginning of text; `None` for its habit.
+    pub add_bos: Option<bool>,
+    /// Tokens that the model reads at most at once.
+    pub max_length: usize,
+    /// The groups that it was asked as part of.
+    pub groups: Vec<TaskGroup>,
+}
+
+/// A group of tasks whose documents are also taken together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskGroup {
+    /// Its name.
+    pub name: String,
+    /// Whether it counts in an average as one task; one that is part of another group does not.
+    pub counts: bool,
+}
+
+/// What came of a task, document by document: everything that its figures and their comparison are made of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskAnswers {
+    /// Documents of the whole split.
+    pub of: usize,
+    /// Requests that lost their beginning, since they were too long.
+    pub truncated: usize,
+    /// The place in the split of each document.
+    pub documents: Vec<usize>,
+    /// Each metric behind each filter.
+    pub figures: Vec<TaskFigure>,
+    /// A digest of how the model really ran, to be held against that of the timed cells.
+    pub configuration: Option<String>,
+}
+
+impl TaskAnswers {
+    /// The figure that the task is compared by: its first one for which more is better.
+    pub fn main(&self) -> Option<&TaskFigure> {
+        self.figures.iter().find(|figure| figure.higher_is_better)
+    }
+}
+
+/// One figure of a task.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskFigure {
+    /// The metric, such as `acc`.
+    pub metric: String,
+    /// The filter behind it, or `none`.
+    pub filter: String,
+    /// The value over all documents.
+    pub value: f64,
+    /// Its standard error; `None` for a single document.
+    pub stderr: Option<f64>,
+    /// Whether more is better.
+    pub higher_is_better: bool,
+    /// The value of each document.
+    pub values: Vec<f64>,
 }
 
 /// The shape of the work in one cell of a sweep.

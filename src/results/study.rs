@@ -8,7 +8,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::environment::Environment;
+use super::goal::Goal;
 use super::roofline::Cost;
+use super::tasks::{Task, TaskAverage};
 
 mod energy;
 mod memory;
@@ -40,6 +42,9 @@ pub struct Study {
     pub models: Vec<Model>,
     /// What quality means across the variants.
     pub quality_axis: QualityAxis,
+    /// What many tokens take at little loss.
+    #[serde(default)]
+    pub goal: Goal,
     /// Each variant of each model; the first of a model is its base.
     pub variants: Vec<Variant>,
 }
@@ -54,6 +59,8 @@ pub enum QualityAxis {
     BitsPerByte,
     /// The mean Kullback–Leibler divergence from the base, whose own is zero.
     KlDivergence,
+    /// 100 less the mean over tasks in percent: what is answered wrongly, where tasks are scored by accuracy.
+    TaskError,
 }
 
 /// A model, by content.
@@ -99,6 +106,12 @@ pub struct Variant {
     pub reason: Option<String>,
     /// How well it predicts the text.
     pub perplexity: Option<Perplexity>,
+    /// What it made of each task; groups come first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<Task>,
+    /// The mean over tasks; null without all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_average: Option<TaskAverage>,
     /// How fast it is, by batch size, prompt, generated tokens and depth.
     pub speed: Vec<Speed>,
     /// Whether it is on the Pareto front of at least one cell.
@@ -344,6 +357,12 @@ pub struct Speed {
     /// faster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ppl_percent_per_speed_percent: Option<f64>,
+    /// Seconds of decode that the goal's tokens take at this rate; null where the variant does not keep enough quality.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goal_seconds: Option<f64>,
+    /// Joules of decode, gross; null where that is not known or the variant does not keep enough quality.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goal_joules: Option<f64>,
     /// How near prefill comes to what the device can do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefill_utilisation: Option<Utilisation>,

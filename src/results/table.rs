@@ -5,7 +5,8 @@ use super::format;
 use super::record::Cell;
 use super::remarks::{DOUBTED, remarks};
 use super::study::{Perplexity, SeriesKind, Speed, Steadiness, Study, Utilisation, Variant};
-use crate::units::{Bytes, three_digits};
+use super::tasks::{Task, VersusBase};
+use crate::units::{Bytes, Joules, Seconds, three_digits};
 
 /// Marks a variant that nothing beats in both quality and speed.
 const MARK: &str = "●";
@@ -102,7 +103,7 @@ pub(super) fn cell_title(cell: Cell) -> String {
 
 /// What the variants are and how good. Columns without a figure are left out.
 pub(super) fn quality_columns(study: &Study) -> Vec<Column> {
-    let axis = study.quality_axis.of_text();
+    let axis = study.text_axis();
     let rows: Vec<&Variant> = study.variants.iter().collect();
     let of = |head: &str, weight, figure: &dyn Fn(&Variant) -> Option<String>| {
         column(head, weight, rows.iter().map(|variant| figure(variant)))
@@ -129,6 +130,13 @@ pub(super) fn quality_columns(study: &Study) -> Vec<Column> {
             8,
             &scored(|p| Some(format::change(p.delta_vs_base?.ratio))),
         ),
+        of("tasks ± se\n%", 6, &|v| {
+            let average = v.task_average?;
+            Some(format::share_with_error(average.value, average.stderr))
+        }),
+        of("recovery ± se\nof tasks", 9, &|v| {
+            recovery(v.task_average?.versus_base?)
+        }),
         of(
             "KL to base\nnats/token",
             5,
@@ -141,6 +149,75 @@ pub(super) fn quality_columns(study: &Study) -> Vec<Column> {
         ),
     ];
     filled(columns)
+}
+
+/// What is left of the base's figure.
+pub(super) fn recovery(versus_base: VersusBase) -> Option<String> {
+    let recovery = versus_base.recovery_percent?;
+    Some(format::percent_with_error(
+        recovery,
+        versus_base.recovery_percent_stderr,
+    ))
+}
+
+/// What the columns of [`task_columns`] are.
+pub(super) const TASKS_TITLE: &str = "Tasks: figures in % ± standard error; after the dot, recovery: what that is of the base's, in %";
+
+/// Chance below which a difference is marked.
+const SIGNIFICANT: f64 = 0.05;
+
+/// What each variant made of each task, and on average. No columns if there are no tasks.
+pub(super) fn task_columns(study: &Study) -> Vec<Column> {
+    let mut rows: Vec<&Task> = Vec::new();
+    for task in study.variants.iter().flat_map(|variant| &variant.tasks) {
+        let known = |row: &&Task| (&row.name, row.group) == (&task.name, task.group);
+        match rows.iter_mut().find(|row| known(row)) {
+            // One that failed does not know its metric.
+            Some(row) if row.metric.is_none() => *row = task,
+            Some(_) => {}
+            None => rows.push(task),
+        }
+    }
+    if rows.is_empty() {
+        return Vec::new();
+    }
+    let name = |task: &&Task| {
+        let measure = task.measure();
+        let measure = measure.map_or_else(String::new, |measure| format!(" ({measure})"));
+        let group = if task.group { ", all" } else { "" };
+        Some(format!("{}{group}{measure}", task.name))
+    };
+    let names = rows.iter().map(name).chain([Some("average".to_owned())]);
+    let mut columns = vec![column("task", 255, names)];
+    for (place, variant) in study.variants.iter().enumerate() {
+        let cell = |row: &&Task| {
+            let same = |task: &&Task| (&task.name, task.group) == (&row.name, row.group);
+            let task = variant.tasks.iter().find(same)?;
+            let value = format::share_with_error(task.value?, task.stderr);
+            let mark = if task.p_value.is_some_and(|p| p < SIGNIFICANT) {
+                "*"
+            } else {
+                ""
+            };
+            Some(beside(value, task.versus_base) + mark)
+        };
+        let average = variant.task_average.map(|average| {
+            let value = format::share_with_error(average.value, average.stderr);
+            beside(value, average.versus_base.filter(|_| !variant.base))
+        });
+        let cells = rows.iter().map(cell).chain([average]);
+        // Later variants give way first.
+        let weight = u8::try_from(200_usize.saturating_sub(place)).unwrap_or(0);
+        columns.push(column(&study.label(variant), weight, cells));
+    }
+    columns
+}
+
+fn beside(value: String, versus_base: Option<VersusBase>) -> String {
+    match versus_base.and_then(recovery) {
+        Some(recovery) => format!("{value} · {recovery}"),
+        None => value,
+    }
 }
 
 fn interval(perplexity: &Perplexity) -> String {
@@ -159,6 +236,7 @@ fn interval(perplexity: &Perplexity) -> String {
 /// How fast the variants are in one cell. Columns without a figure are left out, and all of them if nothing was measured.
 pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
     let axis = study.quality_axis;
+    let tokens = format::rounded(study.goal.tokens);
     let rows: Vec<(&Variant, Option<&Speed>)> = study
         .variants
         .iter()
@@ -211,6 +289,12 @@ pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
             Some(format!("{:.1}", s.device?.host_gap_percent?))
         }),
         of("TTFT p50\nms", 9, &|s| Some(format::plain(s.ttft_ms?.p50))),
+        of(&format!("{tokens} tokens\nat goal"), 1, &|s| {
+            Some(Seconds(s.goal_seconds?).to_string())
+        }),
+        of(&format!("{tokens} tokens\nJ at goal"), 1, &|s| {
+            Some(Joules(s.goal_joules?).to_string())
+        }),
         of("memory", 8, &|s| Some(s.memory?.total.best()?.to_string())),
         of("energy\nJ/token", 6, &|s| {
             let used = s.energy_use()?;
@@ -251,6 +335,7 @@ fn notes(study: &Study) -> Vec<String> {
                 .to_owned(),
         );
     }
+    lines.extend(goal_note(study));
     lines.extend(quality_notes(study));
     let mut speeds = study.variants.iter().flat_map(|variant| &variant.speed);
     if speeds.any(|speed| speed.device.is_some_and(|d| d.host_gap_percent.is_some())) {
@@ -270,6 +355,11 @@ fn notes(study: &Study) -> Vec<String> {
                 "has no perplexity"
             };
             lines.push(format!("{label} {verb}: {reason}"));
+        }
+        for task in &variant.tasks {
+            if let Some(reason) = &task.reason {
+                lines.push(format!("{label}, {}: {reason}", task.name));
+            }
         }
         for speed in &variant.speed {
             if let Some(reason) = &speed.reason {
@@ -336,10 +426,33 @@ fn told(name: &str, found: Steadiness) -> Option<String> {
     }
 }
 
+/// What the columns of the goal stand for; `None` where nothing reaches it.
+pub(super) fn goal_note(study: &Study) -> Option<String> {
+    let mut speeds = study.variants.iter().flat_map(|variant| &variant.speed);
+    if !speeds.any(|s| s.goal_seconds.is_some() || s.goal_joules.is_some()) {
+        return None;
+    }
+    let goal = &study.goal;
+    Some(format!(
+        "at goal: to decode {} tokens, of variants whose recovery of {} is at least {} %",
+        format::grouped(goal.tokens),
+        goal.of?.name(),
+        goal.recovery_percent
+    ))
+}
+
 /// What must be known to read the quality figures: how much of a divergence is noise, and whether losses depend on what
 /// runs beside a sequence.
 pub(super) fn quality_notes(study: &Study) -> Vec<String> {
     let mut lines = Vec::new();
+    let p_values = |v: &Variant| v.tasks.iter().any(|task| task.p_value.is_some());
+    if study.variants.iter().any(p_values) {
+        lines.push(
+            "*: of the documents that only one of variant and base gets right, so uneven a split has p < 0.05 (exact McNemar \
+             test, each task by itself)"
+                .to_owned(),
+        );
+    }
     let mut differing = Vec::new();
     let mut same: Vec<String> = Vec::new();
     let mut checked = 0;
@@ -446,6 +559,38 @@ mod tests {
     fn what_failed_is_said_below() {
         let shown = study(&fixture::small_study(), 100);
         assert!(shown.contains("w8a8 failed: out of memory"), "{shown}");
+    }
+
+    #[test]
+    fn tasks_have_columns_and_a_table_of_their_own() {
+        let shown = study(&fixture::task_study(), 160);
+        for text in [
+            "tasks ± se",
+            "of tasks",
+            "100.00 ± 0.00 %",
+            "1M tokens",
+            "at goal: to decode",
+            "recovery of task average is at least 99 %",
+            "w4a16:g64, mmlu_anatomy: the device was lost",
+        ] {
+            assert!(shown.contains(text), "{text}:\n{shown}");
+        }
+        let columns = task_columns(&fixture::task_study());
+        assert_eq!(columns.len(), 6);
+        let names = &columns[0].cells;
+        assert_eq!(names[0], "mmlu, all (acc)");
+        assert_eq!(names[1], "arc_easy (acc)");
+        assert_eq!(names.last().unwrap(), "average");
+        assert!(columns[1].cells.iter().all(|cell| !cell.contains('·')));
+        assert!(
+            columns[4].cells[1].contains(" · "),
+            "{:?}",
+            columns[4].cells
+        );
+        assert!(columns[4].cells[1].ends_with('*'), "{:?}", columns[4].cells);
+        // Without all tasks there is no average.
+        assert_eq!(columns[5].cells.last().unwrap(), "–");
+        assert!(task_columns(&fixture::study()).is_empty());
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! What a study says, in a sentence or two.
 
 use super::format;
+use super::goal::Choice;
 use super::record::Cell;
 use super::study::{QualityAxis, Study, Variant};
+use crate::units::{Joules, Seconds};
 
 /// A change of perplexity that few would notice: within this share of the base.
 const SLIGHT: f64 = 0.01;
@@ -14,7 +16,10 @@ pub(super) fn verdict(study: &Study) -> String {
         [] => String::new(),
         [single] => alone(study, single),
         _ if study.models.len() > 1 => across_models(study, &measured),
-        _ => against_base(study, &measured).unwrap_or_else(|| by_quality(study, &measured)),
+        _ => {
+            let text = against_base(study, &measured);
+            text.unwrap_or_else(|| by_quality(study, &measured)) + &goal(study)
+        }
     }
 }
 
@@ -28,6 +33,7 @@ fn alone(study: &Study, variant: &Variant) -> String {
             QualityAxis::Perplexity => format!("has a perplexity of {shown}"),
             QualityAxis::BitsPerByte => format!("needs {shown} bits per byte"),
             QualityAxis::KlDivergence => format!("has a divergence of {shown} nats per token"),
+            QualityAxis::TaskError => format!("has a task error of {shown} %"),
         });
     }
     if let Some((cell, rate)) = first_rate(study, variant) {
@@ -108,6 +114,31 @@ fn against_base(study: &Study, measured: &[&Variant]) -> Option<String> {
         _ => {}
     }
     Some(text)
+}
+
+/// Who reaches the goal soonest and with the least energy; empty if nobody does.
+fn goal(study: &Study) -> String {
+    let goal = &study.goal;
+    let (Some(of), Some(fastest)) = (goal.of, &goal.fastest) else {
+        return String::new();
+    };
+    let at = |choice: &Choice| format!("{}, batch {}", choice.variant, choice.batch);
+    let energy = goal.most_frugal.as_ref().map_or_else(String::new, |least| {
+        let whose = if at(least) == at(fastest) {
+            "the same".to_owned()
+        } else {
+            at(least)
+        };
+        format!(", with the least energy {} ({whose})", Joules(least.cost))
+    });
+    format!(
+        " At a recovery of {} % of {} or more, {} tokens take {} at least ({}){energy}.",
+        goal.recovery_percent,
+        of.name(),
+        format::grouped(goal.tokens),
+        Seconds(fastest.cost),
+        at(fastest)
+    )
 }
 
 /// No speed: who predicts best.

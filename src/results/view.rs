@@ -6,7 +6,7 @@ use super::study::{Energy, EnergyUse, QualityAxis, Speed, Study, Variant};
 /// A figure on the quality axis.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Quality {
-    /// Perplexity, bits per byte, or nats per token.
+    /// Perplexity, bits per byte, nats per token, or percent.
     pub value: f64,
     /// Its standard error over segments.
     pub stderr: Option<f64>,
@@ -19,6 +19,7 @@ impl QualityAxis {
             Self::Perplexity => "perplexity",
             Self::BitsPerByte => "bits per byte",
             Self::KlDivergence => "KL divergence from the base",
+            Self::TaskError => "task error in % (100 − task average)",
         }
     }
 
@@ -28,14 +29,7 @@ impl QualityAxis {
             Self::Perplexity => "ppl",
             Self::BitsPerByte => "bits/B",
             Self::KlDivergence => "KL",
-        }
-    }
-
-    /// The axis of how well the text itself is predicted.
-    pub(super) const fn of_text(self) -> Self {
-        match self {
-            Self::KlDivergence => Self::Perplexity,
-            own => own,
+            Self::TaskError => "err %",
         }
     }
 }
@@ -44,6 +38,17 @@ impl Study {
     /// Where a variant stands on the study's quality axis.
     pub fn quality(&self, variant: &Variant) -> Option<Quality> {
         variant.quality(self.quality_axis)
+    }
+
+    /// The axis of how well the text itself is predicted: bits per byte as soon as two models cut text differently.
+    pub fn text_axis(&self) -> QualityAxis {
+        let models = || self.models.iter();
+        let first = models().next().map(|model| &model.tokenizer_digest);
+        if models().any(|model| Some(&model.tokenizer_digest) != first) {
+            QualityAxis::BitsPerByte
+        } else {
+            QualityAxis::Perplexity
+        }
     }
 
     /// Every cell that some variant has, in the order of depth, prompt, generated tokens and batch.
@@ -107,28 +112,25 @@ impl Study {
 impl Variant {
     /// Where it stands on an axis.
     pub fn quality(&self, axis: QualityAxis) -> Option<Quality> {
-        let perplexity = self.perplexity.as_ref()?;
-        Some(match axis {
-            QualityAxis::Perplexity => Quality {
-                value: perplexity.value,
-                stderr: perplexity.stderr,
-            },
-            QualityAxis::BitsPerByte => Quality {
-                value: perplexity.bits_per_byte?,
-                stderr: perplexity.bits_per_byte_stderr,
-            },
-            QualityAxis::KlDivergence if self.base => Quality {
-                value: 0.0,
-                stderr: None,
-            },
-            QualityAxis::KlDivergence => {
-                let divergence = perplexity.divergence?;
-                Quality {
-                    value: divergence.mean_kl,
-                    stderr: divergence.stderr,
-                }
+        let perplexity = self.perplexity.as_ref();
+        let (value, stderr) = match axis {
+            QualityAxis::Perplexity => (perplexity?.value, perplexity?.stderr),
+            QualityAxis::BitsPerByte => {
+                let perplexity = perplexity?;
+                (perplexity.bits_per_byte?, perplexity.bits_per_byte_stderr)
             }
-        })
+            QualityAxis::KlDivergence if self.base => perplexity.map(|_| (0.0, None))?,
+            QualityAxis::KlDivergence => {
+                let divergence = perplexity?.divergence?;
+                (divergence.mean_kl, divergence.stderr)
+            }
+            QualityAxis::TaskError => {
+                let average = self.task_average?;
+                let stderr = average.stderr.map(|stderr| 100.0 * stderr);
+                (100.0 * (1.0 - average.value), stderr)
+            }
+        };
+        Some(Quality { value, stderr })
     }
 
     /// The measurement in one cell.

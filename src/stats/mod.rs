@@ -26,7 +26,9 @@ pub use bootstrap::{Draws, RESAMPLES, bootstrap};
 pub use interval::{CONFIDENCE, Interval};
 pub use paired::{Paired, mcnemar, paired_difference, sign_flip_test};
 pub use rate::{Ratio, rate, rate_interval, rate_standard_error};
-pub use summary::{Summary, mean, median, quantile, standard_error, supports};
+pub use summary::{
+    Summary, mean, median, pooled_standard_error, quantile, standard_error, supports,
+};
 
 /// Whether two figures are the same but for rounding.
 #[cfg(test)]

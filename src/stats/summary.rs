@@ -148,6 +148,19 @@ pub fn standard_error(samples: &[f64]) -> Option<f64> {
     Some((variance(samples)? / samples.len() as f64).sqrt())
 }
 
+/// The standard error of the mean over several groups of samples taken together, from each group's size and its mean's
+/// standard error: with the variance within groups pooled, `√(Σ (nᵢ − 1) sᵢ² / (N − k)) / √N`, as lm_eval has it for
+/// groups of tasks. `None` without more samples than groups.
+pub fn pooled_standard_error(groups: &[(usize, f64)]) -> Option<f64> {
+    let n: usize = groups.iter().map(|(size, _)| size).sum();
+    let free = n.saturating_sub(groups.len());
+    // The variance of a sample is n times the squared error of the mean.
+    let squares = groups
+        .iter()
+        .map(|&(size, error)| (size as f64 - 1.0) * error * error * size as f64);
+    (free > 0).then(|| (squares.sum::<f64>() / free as f64 / n as f64).sqrt())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::close;
@@ -164,6 +177,23 @@ mod tests {
         let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
         assert!(close(quantile(&hundred, 0.99).unwrap(), 99.01));
         assert!(close(quantile(&hundred, 0.9).unwrap(), 90.1));
+    }
+
+    #[test]
+    fn groups_taken_together_pool_the_variance_within_them() {
+        let (a, b) = ([1.0, 0.0, 1.0, 1.0], [5.0, 5.0, 8.0]);
+        let pooled = |groups: &[&[f64]]| {
+            let parts: Vec<(usize, f64)> = groups
+                .iter()
+                .map(|group| (group.len(), standard_error(group).unwrap()))
+                .collect();
+            pooled_standard_error(&parts).unwrap()
+        };
+        // Squares about their own means: 0.75 and 6; five degrees of freedom, seven samples.
+        assert!(close(pooled(&[&a, &b]), (6.75_f64 / 5.0 / 7.0).sqrt()));
+        assert!(close(pooled(&[&a]), standard_error(&a).unwrap()));
+        assert_eq!(pooled_standard_error(&[(1, 0.0)]), None);
+        assert_eq!(pooled_standard_error(&[]), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::base::BaseFile;
 use super::facts;
 use super::plan::{EngineKind, Plan};
 use super::quality::{self, ScoredText};
+use super::questions::Questions;
 use super::run::Stage;
 use super::runner::activation_dtype;
 use crate::error::Result;
@@ -13,7 +14,9 @@ use crate::kernels::Device;
 use crate::model::Model;
 use crate::quant::Samples;
 use crate::results::Environment;
-use crate::results::record::{Body, Cell, Failure, Key, Loaded, QualityTask, Record, Subject};
+use crate::results::record::{
+    Body, Cell, Failure, Key, Loaded, QualityTask, Record, Subject, TaskQuestion,
+};
 use crate::scheme::{DType, KvFormat, Variant};
 
 /// One variant of one model.
@@ -24,6 +27,7 @@ pub(super) struct Job<'a> {
     pub(super) kv: KvFormat,
     pub(super) subject: Subject,
     pub(super) text: Option<Arc<ScoredText>>,
+    pub(super) questions: Option<Arc<Questions>>,
     /// Where the predictions of the model's base are kept, if variants are compared with it.
     pub(super) base: Option<(String, BaseFile)>,
     pub(super) is_base: bool,
@@ -34,6 +38,7 @@ pub(super) struct Job<'a> {
 #[derive(Clone)]
 pub(super) enum Point {
     Quality(QualityTask),
+    Task(TaskQuestion),
     Speed(Cell),
 }
 
@@ -42,6 +47,7 @@ impl Point {
     pub(super) fn stage(&self) -> Stage {
         match self {
             Self::Quality(_) => Stage::Quality,
+            Self::Task(task) => Stage::Task(task.name.clone()),
             Self::Speed(cell) => Stage::Speed(*cell),
         }
     }
@@ -51,8 +57,10 @@ impl Job<'_> {
     /// What is to be measured of it.
     pub(super) fn points(&self, plan: &Plan) -> Vec<Point> {
         let quality = self.task().map(Point::Quality);
+        let questions = self.questions.iter().flat_map(|questions| questions.each());
         quality
             .into_iter()
+            .chain(questions.cloned().map(Point::Task))
             .chain(plan.cells.iter().map(|&cell| Point::Speed(cell)))
             .collect()
     }
@@ -85,6 +93,10 @@ impl Job<'_> {
                 task,
                 outcome: Err(failure),
             },
+            Point::Task(task) => Body::Task {
+                task,
+                outcome: Err(failure),
+            },
             Point::Speed(cell) => Body::Speed {
                 cell,
                 outcome: Err(failure),
@@ -97,7 +109,7 @@ impl Job<'_> {
 /// What a plan comes to, model by model, without reading any weight.
 ///
 /// # Errors
-/// If a text or a variant cannot be had.
+/// If a text, a task or a variant cannot be had.
 pub(super) fn jobs<'a>(
     plan: &'a Plan,
     device: &Device,
@@ -128,6 +140,10 @@ pub(super) fn jobs<'a>(
                 Some(Arc::new(quality::prepare(quality, model)?))
             }
             _ => None,
+        };
+        let questions = match &plan.tasks {
+            Some(tasks) => Some(Arc::new(Questions::prepare(tasks, model)?)),
+            None => None,
         };
         let scored = text.as_ref().map(|text| text.scored_ids());
         let samples = plan
@@ -169,6 +185,7 @@ pub(super) fn jobs<'a>(
                 kv,
                 subject,
                 text: text.clone(),
+                questions: questions.clone(),
                 base: base.clone(),
                 is_base: number == 0,
                 samples: samples.clone(),

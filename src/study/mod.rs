@@ -19,6 +19,7 @@ mod programs;
 mod prompts;
 mod quality;
 mod quantise;
+mod questions;
 mod run;
 mod runner;
 #[cfg(test)]
@@ -40,11 +41,14 @@ pub use ceilings::{Effort, ceilings};
 pub use energy::EnergyPlan;
 pub use facts::{environment, gpu_facts};
 pub use manifest::manifest;
-pub use plan::{BasePlan, DeviceChoice, EngineKind, Plan, QualityPlan, Switches, open_device};
+pub use plan::{
+    BasePlan, DeviceChoice, EngineKind, Plan, QualityPlan, Switches, TaskPlan, open_device,
+};
 pub use power::power_self_test;
 pub use programs::{Contender, in_turns as programs_in_turns};
 pub use prompts::random_tokens;
 pub use quantise::{Calibration, CheckpointWish, QuantiseWatch, Quantising};
+pub use questions::recoveries;
 pub use run::{Isolation, Outcome, Stage, Watcher, check_inputs, run};
 pub use runner::activation_dtype;
 pub use single::{Generated, Generation, Scoring, TextScore, generate, logits, score_text};

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::trial::{StopRule, WarmUp};
 use crate::model::ModelSpec;
+use crate::quality::tasks::{Limit, Suite};
 use crate::quality::{Protocol, Reading, TextFormat};
 use crate::results::record::Cell;
 use crate::scheme::{DType, KvFormat, Variant};
@@ -24,6 +25,8 @@ pub struct Plan {
     pub cells: Vec<Cell>,
     /// The text to score, if any.
     pub quality: Option<QualityPlan>,
+    /// The tasks to score, if any.
+    pub tasks: Option<TaskPlan>,
     /// How variants are made that are not made on loading.
     pub quantising: Quantising,
     /// The type of activations; the device's default where `None`.
@@ -106,6 +109,21 @@ pub struct QualityPlan {
     pub base: Option<BasePlan>,
     /// Whether it is looked at if losses depend on what runs beside a sequence.
     pub under_load: bool,
+}
+
+/// The tasks to score and how.
+#[derive(Debug, Clone)]
+pub struct TaskPlan {
+    /// Which.
+    pub suite: Suite,
+    /// Examples before each document; what a task says where `None`.
+    pub shots: Option<usize>,
+    /// Documents of each task; all where `None`.
+    pub limit: Option<Limit>,
+    /// Whether the tokenizer adds its beginning of text; its habit where `None`.
+    pub add_bos: Option<bool>,
+    /// Tokens that the model reads at most at once; its own limit where `None`.
+    pub max_length: Option<usize>,
 }
 
 /// How the predictions of a base are kept.
@@ -242,8 +260,14 @@ impl Plan {
                 return usage("--batch, --prompt and --gen must be at least 1");
             }
         }
-        if self.cells.is_empty() && self.quality.is_none() {
-            return usage("nothing to measure: neither speed nor perplexity");
+        if self.tasks.is_some() && self.engine != EngineKind::Candlepower {
+            return usage(&format!(
+                "--tasks is for candlepower's engine: --engine {} has no logits to score",
+                self.engine.name()
+            ));
+        }
+        if self.cells.is_empty() && self.quality.is_none() && self.tasks.is_none() {
+            return usage("nothing to measure: neither speed nor perplexity nor tasks");
         }
         Ok(())
     }

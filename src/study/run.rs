@@ -13,6 +13,7 @@ use super::fit::{check_fit, fit_together};
 use super::job::{Job, Point, jobs};
 use super::plan::{EngineKind, Plan, positions};
 use super::quality;
+use super::questions::Questions;
 use super::stored::notice;
 use super::turns::turns;
 use super::worker::{
@@ -38,6 +39,8 @@ pub enum Stage {
     Verify,
     /// Segments are scored.
     Quality,
+    /// The documents of the task of this name are scored.
+    Task(String),
     /// A cell is timed.
     Speed(Cell),
     /// The energy of a cell's work is measured.
@@ -181,6 +184,9 @@ pub fn check_inputs(plan: &Plan) -> Result<Vec<String>> {
             (Some(quality), EngineKind::Candlepower) => Some(quality::prepare(quality, &model)?),
             _ => None,
         };
+        if let Some(tasks) = &plan.tasks {
+            notices.extend(Questions::prepare(tasks, &model)?.notices(tasks));
+        }
         let scored = text.as_ref().map(|text| text.scored_ids());
         plan.quantising
             .samples(&model, &plan.variants, scored.as_deref())?;
@@ -321,7 +327,7 @@ impl<'a> Session<'a> {
                 continue;
             }
             self.interrupt.check()?;
-            if !is_timed {
+            if matches!(self.seats[job].points[point], Point::Quality(_)) {
                 self.predict_base(job)?;
             }
             if self.may_measure(job, point)? {

@@ -166,6 +166,7 @@ fn run(script: Script, seed: u64, rule: StopRule) -> Record {
         variants: vec![],
         cells: vec![CELL],
         quality: None,
+        tasks: None,
         quantising: Quantising {
             calibration: None,
             cache: None,

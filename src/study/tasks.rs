@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::EngineKind;
+use super::plan::{EngineKind, TaskPlan};
 use super::quantise::{Quantising, describe_method};
 use super::runner::{Runner, activation_dtype};
 use super::{bench, facts};
@@ -15,9 +15,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::{Interrupt, SystemClock};
 use crate::model::{Model, Tokenizer};
-use crate::quality::tasks::{
-    Answer, Encoder, Limit, LogLikelihood, Provenance, Suite, SuiteScore, Work,
-};
+use crate::quality::tasks::{Answer, Encoder, Limit, LogLikelihood, Provenance, SuiteScore, Work};
 use crate::quant::Samples;
 use crate::scheme::{DType, KvFormat, Variant};
 use crate::units::Clock;
@@ -38,16 +36,8 @@ pub struct Evaluation<'a> {
     pub quantising: &'a Quantising,
     /// Tokens of one forward pass; the device's default where `None`.
     pub chunk: Option<usize>,
-    /// The tasks.
-    pub suite: &'a Suite,
-    /// Examples before each document; what a task says where `None`.
-    pub shots: Option<usize>,
-    /// Documents of each task; all where `None`.
-    pub limit: Option<Limit>,
-    /// Whether the tokenizer adds its beginning of text; its habit where `None`.
-    pub add_bos: Option<bool>,
-    /// Tokens that the model reads at most at once; its own limit where `None`.
-    pub max_length: Option<usize>,
+    /// What is asked, and how.
+    pub tasks: &'a TaskPlan,
     /// Where the log of all documents goes, and whether it holds their texts.
     pub log: Option<(&'a Path, bool)>,
 }
@@ -76,22 +66,22 @@ pub fn evaluate(
 ) -> Result<Vec<Evaluated>> {
     let clock = SystemClock::new();
     let model = wish.model;
-    let tokenizer = model.tokenizer.as_ref().ok_or_else(|| {
-        Error::Config(format!(
-            "{} has no tokenizer, so no task can be scored: give --tokenizer FILE",
-            model.name
-        ))
-    })?;
+    let tokenizer = tokenizer(model)?;
     let act = activation_dtype(wish.act, wish.device, model);
-    let max_length = max_length(wish)?;
+    let max_length = max_length(model, wish.tasks.max_length)?;
     let samples = wish.quantising.samples(model, wish.variants, None)?;
     let samples = samples.as_ref();
-    let encoder = Encoder::new(tokenizer, wish.add_bos, max_length)?;
+    let encoder = Encoder::new(tokenizer, wish.tasks.add_bos, max_length)?;
     let mut works = Vec::new();
-    for task in &wish.suite.tasks {
+    for task in &wish.tasks.suite.tasks {
         interrupt.check()?;
         progress(&format!("{}: reading documents", task.name), 0.0);
-        works.push(Work::prepare(task, wish.shots, wish.limit, &encoder)?);
+        works.push(Work::prepare(
+            task,
+            wish.tasks.shots,
+            wish.tasks.limit,
+            &encoder,
+        )?);
     }
     let mut journal = wish.log.map(|(log, _)| Journal::open(log));
     let mut all = Vec::new();
@@ -117,7 +107,7 @@ pub fn evaluate(
         };
         job.ask(&mut works, journal.as_mut(), &mut of_all)?;
         all.push(Evaluated {
-            score: Work::finish(wish.suite, &works)?,
+            score: Work::finish(&wish.tasks.suite, &works)?,
             from: Provenance {
                 model: model.name.clone(),
                 variant: variant.name.clone(),
@@ -126,7 +116,7 @@ pub fn evaluate(
                 device: wish.device.kind().to_owned(),
                 parameters: Some(model.config.parameters()),
                 max_length,
-                limit: wish.limit.map(|limit| match limit {
+                limit: wish.tasks.limit.map(|limit| match limit {
                     Limit::Count(count) => count as f64,
                     Limit::Share(share) => share,
                 }),
@@ -142,12 +132,29 @@ pub fn evaluate(
     Ok(all)
 }
 
-fn max_length(wish: &Evaluation<'_>) -> Result<usize> {
-    let most = wish.model.config.max_positions;
-    match wish.max_length {
+/// The tokenizer that tasks are read with.
+///
+/// # Errors
+/// [`Error::Config`] if the model has none.
+pub(super) fn tokenizer(model: &Model) -> Result<&Tokenizer> {
+    model.tokenizer.as_ref().ok_or_else(|| {
+        Error::Config(format!(
+            "{} has no tokenizer, so no task can be scored: give --tokenizer FILE",
+            model.name
+        ))
+    })
+}
+
+/// Tokens that a model reads at most at once: what was asked for, or its context.
+///
+/// # Errors
+/// [`Error::Config`] if that is longer than its context.
+pub(super) fn max_length(model: &Model, wish: Option<usize>) -> Result<usize> {
+    let most = model.config.max_positions;
+    match wish {
         Some(length) if length > most => Err(Error::Config(format!(
             "--max-length {length} exceeds the context of {}, which is {most}",
-            wish.model.name
+            model.name
         ))),
         Some(length) => Ok(length),
         None => Ok(most),

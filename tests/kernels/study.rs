@@ -42,6 +42,7 @@ fn plan() -> Plan {
         // The larger first: nothing of it may be counted for the other.
         cells: vec![cell(24), cell(3)],
         quality: None,
+        tasks: None,
         quantising: Quantising {
             calibration: None,
             cache: None,
@@ -105,7 +106,7 @@ fn a_study_on_a_gpu_checks_every_way_to_launch_and_accounts_for_its_memory() {
         }
         let memory = outcome.records.iter().map(|record| match &record.body {
             Body::Speed { outcome, .. } => outcome.as_ref().unwrap().memory,
-            Body::Quality { .. } => panic!("nothing was scored"),
+            Body::Quality { .. } | Body::Task { .. } => panic!("nothing was scored"),
         });
         let memory: Vec<_> = memory.collect();
         for memory in &memory {

@@ -2,7 +2,6 @@
 
 use serde_json::{Map, Value, json};
 
-use super::compare::Recoveries;
 use super::document::EXAMPLE_SEED;
 use super::results::{Figure, SuiteScore};
 
@@ -94,35 +93,6 @@ pub fn layout(score: &SuiteScore, from: &Provenance) -> Value {
         "max_length": from.max_length,
         "total_evaluation_time_seconds": format!("{:.3}", from.seconds),
         "candlepower_version": env!("CARGO_PKG_VERSION"),
-    })
-}
-
-/// What is left of a base's figures, for which lm_eval has no layout.
-pub fn recovery(variant: &str, base: &str, found: &Recoveries) -> Value {
-    let tasks = found.tasks.iter().map(|task| {
-        let interval = task.difference.interval;
-        let entry = json!({
-            "metric": task.metric,
-            "filter": task.filter,
-            "base": task.base,
-            "value": task.value,
-            "recovery": task.ratio,
-            "recovery_stderr": task.stderr,
-            "difference": task.difference.mean,
-            "difference_stderr": task.difference.stderr,
-            "difference_interval": interval.map(|i| [i.low, i.high]),
-            "won": task.discordant.map(|(won, _)| won),
-            "lost": task.discordant.map(|(_, lost)| lost),
-            "mcnemar_p": task.p_value,
-        });
-        (task.name.clone(), entry)
-    });
-    json!({
-        "variant": variant,
-        "base": base,
-        "average_recovery": found.ratio,
-        "average_recovery_stderr": found.stderr,
-        "tasks": tasks.collect::<Map<_, _>>(),
     })
 }
 

@@ -9,6 +9,7 @@ use super::metric::{Kind, Metric};
 use super::score::LogLikelihood;
 use super::suite::{Group, Suite};
 use super::task::Task;
+use crate::stats;
 
 /// What a model said to a document.
 #[derive(Debug, Clone, PartialEq)]
@@ -259,18 +260,13 @@ impl TaskScore {
     }
 
     /// The values of all documents behind a figure.
-    pub(super) fn values(&self, figure: &Figure) -> Vec<f64> {
+    pub fn values(&self, figure: &Figure) -> Vec<f64> {
         let name = match figure.filter.as_str() {
             "none" => figure.metric.clone(),
             filter => format!("{},{filter}", figure.metric),
         };
         let value = |sample: &Sample| sample.values.get(&name).copied().unwrap_or(f64::NAN);
         self.samples.iter().map(value).collect()
-    }
-
-    /// The figure that a task is compared by: its first one for which more is better.
-    pub fn main(&self) -> Option<&Figure> {
-        self.figures.iter().find(|figure| figure.higher_is_better)
     }
 }
 
@@ -317,16 +313,11 @@ fn taken_together(group: &Group, metric: &str, tasks: &[&TaskScore]) -> Option<F
         .map(|(value, _, n, _)| value * size(*n))
         .sum::<f64>()
         / all;
-    let documents: f64 = parts.iter().map(|(.., n, _)| n).sum();
-    let free = documents - parts.len() as f64;
-    // sqrt(sum of (n - 1) s^2, over its degrees of freedom) / sqrt(documents), with s^2 = n times the squared error.
-    let squares = parts
+    let sizes = parts
         .iter()
-        .map(|(_, error, n, _)| error.map(|e| (n - 1.0) * e * e * n));
-    let squares: Option<f64> = squares.sum();
-    let stderr = squares
-        .filter(|_| free > 0.0)
-        .map(|squares| (squares / free / documents).sqrt());
+        .map(|(_, error, n, _)| Some((*n as usize, (*error)?)));
+    let sizes: Option<Vec<(usize, f64)>> = sizes.collect();
+    let stderr = sizes.and_then(|sizes| stats::pooled_standard_error(&sizes));
     Some(Figure {
         metric: metric.to_owned(),
         filter: "none".into(),

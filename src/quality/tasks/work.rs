@@ -204,7 +204,7 @@ impl Work {
     ///
     /// # Errors
     /// [`Error::Internal`] if one is not.
-    fn score(&self) -> Result<TaskScore> {
+    pub fn score(&self) -> Result<TaskScore> {
         let samples = self
             .documents
             .iter()

@@ -117,6 +117,16 @@ fn dots(study: &Study, cell: Cell) -> Vec<Dot> {
 /// The bar of a quality. Within one model it is the paired interval of the difference to the base, which is what decides
 /// between variants; across tokenizers nothing pairs, and the bar is the figure's own.
 fn loss_ends(study: &Study, variant: &Variant) -> Option<Interval> {
+    if study.quality_axis == QualityAxis::TaskError {
+        let average = variant.task_average.filter(|_| !variant.base)?;
+        let (versus_base, ends) = (average.versus_base?, average.versus_base?.difference_ci95?);
+        // An error falls where the average rises.
+        let error = |difference: f64| 100.0 * (1.0 - versus_base.base_value - difference);
+        return Some(Interval {
+            low: error(ends.high),
+            high: error(ends.low),
+        });
+    }
     let perplexity = variant.perplexity.as_ref()?;
     match study.quality_axis {
         QualityAxis::Perplexity => {
@@ -136,6 +146,7 @@ fn loss_ends(study: &Study, variant: &Variant) -> Option<Interval> {
                 high: value + half,
             })
         }
+        QualityAxis::TaskError => None,
         QualityAxis::KlDivergence => {
             let divergence = perplexity.divergence?;
             let half = 1.96 * divergence.stderr?;

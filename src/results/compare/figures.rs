@@ -28,6 +28,13 @@ pub(super) struct Found {
 pub(super) fn matter(record: &Record) -> String {
     match &record.body {
         Body::Speed { cell, .. } => cell_title(*cell),
+        Body::Task { task, .. } => {
+            let shots = match task.shots {
+                0 => String::new(),
+                shots => format!(" · {shots}-shot"),
+            };
+            format!("{} · {} documents{shots}", task.name, task.documents)
+        }
         Body::Quality { task, .. } => {
             let stride = task
                 .stride

@@ -206,7 +206,7 @@ fn point(variant: String, pair: &Pair<'_>, found: Found) -> Point {
     let record = pair.base[0];
     let (cell, text) = match &record.body {
         Body::Speed { cell, .. } => (Some((*cell).into()), None),
-        Body::Quality { .. } => (None, Some(figures::matter(record))),
+        Body::Quality { .. } | Body::Task { .. } => (None, Some(figures::matter(record))),
     };
     Point {
         variant,

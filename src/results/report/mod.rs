@@ -67,6 +67,9 @@ fn page(study: &Study) -> Result<Value> {
         quality => sections::grid(&table::quality_columns(study)),
         quality_caption => table::quality_title(study),
         quality_notes => table::quality_notes(study),
+        tasks => sections::grid(&table::task_columns(study)),
+        tasks_title => table::TASKS_TITLE,
+        goal_note => table::goal_note(study),
         by_batch => sections::by_batch(study, &cells),
         cells => sections::cells(study, &cells),
         speed_notes => table::speed_notes(study),
@@ -106,6 +109,7 @@ mod tests {
         };
         vec![
             fixture::study(),
+            fixture::task_study(),
             fixture::small_study(),
             fixture::extreme_study(),
             of(&[]),

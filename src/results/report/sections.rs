@@ -83,7 +83,7 @@ pub(super) fn legend(study: &Study) -> Value {
 
 /// A table, head by head and row by row; `names` is the column that heads its rows.
 pub(in super::super) fn grid(columns: &[Column]) -> Option<Value> {
-    let names = columns.iter().position(|column| column.head == "variant")?;
+    let names = columns.iter().position(Column::is_names)?;
     let rows = columns[names].cells.len();
     let row = |row: usize| {
         columns
@@ -212,6 +212,11 @@ pub(super) fn failures(study: &Study) -> Value {
         let label = study.label(variant);
         if let Some(reason) = &variant.reason {
             add(label.clone(), reason);
+        }
+        for task in &variant.tasks {
+            if let Some(reason) = &task.reason {
+                add(format!("{label}, {}", task.name), reason);
+            }
         }
         for speed in &variant.speed {
             if let Some(reason) = &speed.reason {
@@ -348,8 +353,13 @@ pub(super) fn method(study: &Study, cells: &[Cell]) -> Value {
     });
     context! {
         axis => study.quality_axis.name(),
-        paired => study.quality_axis == QualityAxis::Perplexity,
-        tokenizers_differ => study.quality_axis == QualityAxis::BitsPerByte,
+        text_axis => study.text_axis().name(),
+        tasks => study.variants.iter().any(|variant| variant.task_average.is_some()),
+        paired => matches!(
+            study.quality_axis,
+            QualityAxis::Perplexity | QualityAxis::TaskError
+        ),
+        tokenizers_differ => study.text_axis() == QualityAxis::BitsPerByte,
         protocol,
         energy => speeds().any(|speed| speed.energy_use().is_some()),
         tradeoff => study.variants.iter().any(|variant| variant.on_pareto_front),

@@ -5,8 +5,8 @@ use super::super::record as domain;
 use super::{
     Amount, Base, Block, Body, Cell, Check, DeviceTime, Divergence, Energy, EnergyCheck, EnergyUse,
     KlSpread, Load, Loaded, Memory, Model, Outcome, Perplexity, QualityTask, Record, Sampling,
-    Scheme, Segment, Speed, Subject, Text, ThrottledTrial, Throttling, Trial, TrueTokenShift,
-    UnderLoad, Verification, Version, Work,
+    Scheme, Segment, Speed, Subject, TaskAnswers, TaskFigure, TaskGroup, TaskQuestion, Text,
+    ThrottledTrial, Throttling, Trial, TrueTokenShift, UnderLoad, Verification, Version, Work,
 };
 use crate::units::{Bytes, Joules, Seconds, Watts};
 
@@ -125,6 +125,31 @@ mirror!(Divergence {
 });
 mirror!(KlSpread { p50 = p50, p90 = p90, p99 = p99, max = max });
 mirror!(TrueTokenShift { mean = mean, rms = rms });
+mirror!(TaskQuestion {
+    name = name,
+    digest = digest,
+    num_fewshot = shots,
+    documents = documents,
+    add_bos = add_bos,
+    max_length_tokens = max_length,
+    groups = groups: each,
+});
+mirror!(TaskGroup { name = name, counts = counts });
+mirror!(TaskAnswers {
+    documents_of_split = of,
+    truncated_requests = truncated,
+    doc_id = documents,
+    figures = figures: each,
+    configuration = configuration,
+});
+mirror!(TaskFigure {
+    metric = metric,
+    filter = filter,
+    value = value,
+    stderr = stderr,
+    higher_is_better = higher_is_better,
+    values = values,
+});
 mirror!(Cell {
     batch = batch,
     prompt_tokens = prompt,
@@ -281,6 +306,10 @@ impl From<domain::Record> for Record {
                 task: task.into(),
                 outcome: outcome.into(),
             },
+            domain::Body::Task { task, outcome } => Body::Task {
+                task: task.into(),
+                outcome: outcome.into(),
+            },
             domain::Body::Speed { cell, outcome } => Body::Speed {
                 cell: cell.into(),
                 outcome: outcome.into(),
@@ -311,6 +340,10 @@ impl From<Record> for domain::Record {
         } = value;
         let body = match body {
             Body::Quality { task, outcome } => domain::Body::Quality {
+                task: task.into(),
+                outcome: outcome.into_result(),
+            },
+            Body::Task { task, outcome } => domain::Body::Task {
                 task: task.into(),
                 outcome: outcome.into_result(),
             },

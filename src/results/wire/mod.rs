@@ -59,6 +59,12 @@ pub(super) enum Body {
         #[serde(flatten)]
         outcome: Outcome<Perplexity>,
     },
+    /// How many of a task's documents the variant answers rightly.
+    Task {
+        task: TaskQuestion,
+        #[serde(flatten)]
+        outcome: Outcome<TaskAnswers>,
+    },
     /// How fast the variant is in one cell of the sweep.
     Speed {
         cell: Cell,
@@ -257,6 +263,59 @@ pub(super) struct KlSpread {
 pub(super) struct TrueTokenShift {
     pub(super) mean: f64,
     pub(super) rms: f64,
+}
+
+/// A task as it was put to the model.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct TaskQuestion {
+    pub(super) name: String,
+    /// Over its definition and every request in tokens.
+    pub(super) digest: String,
+    /// Examples before each document.
+    pub(super) num_fewshot: usize,
+    /// Documents that are asked about, the first of the split.
+    pub(super) documents: usize,
+    /// Null for the tokenizer's habit.
+    pub(super) add_bos: Option<bool>,
+    pub(super) max_length_tokens: usize,
+    /// The groups that it was asked as part of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) groups: Vec<TaskGroup>,
+}
+
+/// A group of tasks whose documents are also taken together.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct TaskGroup {
+    pub(super) name: String,
+    /// Whether it counts in an average as one task.
+    pub(super) counts: bool,
+}
+
+/// What came of a task, document by document.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct TaskAnswers {
+    /// Documents of the whole split.
+    pub(super) documents_of_split: usize,
+    /// Requests that lost their beginning, since they were too long.
+    pub(super) truncated_requests: usize,
+    /// The place in the split of each document.
+    pub(super) doc_id: Vec<usize>,
+    pub(super) figures: Vec<TaskFigure>,
+    /// A digest of how the model really ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) configuration: Option<String>,
+}
+
+/// One metric behind one filter.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct TaskFigure {
+    pub(super) metric: String,
+    pub(super) filter: String,
+    pub(super) value: f64,
+    pub(super) stderr: Option<f64>,
+    pub(super) higher_is_better: bool,
+    /// Of each document.
+    pub(super) values: Vec<f64>,
 }
 
 /// The shape of the work in one cell of a sweep.

@@ -45,6 +45,7 @@ fn plan(spec: &ModelSpec) -> Plan {
         variants: vec!["int8".parse().unwrap()],
         cells: vec![CELL],
         quality: None,
+        tasks: None,
         quantising: Quantising {
             calibration: None,
             cache: None,

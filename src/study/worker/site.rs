@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::super::bench::{Bench, Timing, Turn, limits};
+use super::super::bench::{Bench, Timing, Turn, chunk_for, limits};
 use super::super::energy::Meter;
 use super::super::facts;
 use super::super::job::{Job, Point};
@@ -19,7 +19,7 @@ use crate::kernels::Device;
 use crate::measure::memory::PeakMeter;
 use crate::measure::{Interrupt, SystemClock};
 use crate::results::environment::Ceilings;
-use crate::results::record::{Body, Cell, Load, Loaded, Perplexity, Record};
+use crate::results::record::{Body, Cell, Load, Loaded, Perplexity, Record, TaskQuestion};
 use crate::units::{Bytes, Clock, Watts};
 
 /// What all workers of a process share.
@@ -130,6 +130,7 @@ impl Worker<'_> {
             }
             Request::Measure { point } => match self.point(point)? {
                 Point::Quality(_) => self.quality(point, tell),
+                Point::Task(task) => self.task(task, tell),
                 Point::Speed(cell) => {
                     self.begin(point, cell)?;
                     self.trials(None, tell)?;
@@ -307,6 +308,25 @@ impl Worker<'_> {
         let mut own = found.own;
         own.configuration = Some(self.runner()?.configuration());
         Ok(own)
+    }
+
+    /// Scores the documents of a task.
+    fn task(&mut self, task: TaskQuestion, tell: &mut dyn FnMut(News)) -> Result<Answer> {
+        let (site, job) = (self.site, self.job);
+        let Some(questions) = &job.questions else {
+            return Err(Error::Internal("the tasks to score were lost".into()));
+        };
+        let chunk = chunk_for(site.plan.chunk, site.device);
+        let runner = self.runner()?;
+        let mut answers = questions.ask(&task, job.model, runner, chunk, &mut |share| {
+            tell(at(Phase::Point, share));
+            site.interrupt.check()
+        })?;
+        answers.configuration = Some(runner.configuration());
+        Ok(self.record(Body::Task {
+            task,
+            outcome: Ok(answers),
+        }))
     }
 
     /// Gets ready for the trials of a cell.

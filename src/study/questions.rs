@@ -1,0 +1,182 @@
+//! Tasks inside a study: their documents as tokens, once for each model, and what a variant makes of them as a record.
+
+use super::plan::TaskPlan;
+use super::runner::Runner;
+use super::tasks::{max_length, tokenizer};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::quality::tasks::{Encoder, Group, SuiteScore, TaskScore, Work};
+use crate::results::record::{TaskAnswers, TaskFigure, TaskGroup, TaskQuestion};
+use crate::results::recovery::{Recoveries, Scored};
+
+/// What a model is asked, ready to run.
+pub(super) struct Questions {
+    asked: Vec<(TaskQuestion, Work)>,
+}
+
+impl Questions {
+    /// Reads the documents of every task and makes tokens of them.
+    ///
+    /// # Errors
+    /// If data, templates or the model's tokenizer are at fault.
+    pub(super) fn prepare(plan: &TaskPlan, model: &Model) -> Result<Self> {
+        let max_length = max_length(model, plan.max_length)?;
+        let encoder = Encoder::new(tokenizer(model)?, plan.add_bos, max_length)?;
+        let suite = &plan.suite;
+        let asked = suite.tasks.iter().map(|task| {
+            let work = Work::prepare(task, plan.shots, plan.limit, &encoder)?;
+            let question = TaskQuestion {
+                name: task.name.clone(),
+                digest: digest(&work),
+                shots: work.shots,
+                documents: work.documents.len(),
+                add_bos: plan.add_bos,
+                max_length,
+                groups: groups_of(&suite.groups, &task.name),
+            };
+            Ok((question, work))
+        });
+        Ok(Self {
+            asked: asked.collect::<Result<_>>()?,
+        })
+    }
+
+    /// One for each task.
+    pub(super) fn each(&self) -> impl Iterator<Item = &TaskQuestion> {
+        self.asked.iter().map(|(question, _)| question)
+    }
+
+    /// What is to be known before anything is asked.
+    pub(super) fn notices(&self, plan: &TaskPlan) -> Vec<String> {
+        let mut notices = Vec::new();
+        for (question, work) in &self.asked {
+            let name = &question.name;
+            if plan.shots.is_some_and(|wish| wish != question.shots) {
+                notices.push(format!(
+                    "{name}: its definition says no examples, and keeps to it"
+                ));
+            }
+            if work.truncated > 0 {
+                notices.push(format!(
+                    "{name}: {} requests were longer than {} tokens and lost their beginning",
+                    work.truncated, question.max_length
+                ));
+            }
+        }
+        notices
+    }
+
+    /// Asks a loaded variant, which reads `chunk` tokens at a time. `progress` is told the share that is done, and may stop
+    /// the work.
+    ///
+    /// # Errors
+    /// If the model fails, or `progress` does.
+    pub(super) fn ask(
+        &self,
+        question: &TaskQuestion,
+        model: &Model,
+        runner: &mut Runner,
+        chunk: usize,
+        progress: &mut dyn FnMut(f64) -> Result<()>,
+    ) -> Result<TaskAnswers> {
+        let asked = self.asked.iter().find(|(asked, _)| asked == question);
+        let (_, work) =
+            asked.ok_or_else(|| Error::Internal(format!("the task {} was lost", question.name)))?;
+        let mut work = work.clone();
+        let total = work.open_tokens().max(1) as f64;
+        let mut done = 0;
+        let engine = runner.own_for_scoring(work.limits(chunk))?;
+        work.run(engine, tokenizer(model)?, |_, _, tokens| {
+            done += tokens;
+            progress(done as f64 / total)
+        })?;
+        let answers = answers(&work.score()?);
+        let broken = |figure: &&TaskFigure| {
+            !(figure.value.is_finite() && figure.values.iter().all(|value| value.is_finite()))
+        };
+        match answers.figures.iter().find(broken) {
+            Some(figure) => Err(Error::Internal(format!(
+                "{}: {} is not a finite number",
+                question.name, figure.metric
+            ))),
+            None => Ok(answers),
+        }
+    }
+}
+
+/// A hash of what decides how answers are scored: the definition, the requests in tokens, and what is right.
+fn digest(work: &Work) -> String {
+    let definition = serde_json::Value::Object(work.task.definition.clone());
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(definition.to_string().as_bytes());
+    hasher.update(work.digest().as_bytes());
+    for document in &work.documents {
+        hasher.update(format!("{:?} {:?}\n", document.choices, document.gold).as_bytes());
+    }
+    format!("blake3:{}", &hasher.finalize().to_hex()[..32])
+}
+
+/// The groups that a task is part of, and whether each counts by itself.
+fn groups_of<'a>(
+    groups: impl IntoIterator<Item = &'a Group> + Clone,
+    task: &str,
+) -> Vec<TaskGroup> {
+    let own = groups.clone().into_iter();
+    own.filter(|group| group.tasks.iter().any(|name| name == task))
+        .map(|group| TaskGroup {
+            name: group.name.clone(),
+            counts: !groups.clone().into_iter().any(|other| around(other, group)),
+        })
+        .collect()
+}
+
+/// Whether a group is part of another one, by name or because that has all of its tasks and more.
+fn around(outer: &Group, group: &Group) -> bool {
+    let holds_all = group.tasks.iter().all(|task| outer.tasks.contains(task));
+    let larger = outer.tasks.len() > group.tasks.len() || outer.members.contains(&group.name);
+    outer.name != group.name && holds_all && larger
+}
+
+/// What came of a task in the terms of records.
+fn answers(score: &TaskScore) -> TaskAnswers {
+    let figures = score.figures.iter().map(|figure| TaskFigure {
+        metric: figure.metric.clone(),
+        filter: figure.filter.clone(),
+        value: figure.value,
+        stderr: figure.stderr,
+        higher_is_better: figure.higher_is_better,
+        values: score.values(figure),
+    });
+    TaskAnswers {
+        of: score.of,
+        truncated: score.truncated,
+        documents: score.samples.iter().map(|sample| sample.document).collect(),
+        figures: figures.collect(),
+        configuration: None,
+    }
+}
+
+/// Compares two variants that scored the same documents; `None` if they did not.
+pub fn recoveries(base: &SuiteScore, other: &SuiteScore) -> Option<Recoveries> {
+    let (of_base, of_other) = (in_records(base), in_records(other));
+    Recoveries::new(&views(base, &of_base), &views(other, &of_other))
+}
+
+/// The groups and the answers of each task.
+fn in_records(score: &SuiteScore) -> Vec<(Vec<TaskGroup>, TaskAnswers)> {
+    let groups = score.groups.iter().map(|group| &group.group);
+    let tasks = score.tasks.iter();
+    tasks
+        .map(|task| (groups_of(groups.clone(), &task.task.name), answers(task)))
+        .collect()
+}
+
+fn views<'a>(score: &'a SuiteScore, tasks: &'a [(Vec<TaskGroup>, TaskAnswers)]) -> Vec<Scored<'a>> {
+    let each = score.tasks.iter().zip(tasks);
+    each.map(|(task, (groups, answers))| Scored {
+        name: &task.task.name,
+        groups,
+        answers,
+    })
+    .collect()
+}
