@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args as ClapArgs, ValueEnum};
 
 use crate::error::{Error, Result};
-use crate::results::{card, export};
+use crate::results::{card, export, tasks};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
@@ -28,6 +28,8 @@ enum Format {
     Markdown,
     /// A row for each variant and cell
     Csv,
+    /// A row for each variant, task and figure
+    TasksCsv,
     /// study.json
     Json,
 }
@@ -38,9 +40,21 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         Format::ModelCard => card::model_card(&study),
         Format::Markdown => export::markdown(&study),
         Format::Json => export::json(&study)?,
-        Format::Csv => String::from_utf8(export::csv(&study)?)
-            .map_err(|e| Error::Internal(format!("study.csv: {e}")))?,
+        Format::Csv => text_of(export::csv(&study)?)?,
+        Format::TasksCsv => match tasks::csv(&study)? {
+            Some(rows) => text_of(rows)?,
+            None => {
+                return Err(Error::Config(format!(
+                    "{} has no tasks: score some with study --tasks",
+                    args.run.display()
+                )));
+            }
+        },
     };
     super::print(&text);
     Ok(ExitCode::SUCCESS)
+}
+
+fn text_of(csv: Vec<u8>) -> Result<String> {
+    String::from_utf8(csv).map_err(|e| Error::Internal(format!("a table in CSV: {e}")))
 }

@@ -9,6 +9,7 @@ mod export;
 mod generate;
 mod info;
 mod isolation;
+mod judge;
 mod kernels;
 mod list;
 mod logits;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 
-use super::args::{AxisFlag, GoalFlags};
+use super::judge::{AxisFlag, GoalFlags};
 use super::progress::{say, width};
 use crate::error::Result;
 use crate::results::study::QualityAxis;

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 
 use super::args::{
-    AxisFlag, CalibrationFlags, EngineFlags, GoalFlags, ModelFlags, SpeedFlags, TextFlags,
-    WeightsFlag, parse_positive,
+    CalibrationFlags, EngineFlags, ModelFlags, SpeedFlags, TextFlags, WeightsFlag, parse_positive,
 };
 use super::isolation::{self, IsolationFlags};
+use super::judge::{AxisFlag, GoalFlags};
 use super::progress::{Progress, say, width};
 use super::tasks::TaskFlags;
 use crate::error::{Error, Result};
@@ -19,7 +19,7 @@ use crate::quality::tasks::Suite;
 use crate::results::goal::Goal;
 use crate::results::{Store, Study, export, table};
 use crate::scheme::Variant;
-use crate::study::{self, EngineKind, Plan, Switches};
+use crate::study::{self, EngineKind, Plan, Switches, TaskPlan};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
@@ -90,7 +90,7 @@ pub(super) struct Args {
     /// Leaves out how far predictions are from the base's
     #[arg(long, help_heading = "Quality")]
     no_kl: bool,
-    /// Leaves out whether losses depend on what runs beside a sequence
+    /// Leaves out whether losses and answers depend on what runs beside a sequence
     #[arg(long, help_heading = "Quality")]
     no_load_check: bool,
     /// Leaves perplexity out
@@ -144,7 +144,10 @@ impl Args {
         }
         let tasks = match self.tasks.is_empty() {
             true => None,
-            false => Some(self.how.plan(Suite::find(&self.tasks)?)),
+            false => Some(TaskPlan {
+                under_load: !self.no_load_check,
+                ..self.how.plan(Suite::find(&self.tasks)?)
+            }),
         };
         Ok(Plan {
             models,
@@ -216,7 +219,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         None => study,
     };
     let study = args.goal.apply(study, &Goal::default());
-    export::write(&study, store.dir())?;
+    let written = export::write(&study, store.dir())?;
     if args.json {
         super::print_json(&study)?;
     } else {
@@ -224,8 +227,9 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         super::print(&table::study(&study, width()));
     }
     say(&format!(
-        "\nwritten: {} (beside it study.json, study.csv and records.jsonl)",
-        args.out.join("report.html").display()
+        "\nwritten: {} (beside it study.json, {}study.csv and records.jsonl)",
+        args.out.join("report.html").display(),
+        if written.len() > 3 { "tasks.csv, " } else { "" }
     ));
     Ok(ExitCode::from(if outcome.failed > 0 {
         super::SOME_FAILED

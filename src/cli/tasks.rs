@@ -32,6 +32,7 @@ impl TaskFlags {
             limit: self.limit,
             add_bos: self.add_bos.map(|switch| switch == Switch::On),
             max_length: self.max_length,
+            under_load: false,
         }
     }
 }

@@ -249,9 +249,13 @@ fn add<'a>(variant: &mut Variant, record: &'a Record, scored: &mut Vec<Scored<'a
                 .tasks
                 .iter()
                 .position(|other| other.name == task.name);
-            let entry = match outcome {
+            let found = match outcome {
                 Ok(answers) => Task::measured(task, answers),
                 Err(failure) => Task::failed(task, &failure.reason),
+            };
+            let entry = Task {
+                environment: record.environment,
+                ..found
             };
             match place {
                 None => variant.tasks.push(entry),

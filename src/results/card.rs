@@ -8,8 +8,8 @@ use super::export::{escaped, markdown_table};
 use super::format::{self, or_none};
 use super::record::Cell;
 use super::study::{QualityAxis, Scheme, Speed, Study, Variant};
-use super::table::{self, recovery};
-use super::tasks::Task;
+use super::table;
+use super::tasks::table::{recovery, rows as rows_of};
 use crate::units::{Bytes, Joules, Seconds, three_digits};
 
 /// Tokens that time and energy are told for.
@@ -71,6 +71,7 @@ fn table_of(study: &Study, variants: &[&Variant]) -> String {
     let cells = study.cells();
     for &cell in &cells {
         rows.extend(speed(variants, cell));
+        rows.extend(goal(study, variants, cell));
     }
     rows.retain(|row| row.figures.iter().any(Option::is_some));
     // The head of the first column is what lays names out to the left.
@@ -173,18 +174,11 @@ fn quality(variants: &[&Variant]) -> Vec<Row> {
 
 /// A row for each task, and how much of the base's figure is left, as publishers have it.
 fn tasks(variants: &[&Variant]) -> Vec<Row> {
-    let mut named: Vec<&Task> = Vec::new();
-    for task in variants.iter().flat_map(|variant| &variant.tasks) {
-        let known = |other: &&Task| (&other.name, other.group) == (&task.name, task.group);
-        if !named.iter().any(known) {
-            named.push(task);
-        }
-    }
     let mut rows = Vec::new();
-    for task in named {
+    for task in rows_of(variants.iter().copied()) {
         let of = |variant: &Variant| {
-            let same = |other: &&Task| (&other.name, other.group) == (&task.name, task.group);
-            variant.tasks.iter().find(same).cloned()
+            let mut own = variant.tasks.iter();
+            own.find(|other| other.is_same(task)).cloned()
         };
         let measure = or_none(task.measure(), |measure| measure);
         let shots = task.num_fewshot.filter(|&shots| shots > 0);
@@ -206,6 +200,26 @@ fn tasks(variants: &[&Variant]) -> Vec<Row> {
         recovery(v.task_average?.versus_base?)
     }));
     rows
+}
+
+/// What the goal takes, of variants that keep enough.
+fn goal(study: &Study, variants: &[&Variant], cell: Cell) -> Vec<Row> {
+    let goal = &study.goal;
+    let row_of = |what: &str, figure: &dyn Fn(&Speed) -> Option<String>| {
+        let title = format!(
+            "{what} for {} tokens at a recovery of {} % or more{}",
+            format::grouped(goal.tokens),
+            goal.recovery_percent,
+            goal.of
+                .map_or_else(String::new, |of| format!(" ({})", of.name()))
+        );
+        let at = table::cell_title(cell);
+        row(format!("{title}, {at}"), variants, |v| figure(v.at(cell)?))
+    };
+    vec![
+        row_of("Time", &|s| Some(Seconds(s.goal_seconds?).to_string())),
+        row_of("Energy", &|s| Some(Joules(s.goal_joules?).to_string())),
+    ]
 }
 
 fn speed(variants: &[&Variant], cell: Cell) -> Vec<Row> {
@@ -236,6 +250,9 @@ fn speed(variants: &[&Variant], cell: Cell) -> Vec<Row> {
         of("Memory", &|s| Some(s.memory?.total.best()?.to_string())),
         of("Perplexity lost per percent faster (%)", &|s| {
             s.ppl_percent_per_speed_percent.map(format::plain)
+        }),
+        of("Task average lost per percent faster (%)", &|s| {
+            s.task_percent_per_speed_percent.map(format::plain)
         }),
     ]
 }
@@ -281,6 +298,8 @@ mod tests {
             "| mmlu_anatomy (acc, 5-shot, %)",
             "| arc_easy (acc, 5-shot, %)",
             "| Average of tasks (%)",
+            "| Task average lost per percent faster (%), batch 1 ·",
+            "tokens at a recovery of 99 % or more (task average), batch 64 ·",
             "| Recovery, average of tasks | 100.00 ± 0.00 % |",
         ] {
             assert!(card.contains(what), "{what}:\n{card}");

@@ -102,11 +102,34 @@ pub(super) fn laid_out(mut columns: Vec<Column>, width: usize) -> String {
     table.trim_fmt()
 }
 
+/// Whether all columns have room, names cut as far as they are before a figure is lost.
+pub(super) fn fits(columns: &[Column], width: usize) -> bool {
+    let mut columns = columns.to_vec();
+    shorten_names(&mut columns, width / 3);
+    total(&columns) <= width
+}
+
+/// As many tables as it takes for no column to be dropped, each with the names of the rows.
+pub(super) fn parts(columns: Vec<Column>, width: usize) -> Vec<Vec<Column>> {
+    let (names, figures): (Vec<_>, Vec<_>) = columns.into_iter().partition(Column::is_names);
+    let mut parts: Vec<Vec<Column>> = vec![names.clone()];
+    for column in figures {
+        let mut part = parts.pop().unwrap_or_else(|| names.clone());
+        part.push(column);
+        let is_too_wide = part.len() > names.len() + 1 && !fits(&part, width);
+        let next = is_too_wide.then(|| part.pop()).flatten();
+        parts.push(part);
+        parts.extend(next.map(|column| [names.as_slice(), &[column]].concat()));
+    }
+    parts
+}
+
+fn total(columns: &[Column]) -> usize {
+    columns.iter().map(|column| column.width() + PADDING).sum()
+}
+
 /// Drops the lightest columns until the rest fits, then cuts names.
 fn fit(columns: &mut Vec<Column>, width: usize) {
-    let total = |columns: &[Column]| -> usize {
-        columns.iter().map(|column| column.width() + PADDING).sum()
-    };
     // A long name is cut before a figure is lost, but only as far as half of the width.
     shorten_names(columns, width / 3);
     while total(columns) > width && columns.len() > 2 {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -9,28 +10,44 @@ use serde::Serialize;
 use super::columns::Column;
 use super::goal::Goal;
 use super::study::{Amount, Interval, Memory, Speed, Stats, Study, Variant};
-use super::table;
-use super::{report, store};
+use super::{report, store, table, tasks};
 use crate::error::{Error, Result};
 
 /// The name of the study in its run directory.
 pub const STUDY: &str = "study.json";
 
-/// Writes `study.json`, `study.csv` and `report.html` into a run directory, each whole or not at all, and returns their
-/// paths.
+/// The name of the figures of tasks beside it.
+const TASKS: &str = "tasks.csv";
+
+/// Writes `study.json`, `study.csv`, where there are tasks `tasks.csv`, and `report.html` into a run directory, each whole
+/// or not at all, and returns their paths.
 ///
 /// # Errors
 /// If one of them cannot be written.
-pub fn write(study: &Study, dir: &Path) -> Result<[PathBuf; 3]> {
-    let files = [
+pub fn write(study: &Study, dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = vec![
         (STUDY, json(study)?.into_bytes()),
         ("study.csv", csv(study)?),
-        ("report.html", report::html(study)?.into_bytes()),
     ];
+    match tasks::csv(study)? {
+        Some(tasks) => files.push((TASKS, tasks)),
+        // One of an earlier study with other points must not pass for this one's.
+        None => match fs::remove_file(dir.join(TASKS)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(Error::io(
+                    dir.join(TASKS),
+                    "cannot remove what is outdated",
+                    error,
+                ));
+            }
+            _ => {}
+        },
+    }
+    files.push(("report.html", report::html(study)?.into_bytes()));
     for (name, content) in &files {
         store::write_whole(&dir.join(name), content)?;
     }
-    Ok(files.map(|(name, _)| dir.join(name)))
+    Ok(files.into_iter().map(|(name, _)| dir.join(name)).collect())
 }
 
 /// Reads a `study.json`, or the one in a run directory.
@@ -117,6 +134,7 @@ struct VariantColumns<'a> {
     rms_delta_p: Option<f64>,
     noise_floor_kl_nats: Option<f64>,
     same_under_load: Option<bool>,
+    same_answers_under_load: Option<bool>,
 }
 
 /// What a row says about the cell; all but the first two are empty for a variant without cells.
@@ -137,6 +155,7 @@ struct SpeedColumns<'a> {
     decode_ci95_high: Option<f64>,
     speedup_vs_base: Option<f64>,
     ppl_percent_per_speed_percent: Option<f64>,
+    task_percent_per_speed_percent: Option<f64>,
     goal_tokens: u64,
     goal_recovery_percent: f64,
     goal_seconds: Option<f64>,
@@ -281,7 +300,15 @@ fn variant_columns<'a>(study: &'a Study, variant: &'a Variant) -> VariantColumns
         same_under_load: perplexity
             .filter(|p| !p.under_load.is_empty())
             .map(|p| p.under_load.iter().all(|found| found.equal)),
+        same_answers_under_load: same_answers(variant),
     }
+}
+
+/// Whether no answer to a task depends on what is answered beside it; `None` where that was not asked.
+fn same_answers(variant: &Variant) -> Option<bool> {
+    let found = || variant.tasks.iter().flat_map(|task| &task.under_load);
+    found().next()?;
+    Some(found().all(|found| found.differing == 0))
 }
 
 fn speed_columns<'a>(
@@ -324,6 +351,7 @@ fn speed_columns<'a>(
         decode_ci95_high: decode.map(|ends| ends.high),
         speedup_vs_base: speed.and_then(|s| s.speedup_vs_base),
         ppl_percent_per_speed_percent: speed.and_then(|s| s.ppl_percent_per_speed_percent),
+        task_percent_per_speed_percent: speed.and_then(|s| s.task_percent_per_speed_percent),
         goal_tokens: goal.tokens,
         goal_recovery_percent: goal.recovery_percent,
         goal_seconds: speed.and_then(|s| s.goal_seconds),
@@ -387,14 +415,10 @@ fn speed_columns<'a>(
 pub fn markdown(study: &Study) -> String {
     let mut out = format!("**{}**\n\n", escaped(&table::quality_title(study)));
     out.push_str(&markdown_table(&table::quality_columns(study)));
-    let tasks = table::task_columns(study);
+    let tasks = tasks::table::all(study);
     if !tasks.is_empty() {
-        let _ = write!(
-            out,
-            "\n{}\n\n{}",
-            table::TASKS_TITLE,
-            markdown_table(&tasks)
-        );
+        let title = tasks::table::Detail::Whole.title();
+        let _ = write!(out, "\n{title}\n\n{}", markdown_table(&tasks));
     }
     for cell in study.cells() {
         let columns = table::speed_columns(study, cell);
@@ -403,7 +427,8 @@ pub fn markdown(study: &Study) -> String {
             out.push_str(&markdown_table(&columns));
         }
     }
-    for note in table::speed_notes(study) {
+    let notes = tasks::table::mark(study).into_iter();
+    for note in notes.chain(table::speed_notes(study)) {
         let _ = write!(out, "\n{}\n", escaped(&note));
     }
     if let Some(device) = &study.environment.device.name {

@@ -392,8 +392,27 @@ pub struct TaskAnswers {
     pub documents: Vec<usize>,
     /// Each metric behind each filter.
     pub figures: Vec<TaskFigure>,
+    /// Whether answers depend on what is answered beside a document, where that was asked.
+    pub under_load: Vec<TaskUnderLoad>,
     /// A digest of how the model really ran, to be held against that of the timed cells.
     pub configuration: Option<String>,
+}
+
+/// The first documents answered alone, each request in whole, and again under other circumstances.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TaskUnderLoad {
+    /// Documents side by side.
+    pub batch: usize,
+    /// Tokens of one forward pass.
+    pub chunk: usize,
+    /// Documents that were answered both ways.
+    pub documents: usize,
+    /// Those whose answers are not the same to the bit.
+    pub differing: usize,
+    /// Those that score otherwise by what the task is compared by.
+    pub scored_otherwise: usize,
+    /// The largest difference of a log-likelihood, in nats; `None` of generated texts.
+    pub largest_difference: Option<f64>,
 }
 
 impl TaskAnswers {

@@ -26,6 +26,8 @@ pub struct Recovery {
     pub name: String,
     /// Whether it is a group.
     pub group: bool,
+    /// Whether it counts in the average by itself, not within a group.
+    pub counts: bool,
     /// The metric.
     pub metric: String,
     /// The filter behind it, or `none`.
@@ -204,6 +206,7 @@ impl Unit {
         Some(Recovery {
             name: self.name.clone(),
             group: self.group,
+            counts: self.counts,
             metric: self.metric.clone(),
             filter: self.filter.clone(),
             documents: self.other.len(),
@@ -296,6 +299,7 @@ mod tests {
         TaskAnswers {
             of: 9,
             truncated: 0,
+            under_load: Vec::new(),
             configuration: None,
             documents: (0..values.len()).collect(),
             figures: vec![TaskFigure {

@@ -43,8 +43,14 @@ fn elsewhere(study: &Study) -> Vec<String> {
             found.environment,
         )
     });
+    let asked = study.variants.iter().flat_map(|variant| {
+        let label = study.label(variant);
+        let named = move |task: &str| format!("{label}, {task}");
+        let tasks = variant.tasks.iter();
+        tasks.filter_map(move |task| line(named(&task.name), task.environment))
+    });
     let timed = cells(study).filter_map(|(name, _, speed)| line(name, speed.environment));
-    scored.chain(timed).collect()
+    scored.chain(asked).chain(timed).collect()
 }
 
 /// How the trials of variants alternated; the same in every cell but where one ended early.

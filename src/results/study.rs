@@ -203,7 +203,7 @@ pub struct Perplexity {
     pub environment: usize,
 }
 
-fn is_zero(number: &usize) -> bool {
+pub(super) fn is_zero(number: &usize) -> bool {
     *number == 0
 }
 
@@ -357,6 +357,9 @@ pub struct Speed {
     /// faster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ppl_percent_per_speed_percent: Option<f64>,
+    /// The same of tasks: by how many percent of the base's their average falls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_percent_per_speed_percent: Option<f64>,
     /// Seconds of decode that the goal's tokens take at this rate; null where the variant does not keep enough quality.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub goal_seconds: Option<f64>,

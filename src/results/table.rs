@@ -2,10 +2,11 @@
 
 use super::columns::{Column, column, filled, laid_out};
 use super::format;
+use super::goal::Choice;
 use super::record::Cell;
 use super::remarks::{DOUBTED, remarks};
 use super::study::{Perplexity, SeriesKind, Speed, Steadiness, Study, Utilisation, Variant};
-use super::tasks::{Task, VersusBase};
+use super::tasks::table as tasks;
 use crate::units::{Bytes, Joules, Seconds, three_digits};
 
 /// Marks a variant that nothing beats in both quality and speed.
@@ -23,7 +24,12 @@ pub fn quality(study: &Study, width: usize) -> String {
         return String::new();
     }
     let title = format::wrapped(&quality_title(study), width);
-    format!("{title}\n{}\n", laid_out(columns, width))
+    let variants = format!("{title}\n{}\n", laid_out(columns, width));
+    let tasks = tasks::shown(study, width);
+    match tasks.as_str() {
+        "" => variants,
+        tasks => format!("{variants}\n{tasks}"),
+    }
 }
 
 /// The speed part alone: what `bench` prints.
@@ -135,7 +141,7 @@ pub(super) fn quality_columns(study: &Study) -> Vec<Column> {
             Some(format::share_with_error(average.value, average.stderr))
         }),
         of("recovery ± se\nof tasks", 9, &|v| {
-            recovery(v.task_average?.versus_base?)
+            tasks::recovery(v.task_average?.versus_base?)
         }),
         of(
             "KL to base\nnats/token",
@@ -149,75 +155,6 @@ pub(super) fn quality_columns(study: &Study) -> Vec<Column> {
         ),
     ];
     filled(columns)
-}
-
-/// What is left of the base's figure.
-pub(super) fn recovery(versus_base: VersusBase) -> Option<String> {
-    let recovery = versus_base.recovery_percent?;
-    Some(format::percent_with_error(
-        recovery,
-        versus_base.recovery_percent_stderr,
-    ))
-}
-
-/// What the columns of [`task_columns`] are.
-pub(super) const TASKS_TITLE: &str = "Tasks: figures in % ± standard error; after the dot, recovery: what that is of the base's, in %";
-
-/// Chance below which a difference is marked.
-const SIGNIFICANT: f64 = 0.05;
-
-/// What each variant made of each task, and on average. No columns if there are no tasks.
-pub(super) fn task_columns(study: &Study) -> Vec<Column> {
-    let mut rows: Vec<&Task> = Vec::new();
-    for task in study.variants.iter().flat_map(|variant| &variant.tasks) {
-        let known = |row: &&Task| (&row.name, row.group) == (&task.name, task.group);
-        match rows.iter_mut().find(|row| known(row)) {
-            // One that failed does not know its metric.
-            Some(row) if row.metric.is_none() => *row = task,
-            Some(_) => {}
-            None => rows.push(task),
-        }
-    }
-    if rows.is_empty() {
-        return Vec::new();
-    }
-    let name = |task: &&Task| {
-        let measure = task.measure();
-        let measure = measure.map_or_else(String::new, |measure| format!(" ({measure})"));
-        let group = if task.group { ", all" } else { "" };
-        Some(format!("{}{group}{measure}", task.name))
-    };
-    let names = rows.iter().map(name).chain([Some("average".to_owned())]);
-    let mut columns = vec![column("task", 255, names)];
-    for (place, variant) in study.variants.iter().enumerate() {
-        let cell = |row: &&Task| {
-            let same = |task: &&Task| (&task.name, task.group) == (&row.name, row.group);
-            let task = variant.tasks.iter().find(same)?;
-            let value = format::share_with_error(task.value?, task.stderr);
-            let mark = if task.p_value.is_some_and(|p| p < SIGNIFICANT) {
-                "*"
-            } else {
-                ""
-            };
-            Some(beside(value, task.versus_base) + mark)
-        };
-        let average = variant.task_average.map(|average| {
-            let value = format::share_with_error(average.value, average.stderr);
-            beside(value, average.versus_base.filter(|_| !variant.base))
-        });
-        let cells = rows.iter().map(cell).chain([average]);
-        // Later variants give way first.
-        let weight = u8::try_from(200_usize.saturating_sub(place)).unwrap_or(0);
-        columns.push(column(&study.label(variant), weight, cells));
-    }
-    columns
-}
-
-fn beside(value: String, versus_base: Option<VersusBase>) -> String {
-    match versus_base.and_then(recovery) {
-        Some(recovery) => format!("{value} · {recovery}"),
-        None => value,
-    }
 }
 
 fn interval(perplexity: &Perplexity) -> String {
@@ -283,26 +220,36 @@ pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
         of("ppl %\n/ % faster", 2, &|s| {
             s.ppl_percent_per_speed_percent.map(format::plain)
         }),
+        of("tasks %\n/ % faster", 2, &|s| {
+            s.task_percent_per_speed_percent.map(format::plain)
+        }),
         of("ITL p50\nms", 10, &|s| Some(format::plain(s.itl_ms?.p50))),
         of("ITL p99\nms", 3, &|s| s.itl_ms?.p99.map(format::plain)),
         of("host gap\n%", 2, &|s| {
             Some(format!("{:.1}", s.device?.host_gap_percent?))
         }),
         of("TTFT p50\nms", 9, &|s| Some(format::plain(s.ttft_ms?.p50))),
-        of(&format!("{tokens} tokens\nat goal"), 1, &|s| {
+        of(&format!("{tokens} tokens\nat goal"), 4, &|s| {
             Some(Seconds(s.goal_seconds?).to_string())
         }),
-        of(&format!("{tokens} tokens\nJ at goal"), 1, &|s| {
-            Some(Joules(s.goal_joules?).to_string())
+        of(&format!("{tokens} tokens\nJ at goal"), 3, &|s| {
+            Some(Joules(s.goal_joules?).to_string() + doubt(s))
         }),
         of("memory", 8, &|s| Some(s.memory?.total.best()?.to_string())),
         of("energy\nJ/token", 6, &|s| {
-            let used = s.energy_use()?;
-            let mark = if used.suspect { DOUBTED } else { "" };
-            Some(format::plain(used.j_per_generated_token?) + mark)
+            let per_token = s.energy_use()?.j_per_generated_token?;
+            Some(format::plain(per_token) + doubt(s))
         }),
     ];
     filled(columns)
+}
+
+/// The mark of an energy that is in doubt.
+fn doubt(speed: &Speed) -> &'static str {
+    match speed.energy_use() {
+        Some(used) if used.suspect => DOUBTED,
+        _ => "",
+    }
 }
 
 /// `62.1 read`: the share of the measured ceiling that binds, and which it is.
@@ -336,6 +283,7 @@ fn notes(study: &Study) -> Vec<String> {
         );
     }
     lines.extend(goal_note(study));
+    lines.extend(tasks::mark(study));
     lines.extend(quality_notes(study));
     let mut speeds = study.variants.iter().flat_map(|variant| &variant.speed);
     if speeds.any(|speed| speed.device.is_some_and(|d| d.host_gap_percent.is_some())) {
@@ -433,8 +381,22 @@ pub(super) fn goal_note(study: &Study) -> Option<String> {
         return None;
     }
     let goal = &study.goal;
+    let at = |choice: &Choice| format!("{}, batch {}", choice.variant, choice.batch);
+    let least_time = goal.fastest.as_ref();
+    let least_energy = goal.most_frugal.as_ref();
+    let best: Vec<String> = [
+        least_time.map(|choice| format!("{} ({})", Seconds(choice.cost), at(choice))),
+        least_energy.map(|choice| format!("{} ({})", Joules(choice.cost), at(choice))),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let best = match best.as_slice() {
+        [] => String::new(),
+        best => format!("; at best {}", best.join(" and ")),
+    };
     Some(format!(
-        "at goal: to decode {} tokens, of variants whose recovery of {} is at least {} %",
+        "at goal: to decode {} tokens, of variants whose recovery of {} is at least {} %{best}",
         format::grouped(goal.tokens),
         goal.of?.name(),
         goal.recovery_percent
@@ -444,15 +406,7 @@ pub(super) fn goal_note(study: &Study) -> Option<String> {
 /// What must be known to read the quality figures: how much of a divergence is noise, and whether losses depend on what
 /// runs beside a sequence.
 pub(super) fn quality_notes(study: &Study) -> Vec<String> {
-    let mut lines = Vec::new();
-    let p_values = |v: &Variant| v.tasks.iter().any(|task| task.p_value.is_some());
-    if study.variants.iter().any(p_values) {
-        lines.push(
-            "*: of the documents that only one of variant and base gets right, so uneven a split has p < 0.05 (exact McNemar \
-             test, each task by itself)"
-                .to_owned(),
-        );
-    }
+    let mut lines = tasks::under_load(study);
     let mut differing = Vec::new();
     let mut same: Vec<String> = Vec::new();
     let mut checked = 0;
@@ -513,6 +467,7 @@ mod tests {
         for width in [60, 80, 100, 140] {
             for shown in [
                 study(&usual, width),
+                study(&fixture::task_study(), width),
                 study(&fixture::extreme_study(), width),
             ] {
                 assert!(widest(&shown) <= width, "{width}:\n{shown}");
@@ -575,22 +530,7 @@ mod tests {
         ] {
             assert!(shown.contains(text), "{text}:\n{shown}");
         }
-        let columns = task_columns(&fixture::task_study());
-        assert_eq!(columns.len(), 6);
-        let names = &columns[0].cells;
-        assert_eq!(names[0], "mmlu, all (acc)");
-        assert_eq!(names[1], "arc_easy (acc)");
-        assert_eq!(names.last().unwrap(), "average");
-        assert!(columns[1].cells.iter().all(|cell| !cell.contains('·')));
-        assert!(
-            columns[4].cells[1].contains(" · "),
-            "{:?}",
-            columns[4].cells
-        );
-        assert!(columns[4].cells[1].ends_with('*'), "{:?}", columns[4].cells);
-        // Without all tasks there is no average.
-        assert_eq!(columns[5].cells.last().unwrap(), "–");
-        assert!(task_columns(&fixture::study()).is_empty());
+        assert!(shown.contains(tasks::Detail::Whole.title()), "{shown}");
     }
 
     #[test]

@@ -103,6 +103,7 @@ fn empty(cell: record::Cell) -> Speed {
         decode_tokens_per_second_ci95: None,
         speedup_vs_base: None,
         ppl_percent_per_speed_percent: None,
+        task_percent_per_speed_percent: None,
         goal_seconds: None,
         goal_joules: None,
         prefill_utilisation: None,

@@ -4,6 +4,7 @@ use super::format;
 use super::goal::Choice;
 use super::record::Cell;
 use super::study::{QualityAxis, Study, Variant};
+use super::tasks::table as tasks;
 use crate::units::{Joules, Seconds};
 
 /// A change of perplexity that few would notice: within this share of the base.
@@ -227,14 +228,19 @@ fn ratio(variant: &Variant) -> Option<f64> {
 
 fn cost(variant: &Variant) -> String {
     let delta = variant.perplexity.as_ref().and_then(|p| p.delta_vs_base);
-    match delta {
-        Some(delta) => format!(
-            ", for {} perplexity ({})",
+    let perplexity = delta.map(|delta| {
+        format!(
+            "for {} perplexity ({})",
             format::difference(delta.value),
             format::change(delta.ratio)
-        ),
-        None => String::new(),
-    }
+        )
+    });
+    let tasks = variant.task_average.and_then(|average| {
+        let recovery = tasks::recovery(average.versus_base?)?;
+        Some(format!("with a task average of {recovery} of the base’s"))
+    });
+    let costs = perplexity.into_iter().chain(tasks);
+    costs.map(|cost| format!(", {cost}")).collect()
 }
 
 fn place(cell: Cell) -> String {
@@ -253,6 +259,25 @@ mod tests {
         assert!(text.contains("at batch 1 (1."), "{text}");
         assert!(
             text.contains("Within 1 % of bf16’s perplexity, the fastest is int8"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn tasks_are_part_of_the_price_and_the_goal_is_told() {
+        let text = verdict(&fixture::task_study());
+        assert!(
+            text.contains("perplexity (+9.81 %), with a task average of 93."),
+            "{text}"
+        );
+        assert!(
+            text.contains(
+                "At a recovery of 99 % of task average or more, 1\u{202f}000\u{202f}000 tokens take"
+            ),
+            "{text}"
+        );
+        assert!(
+            text.contains("at least (int8, batch 64), with the least energy"),
             "{text}"
         );
     }

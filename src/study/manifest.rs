@@ -11,6 +11,7 @@ use super::facts;
 use super::plan::Plan;
 use crate::error::{Error, Result};
 use crate::model;
+use crate::quality::tasks::{EXAMPLE_SEED, Limit};
 use crate::results::environment::Environment;
 use crate::results::manifest::{Manifest, Model, ModelFile, Version};
 
@@ -50,6 +51,9 @@ pub fn manifest(plan: &Plan, environment: Environment, command: Vec<String>) -> 
     if let Some(calibration) = &plan.quantising.calibration {
         seeds.insert("calibration".to_owned(), calibration.seed);
     }
+    if plan.tasks.is_some() {
+        seeds.insert("examples of tasks".to_owned(), u64::from(EXAMPLE_SEED));
+    }
     Ok(Manifest {
         schema: Version::V1,
         environments: vec![environment],
@@ -82,6 +86,21 @@ fn plan_in_full(plan: &Plan) -> Value {
             "under_load": quality.under_load,
         })
     });
+    let tasks = plan.tasks.as_ref().map(|tasks| {
+        let (names, groups) = (tasks.suite.tasks.iter(), tasks.suite.groups.iter());
+        json!({
+            "tasks": names.map(|task| &task.name).collect::<Vec<_>>(),
+            "groups": groups.map(|group| &group.name).collect::<Vec<_>>(),
+            "num_fewshot": tasks.shots,
+            "limit": tasks.limit.map(|limit| match limit {
+                Limit::Count(count) => json!(count),
+                Limit::Share(share) => json!(share),
+            }),
+            "add_bos": tasks.add_bos,
+            "max_length": tasks.max_length,
+            "under_load": tasks.under_load,
+        })
+    });
     let calibration = plan.quantising.calibration.as_ref().map(|calibration| {
         json!({
             "text": calibration.text.display().to_string(),
@@ -98,6 +117,7 @@ fn plan_in_full(plan: &Plan) -> Value {
         "activation_dtype": plan.act.map(|dtype| dtype.name()),
         "chunk": plan.chunk,
         "quality": quality,
+        "tasks": tasks,
         "calibration": calibration,
         "min_trials": rule.min_trials,
         "min_time_s": rule.min_time.0,

@@ -124,6 +124,8 @@ pub struct TaskPlan {
     pub add_bos: Option<bool>,
     /// Tokens that the model reads at most at once; its own limit where `None`.
     pub max_length: Option<usize>,
+    /// Whether answers are checked against what else runs.
+    pub under_load: bool,
 }
 
 /// How the predictions of a base are kept.

@@ -1,17 +1,35 @@
-//! Tasks inside a study: their documents as tokens, once for each model, and what a variant makes of them as a record.
+//! Tasks inside a study: their documents as tokens, once for each model, what a variant makes of them as a record, and
+//! whether that depends on what runs beside.
 
 use super::plan::TaskPlan;
 use super::runner::Runner;
 use super::tasks::{max_length, tokenizer};
+use crate::engine::Limits;
 use crate::error::{Error, Result};
-use crate::model::Model;
-use crate::quality::tasks::{Encoder, Group, SuiteScore, TaskScore, Work};
-use crate::results::record::{TaskAnswers, TaskFigure, TaskGroup, TaskQuestion};
+use crate::model::{Model, Tokenizer};
+use crate::quality::tasks::{Answer, Encoder, Group, SuiteScore, TaskScore, Work};
+use crate::results::record::{TaskAnswers, TaskFigure, TaskGroup, TaskQuestion, TaskUnderLoad};
 use crate::results::recovery::{Recoveries, Scored};
+
+/// Tokens of the documents that are answered again under other circumstances, and the share of a task that they come to at
+/// most, so that a check of many small tasks does not take as long as the tasks.
+const SAMPLED_TOKENS: usize = 2048;
+const SAMPLED_SHARE: usize = 16;
 
 /// What a model is asked, ready to run.
 pub(super) struct Questions {
     asked: Vec<(TaskQuestion, Work)>,
+    under_load: bool,
+}
+
+/// How a variant is asked.
+#[derive(Clone, Copy)]
+pub(super) struct Asking<'a> {
+    pub(super) model: &'a Model,
+    /// Tokens that are read at a time.
+    pub(super) chunk: usize,
+    /// The most sequences that answers must not depend on.
+    pub(super) batch: usize,
 }
 
 impl Questions {
@@ -38,6 +56,7 @@ impl Questions {
         });
         Ok(Self {
             asked: asked.collect::<Result<_>>()?,
+            under_load: plan.under_load,
         })
     }
 
@@ -66,17 +85,15 @@ impl Questions {
         notices
     }
 
-    /// Asks a loaded variant, which reads `chunk` tokens at a time. `progress` is told the share that is done, and may stop
-    /// the work.
+    /// Asks a loaded variant. `progress` is told the share that is done, and may stop the work.
     ///
     /// # Errors
     /// If the model fails, or `progress` does.
     pub(super) fn ask(
         &self,
         question: &TaskQuestion,
-        model: &Model,
+        how: Asking<'_>,
         runner: &mut Runner,
-        chunk: usize,
         progress: &mut dyn FnMut(f64) -> Result<()>,
     ) -> Result<TaskAnswers> {
         let asked = self.asked.iter().find(|(asked, _)| asked == question);
@@ -85,12 +102,17 @@ impl Questions {
         let mut work = work.clone();
         let total = work.open_tokens().max(1) as f64;
         let mut done = 0;
-        let engine = runner.own_for_scoring(work.limits(chunk))?;
-        work.run(engine, tokenizer(model)?, |_, _, tokens| {
+        let tokenizer = tokenizer(how.model)?;
+        let sample = work.sample(SAMPLED_TOKENS.min(work.open_tokens() / SAMPLED_SHARE));
+        let engine = runner.own_for_scoring(work.limits(how.chunk))?;
+        work.run(engine, tokenizer, |_, _, tokens| {
             done += tokens;
             progress(done as f64 / total)
         })?;
-        let answers = answers(&work.score()?);
+        let mut answers = answers(&work.score()?);
+        if self.under_load {
+            answers.under_load = under_load(&sample, how.batch, runner, tokenizer, progress)?;
+        }
         let broken = |figure: &&TaskFigure| {
             !(figure.value.is_finite() && figure.values.iter().all(|value| value.is_finite()))
         };
@@ -101,6 +123,57 @@ impl Questions {
             ))),
             None => Ok(answers),
         }
+    }
+}
+
+/// Answers documents alone and in whole, then `batch` side by side, then alone but in chunks of a third.
+fn under_load(
+    sample: &Work,
+    batch: usize,
+    runner: &mut Runner,
+    tokenizer: &Tokenizer,
+    progress: &mut dyn FnMut(f64) -> Result<()>,
+) -> Result<Vec<TaskUnderLoad>> {
+    let longest = sample.limits(usize::MAX).capacity;
+    let mut answered = |slots: usize, chunk: usize| {
+        let mut work = sample.clone();
+        let engine = runner.own_for_scoring(Limits::new(slots, longest, chunk))?;
+        work.run(engine, tokenizer, |_, _, _| progress(1.0))?;
+        work.score()
+    };
+    let alone = answered(1, longest)?;
+    let batch = batch.min(sample.documents.len());
+    let whole = (batch > 1).then_some((batch, batch * longest));
+    let third = (1, longest.div_ceil(3));
+    let ways = whole.into_iter().chain([third]);
+    ways.map(|(batch, chunk)| Ok(difference(&alone, &answered(batch, chunk)?, batch, chunk)))
+        .collect()
+}
+
+/// How answers differ from those given alone.
+fn difference(alone: &TaskScore, other: &TaskScore, batch: usize, chunk: usize) -> TaskUnderLoad {
+    let pairs = || alone.samples.iter().zip(&other.samples);
+    let figure = alone.figures.iter().find(|figure| figure.higher_is_better);
+    let figure = figure.or(alone.figures.first());
+    let values = figure.map(|figure| (alone.values(figure), other.values(figure)));
+    let scored_otherwise = values.map_or(0, |(alone, other)| {
+        let differ = |(a, b): &(&f64, &f64)| a != b;
+        alone.iter().zip(&other).filter(differ).count()
+    });
+    let likelihoods = pairs().filter_map(|(a, b)| match (&a.answer, &b.answer) {
+        (Answer::LogLikelihoods(a), Answer::LogLikelihoods(b)) => {
+            let differences = a.iter().zip(b).map(|(a, b)| (a.sum - b.sum).abs());
+            Some(differences.fold(0.0, f64::max))
+        }
+        _ => None,
+    });
+    TaskUnderLoad {
+        batch,
+        chunk,
+        documents: alone.samples.len(),
+        differing: pairs().filter(|(a, b)| a.answer != b.answer).count(),
+        scored_otherwise,
+        largest_difference: likelihoods.reduce(f64::max),
     }
 }
 
@@ -152,6 +225,7 @@ fn answers(score: &TaskScore) -> TaskAnswers {
         truncated: score.truncated,
         documents: score.samples.iter().map(|sample| sample.document).collect(),
         figures: figures.collect(),
+        under_load: Vec::new(),
         configuration: None,
     }
 }

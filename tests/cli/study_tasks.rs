@@ -67,7 +67,16 @@ fn task<'a>(variant: &'a Value, name: &str) -> &'a Value {
 fn a_study_has_the_figures_of_eval_and_resumes() {
     let folder = workplace();
     let first = run(folder.path(), &words(STUDY)).expect(0);
-    for text in ["tasks ± se", "of tasks", "task error"] {
+    for text in [
+        "tasks ± se",
+        "of tasks",
+        "task error",
+        "both, all (acc)",
+        "rows (acc)",
+        "The 2 tasks within these groups",
+        // On the CPU every sum runs in one order whatever runs beside it.
+        "under load: answers at batch 2 and in chunks are those given alone",
+    ] {
         assert!(first.stdout.contains(text), "{text}:\n{}", first.stdout);
     }
     let found = study(folder.path());
@@ -85,6 +94,39 @@ fn a_study_has_the_figures_of_eval_and_resumes() {
     }
     assert_eq!(records.lines().count(), 2 * (3 + 2));
     assert_eq!(records.matches("\"kind\":\"task\"").count(), 2 * 3);
+
+    for variant in found["variants"].as_array().unwrap() {
+        let rows = task(variant, "rows");
+        let ways = rows["under_load"].as_array().unwrap();
+        assert_eq!(ways.len(), 2, "{rows:#}");
+        for way in ways {
+            assert_eq!(
+                (&way["differing"], &way["documents"]),
+                (&0.into(), &2.into())
+            );
+        }
+    }
+    let same = run(folder.path(), &words("compare out out --json"))
+        .expect(0)
+        .json();
+    let scores = same["points"].as_array().unwrap().iter();
+    let scores: Vec<&Value> = scores.filter(|p| p["metric"] == "task_score").collect();
+    assert_eq!(scores.len(), 2 * 3);
+    assert!(scores.iter().all(|point| point["verdict"] == "equivalent"));
+    let manifest = fs::read(folder.path().join("out/manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    assert_eq!(
+        manifest["plan"]["tasks"]["groups"],
+        serde_json::json!(["both"])
+    );
+    assert_eq!(manifest["plan"]["tasks"]["limit"], 10);
+    assert_eq!(manifest["seeds"]["examples of tasks"], 1234);
+    let csv = fs::read_to_string(folder.path().join("out/tasks.csv")).unwrap();
+    // The group, its tasks and the rows with acc and acc_norm, and the average.
+    let of_w4 = csv.lines().filter(|line| line.contains(",w4a16:g32,"));
+    assert!(of_w4.count() >= 1 + 3 + 1, "{csv}");
+    let exported = run(folder.path(), &words("export out --format tasks-csv")).expect(0);
+    assert_eq!(exported.stdout, csv);
 
     let line = format!(
         "eval --model model --device cpu --tasks both.yaml,rows.jsonl --limit 10 --json --variants {VARIANTS}"

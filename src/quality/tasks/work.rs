@@ -160,6 +160,30 @@ impl Work {
         }
     }
 
+    /// The same task with its first documents alone and unanswered, at least two, and so many that the model reads `tokens`
+    /// if it has them.
+    pub fn sample(&self, tokens: usize) -> Self {
+        let mut read = 0;
+        let wanted = (0..self.documents.len()).take_while(|&document| {
+            let wanted = document < 2 || read < tokens;
+            read += self.tokens_of(document);
+            wanted
+        });
+        let count = wanted.count();
+        Self {
+            task: self.task.clone(),
+            shots: self.shots,
+            documents: self.documents[..count].to_vec(),
+            of: self.of,
+            truncated: 0,
+            tokens: match &self.tokens {
+                Tokens::Scored(requests) => Tokens::Scored(requests[..count].to_vec()),
+                Tokens::Prompts(prompts) => Tokens::Prompts(prompts[..count].to_vec()),
+            },
+            answers: vec![None; count],
+        }
+    }
+
     /// Asks the model about every document without an answer. `done` is told of each, with its tokens, and may stop the
     /// work; what was answered until then is kept.
     ///

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::remarks::remarks;
 use super::study::Study;
 use super::table;
+use super::tasks::table as tasks;
 use super::verdict::verdict;
 use crate::error::{Error, Result};
 
@@ -67,8 +68,9 @@ fn page(study: &Study) -> Result<Value> {
         quality => sections::grid(&table::quality_columns(study)),
         quality_caption => table::quality_title(study),
         quality_notes => table::quality_notes(study),
-        tasks => sections::grid(&table::task_columns(study)),
-        tasks_title => table::TASKS_TITLE,
+        tasks => sections::grid(&tasks::all(study)),
+        tasks_title => tasks::Detail::Whole.title(),
+        tasks_mark => tasks::mark(study),
         goal_note => table::goal_note(study),
         by_batch => sections::by_batch(study, &cells),
         cells => sections::cells(study, &cells),

@@ -1,11 +1,16 @@
 //! Tasks in a study: what each variant made of them, and what that is of its base.
 
+mod csv;
+pub(super) mod table;
+
+pub use csv::csv;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::record::{TaskAnswers, TaskQuestion};
+use super::record::{self, TaskAnswers, TaskQuestion};
 use super::recovery::{Average, Recoveries, Recovery, Scored};
-use super::study::{Interval, Variant};
+use super::study::{Interval, Variant, is_zero};
 use crate::stats::Paired;
 
 /// A task, or a group of tasks whose documents are taken together. Where it failed, the reason stands and there are no
@@ -16,6 +21,8 @@ pub struct Task {
     pub name: String,
     /// Whether it is a group, whose tasks are listed too.
     pub group: bool,
+    /// Whether it counts in the average by itself: what is part of a group counts within that.
+    pub in_average: bool,
     /// Why there are no figures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -48,6 +55,29 @@ pub struct Task {
     /// Every figure of a task.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub figures: Vec<TaskFigure>,
+    /// Whether answers depend on what is answered beside a document; empty where that was not asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub under_load: Vec<TaskUnderLoad>,
+    /// Where it was scored, if not where the study was: a place among the environments of the run's manifest.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub environment: usize,
+}
+
+/// The first documents answered alone, each request in whole, and again under other circumstances.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TaskUnderLoad {
+    /// Documents side by side.
+    pub batch: usize,
+    /// Tokens of one forward pass.
+    pub chunk: usize,
+    /// Documents that were answered both ways.
+    pub documents: usize,
+    /// Those whose answers are not the same to the bit: a log-likelihood, or a text.
+    pub differing: usize,
+    /// Those that score otherwise by what the task is compared by.
+    pub scored_otherwise: usize,
+    /// The largest difference of a log-likelihood, in nats; null of generated texts.
+    pub largest_difference: Option<f64>,
 }
 
 /// One metric behind one filter.
@@ -151,6 +181,8 @@ impl Task {
             value: main.map(|figure| figure.value),
             stderr: main.and_then(|figure| figure.stderr),
             figures: figures.collect(),
+            in_average: question.groups.is_empty(),
+            under_load: answers.under_load.iter().map(under_load).collect(),
             ..Self::empty(&question.name, Some(question.shots))
         }
     }
@@ -159,6 +191,7 @@ impl Task {
     pub(super) fn failed(question: &TaskQuestion, reason: &str) -> Self {
         Self {
             reason: Some(reason.to_owned()),
+            in_average: question.groups.is_empty(),
             ..Self::empty(&question.name, Some(question.shots))
         }
     }
@@ -166,6 +199,7 @@ impl Task {
     fn group(found: &Recovery) -> Self {
         Self {
             group: true,
+            in_average: found.counts,
             documents: found.documents,
             metric: Some(found.metric.clone()),
             filter: Some(found.filter.clone()),
@@ -179,6 +213,7 @@ impl Task {
         Self {
             name: name.to_owned(),
             group: false,
+            in_average: false,
             reason: None,
             num_fewshot: shots,
             documents: 0,
@@ -192,6 +227,8 @@ impl Task {
             lost: None,
             p_value: None,
             figures: Vec::new(),
+            under_load: Vec::new(),
+            environment: 0,
         }
     }
 
@@ -207,6 +244,11 @@ impl Task {
         self.p_value = found.p_value;
     }
 
+    /// Whether it is the same task or group, of whatever variant.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        (&self.name, self.group) == (&other.name, other.group)
+    }
+
     /// The metric with its filter, as lm_eval writes it.
     pub fn measure(&self) -> Option<String> {
         let metric = self.metric.as_ref()?;
@@ -214,6 +256,17 @@ impl Task {
             None | Some("none") => metric.clone(),
             Some(filter) => format!("{metric},{filter}"),
         })
+    }
+}
+
+fn under_load(found: &record::TaskUnderLoad) -> TaskUnderLoad {
+    TaskUnderLoad {
+        batch: found.batch,
+        chunk: found.chunk,
+        documents: found.documents,
+        differing: found.differing,
+        scored_otherwise: found.scored_otherwise,
+        largest_difference: found.largest_difference,
     }
 }
 
@@ -242,10 +295,20 @@ pub(super) fn compare(base: &[Scored<'_>], own: &[Scored<'_>], variant: &mut Var
         }
         return;
     };
-    for task in variant.tasks.iter_mut().filter(|_| !variant.base) {
+    if variant.base {
+        return;
+    }
+    for task in &mut variant.tasks {
         let same = |found: &&Recovery| (&found.name, found.group) == (&task.name, task.group);
         if let Some(found) = paired.tasks.iter().find(same) {
             task.compare(found);
         }
+    }
+    let lost = variant.task_average.and_then(|a| a.recovery_percent());
+    for speed in &mut variant.speed {
+        let faster = speed.speedup_vs_base.filter(|&factor| factor > 1.0);
+        speed.task_percent_per_speed_percent = lost
+            .zip(faster)
+            .map(|(recovery, factor)| (1.0 - recovery / 100.0) / (factor - 1.0));
     }
 }

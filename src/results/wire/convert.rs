@@ -5,8 +5,9 @@ use super::super::record as domain;
 use super::{
     Amount, Base, Block, Body, Cell, Check, DeviceTime, Divergence, Energy, EnergyCheck, EnergyUse,
     KlSpread, Load, Loaded, Memory, Model, Outcome, Perplexity, QualityTask, Record, Sampling,
-    Scheme, Segment, Speed, Subject, TaskAnswers, TaskFigure, TaskGroup, TaskQuestion, Text,
-    ThrottledTrial, Throttling, Trial, TrueTokenShift, UnderLoad, Verification, Version, Work,
+    Scheme, Segment, Speed, Subject, TaskAnswers, TaskFigure, TaskGroup, TaskQuestion,
+    TaskUnderLoad, Text, ThrottledTrial, Throttling, Trial, TrueTokenShift, UnderLoad,
+    Verification, Version, Work,
 };
 use crate::units::{Bytes, Joules, Seconds, Watts};
 
@@ -140,7 +141,16 @@ mirror!(TaskAnswers {
     truncated_requests = truncated,
     doc_id = documents,
     figures = figures: each,
+    under_load = under_load: each,
     configuration = configuration,
+});
+mirror!(TaskUnderLoad {
+    batch = batch,
+    chunk_tokens = chunk,
+    documents = documents,
+    differing = differing,
+    scored_otherwise = scored_otherwise,
+    largest_difference = largest_difference,
 });
 mirror!(TaskFigure {
     metric = metric,

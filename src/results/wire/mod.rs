@@ -301,9 +301,25 @@ pub(super) struct TaskAnswers {
     /// The place in the split of each document.
     pub(super) doc_id: Vec<usize>,
     pub(super) figures: Vec<TaskFigure>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) under_load: Vec<TaskUnderLoad>,
     /// A digest of how the model really ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) configuration: Option<String>,
+}
+
+/// The first documents answered alone and in whole, and again under other circumstances.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(super) struct TaskUnderLoad {
+    pub(super) batch: usize,
+    pub(super) chunk_tokens: usize,
+    pub(super) documents: usize,
+    /// Documents whose answers are not the same to the bit.
+    pub(super) differing: usize,
+    /// Documents that score otherwise by what the task is compared by.
+    pub(super) scored_otherwise: usize,
+    /// Of a log-likelihood, in nats; null of generated texts.
+    pub(super) largest_difference: Option<f64>,
 }
 
 /// One metric behind one filter.

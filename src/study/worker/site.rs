@@ -9,6 +9,7 @@ use super::super::facts;
 use super::super::job::{Job, Point};
 use super::super::plan::Plan;
 use super::super::quality::{Role, Score};
+use super::super::questions::Asking;
 use super::super::runner::Runner;
 use super::super::verify::verify;
 use super::Hand;
@@ -316,9 +317,14 @@ impl Worker<'_> {
         let Some(questions) = &job.questions else {
             return Err(Error::Internal("the tasks to score were lost".into()));
         };
-        let chunk = chunk_for(site.plan.chunk, site.device);
+        let batches = site.plan.cells.iter().map(|cell| cell.batch);
+        let how = Asking {
+            model: job.model,
+            chunk: chunk_for(site.plan.chunk, site.device),
+            batch: batches.max().unwrap_or(1),
+        };
         let runner = self.runner()?;
-        let mut answers = questions.ask(&task, job.model, runner, chunk, &mut |share| {
+        let mut answers = questions.ask(&task, how, runner, &mut |share| {
             tell(at(Phase::Point, share));
             site.interrupt.check()
         })?;
