@@ -45,6 +45,9 @@ pub(super) struct RuleFlags {
     /// Smaller differences of perplexity do not count
     #[arg(long, default_value = "0.1%", value_name = "PERCENT", value_parser = parse_percent)]
     quality_margin: f64,
+    /// Smaller differences of a task's score do not count
+    #[arg(long, default_value = "1%", value_name = "PERCENT", value_parser = parse_percent)]
+    task_margin: f64,
     /// What a figure differs by from run to run (standard deviation), where each side is a single run [default: 0.2% on a
     /// GPU; on a CPU unknown, so that single runs get no verdict]
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
@@ -59,6 +62,7 @@ impl RuleFlags {
         Rules {
             margin: self.margin,
             quality_margin: self.quality_margin,
+            task_margin: self.task_margin,
             run_noise: self.run_noise,
             across_hardware: self.across_hardware,
         }

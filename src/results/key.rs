@@ -56,7 +56,14 @@ impl Key {
                     ..task.clone()
                 },
             ),
-            Body::Task { task, .. } => Self::of_task(&subject, task),
+            // Nor do other tasks that are taken together with one.
+            Body::Task { task, .. } => Self::of_task(
+                &subject,
+                &TaskQuestion {
+                    groups: Vec::new(),
+                    ..task.clone()
+                },
+            ),
             Body::Speed { cell, .. } => Self::of_speed(&subject, *cell),
         }
     }

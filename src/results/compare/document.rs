@@ -32,6 +32,9 @@ pub struct Comparison {
     pub margin_percent: f64,
     /// A smaller difference of a perplexity does not count.
     pub quality_margin_percent: f64,
+    /// A smaller difference of a task's score does not count.
+    #[serde(default)]
+    pub task_margin_percent: f64,
     /// What is allowed for from run to run where both sides have one: the standard deviation of a figure. Null where nothing
     /// can be, so that single runs of each side have ratios and no verdicts.
     pub run_noise_percent: Option<f64>,
@@ -81,7 +84,7 @@ impl RunNote {
 pub struct Unmatched {
     /// The side that did.
     pub measured_by: Whose,
-    /// The variant, and the cell or the text and its protocol.
+    /// The variant, and the cell, the text and its protocol, or the task.
     pub what: String,
     /// Why the other side has no figure, where it tried.
     pub reason: Option<String>,
@@ -111,16 +114,19 @@ pub enum Metric {
     JPerGeneratedToken,
     /// Perplexity, paired segment by segment.
     Perplexity,
+    /// What a task is compared by, such as its accuracy, paired document by document.
+    TaskScore,
 }
 
 impl Metric {
     /// Each of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::TtftMs,
         Self::ItlMs,
         Self::DecodeTokensPerSecond,
         Self::JPerGeneratedToken,
         Self::Perplexity,
+        Self::TaskScore,
     ];
 
     /// How a table names it, with its unit.
@@ -131,12 +137,13 @@ impl Metric {
             Self::DecodeTokensPerSecond => "tokens/s",
             Self::JPerGeneratedToken => "J/token",
             Self::Perplexity => "perplexity",
+            Self::TaskScore => "score",
         }
     }
 
     /// Whether more of it is better.
     pub const fn more_is_better(self) -> bool {
-        matches!(self, Self::DecodeTokensPerSecond)
+        matches!(self, Self::DecodeTokensPerSecond | Self::TaskScore)
     }
 
     /// Whether it is a time, or per time: what can be told in clock cycles.
@@ -188,9 +195,9 @@ impl From<Shape> for record::Cell {
 pub struct Point {
     /// The variant, with what tells it from others here.
     pub variant: String,
-    /// The cell; null of a perplexity.
+    /// The cell; null of a perplexity and of a task.
     pub cell: Option<Shape>,
-    /// The text and its protocol; null of a speed.
+    /// The text and its protocol, or the task and how many documents there are; null of a speed.
     pub text: Option<String>,
     /// What is compared.
     pub metric: Metric,

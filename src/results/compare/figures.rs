@@ -1,11 +1,17 @@
 //! What of the records of one question is compared.
 
 use super::super::quality;
-use super::super::record::{Body, Cell, Energy, Perplexity, QualityTask, Record, Speed};
+use super::super::record::{
+    Body, Cell, Energy, Perplexity, QualityTask, Record, Speed, TaskAnswers,
+};
+use super::super::recovery::{Recoveries, Recovery, Scored};
 use super::super::table::cell_title;
 use super::document::Metric;
 use crate::stats::contrast::{Contrast, Series, Spread};
-use crate::stats::{Interval, Ratio, mean};
+use crate::stats::{Interval, Ratio, mean, sign_flip_test};
+
+/// Half the width of a normal 95 % interval, in standard errors.
+const NORMAL_HALF_WIDTH: f64 = 1.96;
 
 /// A figure of both sides, before it is judged.
 #[derive(Debug, Clone)]
@@ -24,16 +30,24 @@ pub(super) struct Found {
     pub(super) reason: Option<String>,
 }
 
-/// The cell, or the text and its protocol.
+/// The cell, the text and its protocol, or the task.
 pub(super) fn matter(record: &Record) -> String {
     match &record.body {
         Body::Speed { cell, .. } => cell_title(*cell),
-        Body::Task { task, .. } => {
+        Body::Task { task, outcome } => {
+            let main = outcome.as_ref().ok().and_then(TaskAnswers::main);
+            let measure = main.map_or_else(String::new, |figure| match figure.filter.as_str() {
+                "none" => format!(" ({})", figure.metric),
+                filter => format!(" ({},{filter})", figure.metric),
+            });
             let shots = match task.shots {
                 0 => String::new(),
                 shots => format!(" · {shots}-shot"),
             };
-            format!("{} · {} documents{shots}", task.name, task.documents)
+            format!(
+                "{}{measure} · {} documents{shots}",
+                task.name, task.documents
+            )
         }
         Body::Quality { task, .. } => {
             let stride = task
@@ -56,7 +70,8 @@ pub(super) fn question(record: &Record) -> String {
 pub(super) fn of(base: &[&Record], other: &[&Record], run_noise: Option<f64>) -> Vec<Found> {
     let (base_speeds, other_speeds) = (speeds(base), speeds(other));
     if base_speeds.is_empty() || other_speeds.is_empty() {
-        return perplexities(base, other).into_iter().collect();
+        let quality = perplexities(base, other).or_else(|| scores(base, other));
+        return quality.into_iter().collect();
     }
     let clocks = mean_clock(&base_speeds).zip(mean_clock(&other_speeds));
     let ln_clocks = clocks.map(|(base, other)| (other / base).ln());
@@ -136,7 +151,7 @@ fn series(metric: Metric, cell: Cell, speed: &Speed) -> Option<Series> {
             }
             _ => None,
         },
-        Metric::Perplexity => None,
+        Metric::Perplexity | Metric::TaskScore => None,
     }
 }
 
@@ -190,6 +205,66 @@ fn perplexities(base: &[&Record], other: &[&Record]) -> Option<Found> {
         ln_clocks: None,
         reason,
     })
+}
+
+/// Scores of a task, paired document by document, those of the first run of each side.
+fn scores(base: &[&Record], other: &[&Record]) -> Option<Found> {
+    let (base, other) = (answers(base)?, answers(other)?);
+    let found = paired(base, other)?;
+    let ratio = found.ratio.filter(|&ratio| ratio > 0.0)?;
+    // The error of a logarithm is the relative error.
+    let error = found.stderr.map(|stderr| stderr / ratio);
+    let half = error.map(|error| NORMAL_HALF_WIDTH * error);
+    let differences = || -> Option<Vec<f64>> {
+        let pairs = base.main()?.values.iter().zip(&other.main()?.values);
+        Some(pairs.map(|(base, other)| other - base).collect())
+    };
+    Some(Found {
+        metric: Metric::TaskScore,
+        base: found.base,
+        other: found.value,
+        ln_ratio: ratio.ln(),
+        interval: half.map(|half| Interval::around(ratio.ln(), half)),
+        p_value: found.p_value.or_else(|| sign_flip_test(&differences()?)),
+        spread: None,
+        ln_clocks: None,
+        reason: error
+            .is_none()
+            .then(|| "a single document has no spread".to_owned()),
+    })
+}
+
+/// Why a task that both sides scored has no figure here; `None` where it has, and of all that is no task.
+pub(super) fn without(base: &[&Record], other: &[&Record]) -> Option<String> {
+    let what = question(base.first()?);
+    let (base, other) = (answers(base)?, answers(other)?);
+    let why = match (base.main(), paired(base, other)) {
+        (None, _) => "no figure of which more is better",
+        (_, None) => "other documents in either",
+        (_, Some(found)) if found.ratio.is_none_or(|ratio| ratio <= 0.0) => {
+            "a score of zero, so there is no ratio"
+        }
+        _ => return None,
+    };
+    Some(format!("{what} is left out: {why}"))
+}
+
+fn answers<'a>(records: &[&'a Record]) -> Option<&'a TaskAnswers> {
+    records.iter().find_map(|record| match &record.body {
+        Body::Task { outcome, .. } => outcome.as_ref().ok(),
+        _ => None,
+    })
+}
+
+fn paired(base: &TaskAnswers, other: &TaskAnswers) -> Option<Recovery> {
+    let of = |answers| {
+        [Scored {
+            name: "",
+            groups: &[],
+            answers,
+        }]
+    };
+    Recoveries::new(&of(base), &of(other))?.tasks.pop()
 }
 
 fn perplexity(record: &Record) -> Option<super::super::study::Perplexity> {

@@ -34,6 +34,8 @@ pub struct Rules {
     pub margin: f64,
     /// A smaller difference of a perplexity does not count, as a share.
     pub quality_margin: f64,
+    /// A smaller difference of a task's score does not count, as a share.
+    pub task_margin: f64,
     /// What a figure differs by from run to run, as a share (standard deviation), to allow for where both sides have one
     /// run. Where `None`, a GPU's habit; a CPU has none, since it is shared with whatever else runs, and a single run of
     /// each side tells nothing there.
@@ -47,6 +49,7 @@ impl Default for Rules {
         Self {
             margin: 0.01,
             quality_margin: 0.001,
+            task_margin: 0.01,
             run_noise: None,
             across_hardware: false,
         }
@@ -72,7 +75,7 @@ pub fn compare(base: &Side, other: &Side, rules: &Rules) -> Result<Comparison> {
     let (pairs, unmatched) = joined(base, other);
     if pairs.is_empty() {
         return Err(Error::Config(format!(
-            "{} and {} have no measured point in common (model, variant, cell or text and protocol, dtype, engine)",
+            "{} and {} have no measured point in common (model, variant, cell, text and protocol or task, dtype, engine)",
             base.label, other.label
         )));
     }
@@ -91,12 +94,18 @@ pub fn compare(base: &Side, other: &Side, rules: &Rules) -> Result<Comparison> {
     warnings.extend(found.light);
     warnings.extend(conditions::clocks(&pairs));
     warnings.extend(conditions::throttling(&pairs));
+    warnings.extend(
+        pairs
+            .iter()
+            .filter_map(|pair| figures::without(&pair.base, &pair.other)),
+    );
     Ok(Comparison {
         schema: Version::V1,
         base: RunNote::of(base),
         other: RunNote::of(other),
         margin_percent: 100.0 * rules.margin,
         quality_margin_percent: 100.0 * rules.quality_margin,
+        task_margin_percent: 100.0 * rules.task_margin,
         run_noise_percent: run_noise.map(|noise| 100.0 * noise),
         warnings,
         unmatched,
@@ -221,6 +230,7 @@ fn judge(points: &mut [Point], rules: &Rules) {
     for metric in Metric::ALL {
         let margin = match metric {
             Metric::Perplexity => rules.quality_margin,
+            Metric::TaskScore => rules.task_margin,
             _ => rules.margin,
         };
         let mut family: Vec<&mut Point> = points

@@ -102,13 +102,23 @@ impl Comparison {
         }
         lines.extend(conditions::advice(self));
         let of = |metric| self.points.iter().any(|point| point.metric == metric);
-        let quality = match of(Metric::Perplexity) {
-            true => format!(
-                ", of perplexity {}",
-                percent(self.quality_margin_percent / 100.0)
+        let margins = [
+            (
+                Metric::Perplexity,
+                "perplexity",
+                self.quality_margin_percent,
             ),
-            false => String::new(),
-        };
+            (
+                Metric::TaskScore,
+                "a task's score",
+                self.task_margin_percent,
+            ),
+        ];
+        let quality: String = margins
+            .into_iter()
+            .filter(|(metric, ..)| of(*metric))
+            .map(|(_, name, margin)| format!(", of {name} {}", percent(margin / 100.0)))
+            .collect();
         lines.push(format!(
             "a difference counts from {} on{quality}; verdicts hold for all cells of a figure together (Holm, 5 %)",
             percent(self.margin_percent / 100.0)
@@ -130,7 +140,7 @@ impl Comparison {
 }
 
 impl Point {
-    /// The cell, or the text and its protocol.
+    /// The cell, the text and its protocol, or the task.
     pub(super) fn place(&self) -> String {
         match (self.cell, &self.text) {
             (Some(cell), _) => cell_title(cell.into()),

@@ -272,3 +272,85 @@ fn documents_keep_to_their_schemas() {
         .unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(serde_json::from_value::<Comparison>(value).unwrap(), found);
 }
+
+/// Tasks of bf16 and int8, of which the second side answers those of int8 wrongly where `wrong` says so.
+fn tasks(name: &str, wrong: impl Fn(usize) -> bool) -> Side {
+    let mut records = fixture::task_records();
+    records.retain(|r| ["bf16", "int8"].contains(&r.subject.variant.as_str()));
+    for record in &mut records {
+        let is_int8 = record.subject.variant == "int8";
+        if let (true, Body::Task { outcome, task }) = (is_int8, &mut record.body)
+            && task.name == "arc_easy"
+        {
+            let figure = &mut outcome.as_mut().unwrap().figures[0];
+            for (place, value) in figure.values.iter_mut().enumerate() {
+                *value *= f64::from(!wrong(place));
+            }
+        }
+    }
+    side_of(name, records.into_iter())
+}
+
+#[test]
+fn scores_of_tasks_are_compared_document_by_document() {
+    let base = tasks("a", |_| false);
+    let same = compared(&base, &tasks("b", |_| false));
+    let all = verdicts(&same, Metric::TaskScore);
+    assert_eq!(all, [Verdict::Equivalent; 6], "three tasks of two variants");
+    assert!(same.warnings.is_empty() && same.unmatched.is_empty());
+    let first = of(&same, Metric::TaskScore)[0];
+    assert_eq!(
+        first.text.as_deref(),
+        Some("arc_easy (acc) · 900 documents · 5-shot")
+    );
+
+    // A tenth of the right answers is lost: far from chance, since no other document changes.
+    let worse = compared(&base, &tasks("b", |place| place % 10 == 0));
+    let int8 = |point: &&&Point| point.variant == "int8" && point.place().starts_with("arc_easy");
+    let points = of(&worse, Metric::TaskScore);
+    let point = points.iter().find(int8).unwrap();
+    assert_eq!(point.verdict, Verdict::Worse, "{point:?}");
+    assert!((point.loss() - 0.1).abs() < 0.03, "{point:?}");
+    let regressions = worse.regressions(0.05);
+    assert_eq!(regressions.len(), 1);
+    let back = compared(&tasks("b", |place| place % 10 == 0), &base);
+    let points = of(&back, Metric::TaskScore);
+    assert_eq!(points.iter().find(int8).unwrap().verdict, Verdict::Better);
+    assert!(back.regressions(0.0).is_empty());
+
+    // Three answers of 900 may be chance.
+    let hardly = compared(&base, &tasks("b", |place| place < 4));
+    let points = of(&hardly, Metric::TaskScore);
+    let point = points.iter().find(int8).unwrap();
+    assert!(!point.is_regression(0.0), "{point:?}");
+
+    let nothing = compared(&base, &tasks("b", |_| true));
+    assert_eq!(of(&nothing, Metric::TaskScore).len(), 5);
+    assert!(
+        nothing
+            .warnings
+            .iter()
+            .any(|text| text.contains("int8, arc_easy") && text.contains("no ratio")),
+        "{:?}",
+        nothing.warnings
+    );
+    let shown = worse.table(100);
+    assert!(
+        shown.contains("of a task's score 1 %") && shown.contains("worse"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn a_task_is_the_same_question_in_a_group_and_alone() {
+    let base = tasks("a", |_| false);
+    let mut alone = tasks("b", |_| false);
+    for record in &mut alone.runs[0].records {
+        if let Body::Task { task, .. } = &mut record.body {
+            task.groups.clear();
+        }
+    }
+    let found = compared(&base, &alone);
+    assert_eq!(of(&found, Metric::TaskScore).len(), 6);
+    assert!(found.unmatched.is_empty());
+}
