@@ -324,6 +324,7 @@ impl Worker<'_> {
             batch: batches.max().unwrap_or(1),
         };
         let runner = self.runner()?;
+        runner.stop_when(site.interrupt.flag());
         let mut answers = questions.ask(&task, how, runner, &mut |share| {
             tell(at(Phase::Point, share));
             site.interrupt.check()
