@@ -9,6 +9,7 @@ mod ceilings;
 mod energy;
 mod facts;
 mod fit;
+mod inputs;
 mod job;
 mod ledger;
 mod manifest;
@@ -40,6 +41,7 @@ pub use capacity::{Question, capacity};
 pub use ceilings::{Effort, ceilings};
 pub use energy::EnergyPlan;
 pub use facts::{environment, gpu_facts};
+pub use inputs::check_inputs;
 pub use manifest::manifest;
 pub use plan::{
     BasePlan, DeviceChoice, EngineKind, Plan, QualityPlan, Switches, TaskPlan, open_device,
@@ -49,7 +51,7 @@ pub use programs::{Contender, in_turns as programs_in_turns};
 pub use prompts::random_tokens;
 pub use quantise::{Calibration, CheckpointWish, QuantiseWatch, Quantising};
 pub use questions::recoveries;
-pub use run::{Isolation, Outcome, Stage, Watcher, check_inputs, run};
+pub use run::{Isolation, Outcome, Stage, Watcher, run};
 pub use runner::activation_dtype;
 pub use single::{Generated, Generation, Scoring, TextScore, generate, logits, score_text};
 pub use stored::{default_variants, notice};

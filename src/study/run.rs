@@ -11,10 +11,7 @@ use super::energy::Meter;
 use super::facts;
 use super::fit::{check_fit, fit_together};
 use super::job::{Job, Point, jobs};
-use super::plan::{EngineKind, Plan, positions};
-use super::quality;
-use super::questions::Questions;
-use super::stored::notice;
+use super::plan::{Plan, positions};
 use super::turns::turns;
 use super::worker::{
     Answer, Child, Fault, FaultKind, Hand, Launch, News, Opening, Phase, Request, Site, Worker,
@@ -167,31 +164,6 @@ pub fn run(
         other => other.map(|()| false)?,
     };
     Ok(session.finish())
-}
-
-/// Opens everything that `plan` names, reading headers and texts only. Gives what is worth saying about them.
-///
-/// # Errors
-/// What is missing or broken.
-pub fn check_inputs(plan: &Plan) -> Result<Vec<String>> {
-    let mut notices = Vec::new();
-    for spec in &plan.models {
-        let model = Model::open(spec)?;
-        for variant in &plan.variants {
-            notices.extend(notice(&model, variant)?);
-        }
-        let text = match (&plan.quality, plan.engine) {
-            (Some(quality), EngineKind::Candlepower) => Some(quality::prepare(quality, &model)?),
-            _ => None,
-        };
-        if let Some(tasks) = &plan.tasks {
-            notices.extend(Questions::prepare(tasks, &model)?.notices(tasks));
-        }
-        let scored = text.as_ref().map(|text| text.scored_ids());
-        plan.quantising
-            .samples(&model, &plan.variants, scored.as_deref())?;
-    }
-    Ok(notices)
 }
 
 /// Variants that are measured together: those that take turns, else each alone.
