@@ -124,7 +124,7 @@ fn a_study_has_the_figures_of_eval_and_resumes() {
     let csv = fs::read_to_string(folder.path().join("out/tasks.csv")).unwrap();
     // The group, its tasks and the rows with acc and acc_norm, and the average.
     let of_w4 = csv.lines().filter(|line| line.contains(",w4a16:g32,"));
-    assert!(of_w4.count() >= 1 + 3 + 1, "{csv}");
+    assert_eq!(of_w4.count(), 1 + 2 * 3 + 1, "{csv}");
     let exported = run(folder.path(), &words("export out --format tasks-csv")).expect(0);
     assert_eq!(exported.stdout, csv);
 

@@ -18,8 +18,6 @@ pub(in super::super) enum Detail {
 }
 
 impl Detail {
-    const ALL: [Self; 2] = [Self::Whole, Self::FigureError];
-
     /// What the cells are.
     pub(in super::super) const fn title(self) -> &'static str {
         match self {
@@ -67,14 +65,10 @@ pub(in super::super) fn shown(study: &Study, width: usize) -> String {
     if rows.is_empty() {
         rows.clone_from(&all);
     }
-    let details = Detail::ALL
-        .into_iter()
-        .map(|detail| (detail, of(study, &rows, detail)));
-    let fitting = details
-        .clone()
-        .find(|(_, table)| columns::fits(table, width));
-    let Some((detail, table)) = fitting.or_else(|| details.last()) else {
-        return String::new();
+    let whole = of(study, &rows, Detail::Whole);
+    let (detail, table) = match columns::fits(&whole, width) {
+        true => (Detail::Whole, whole),
+        false => (Detail::FigureError, of(study, &rows, Detail::FigureError)),
     };
     if table.is_empty() {
         return String::new();
