@@ -1,6 +1,7 @@
 //! What the sampler's thread costs whoever decodes beside it: measured on and off, by turns.
 
 use std::hint::black_box;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -103,7 +104,8 @@ fn the_sampler_costs_less_than_half_a_percent_of_itl() {
         .collect();
     ratios.sort_by(f64::total_cmp);
     let (cost, quarter) = (median(&ratios).unwrap() - 1.0, ROUNDS / 4);
-    println!(
+    let _ = writeln!(
+        std::io::stderr(),
         "ITL {:.1} us without; with the sampler {:+.3} % (median of {ROUNDS} pairs; quartiles {:+.2} and {:+.2} %)",
         1e6 * median(&itl[0]).unwrap(),
         100.0 * cost,
