@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, Command};
 
 use super::args::parse_positive;
 use super::compare::RuleFlags;
@@ -31,20 +31,20 @@ pub(super) struct AgainstFlags {
     pub(super) rounds: usize,
 }
 
-/// Flags that are about the comparison, not for the runs that it starts: with a value, and alone.
-const WITH_VALUE: [&str; 7] = [
-    "--against-program",
-    "--rounds",
-    "--out",
-    "--fail-on",
-    "--margin",
-    "--quality-margin",
-    "--run-noise",
-];
-const ALONE: [&str; 2] = ["--json", "--across-hardware"];
+/// The flags that are about the comparison, not for the runs that it starts, each with whether it takes a value.
+fn of_the_comparison() -> Vec<(String, bool)> {
+    let command = RuleFlags::augment_args(AgainstFlags::augment_args(Command::new("")));
+    let flags = command.get_arguments().filter_map(|flag| {
+        let name = format!("--{}", flag.get_long()?);
+        Some((name, flag.get_action().takes_values()))
+    });
+    let shared = [("--out".to_owned(), true), ("--json".to_owned(), false)];
+    flags.chain(shared).collect()
+}
 
 /// The command line of one run: that of this process without what is about the comparison.
 fn arguments(own: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let own_flags = of_the_comparison();
     let mut kept = Vec::new();
     let mut skip = false;
     for argument in own.skip(1) {
@@ -55,16 +55,15 @@ fn arguments(own: impl Iterator<Item = OsString>) -> Vec<OsString> {
         let (flag, value) = name
             .split_once('=')
             .map_or((&*name, false), |(flag, _)| (flag, true));
-        if WITH_VALUE.contains(&flag) {
-            skip = !value;
-        } else if !ALONE.contains(&flag) {
-            kept.push(argument);
+        match own_flags.iter().find(|(own, _)| own == flag) {
+            Some((_, takes_value)) => skip = *takes_value && !value,
+            None => kept.push(argument),
         }
     }
     kept
 }
 
-/// Measures by turns, compares, prints.
+/// Measures by turns, compares, prints. Points that failed are what the exit code tells first.
 pub(super) fn run(
     program: &Path,
     rounds: usize,
@@ -114,6 +113,13 @@ pub(super) fn run(
     } else {
         super::print(&comparison.table(width()));
     }
+    let mut records = sides
+        .iter()
+        .flat_map(|side| &side.runs)
+        .flat_map(|run| &run.records);
+    if records.any(|record| record.failure().is_some()) {
+        return Ok(ExitCode::from(super::SOME_FAILED));
+    }
     Ok(rules.verdict(&[comparison]))
 }
 
@@ -124,7 +130,7 @@ mod tests {
     #[test]
     fn a_run_gets_what_is_not_about_the_comparison() {
         let line = "candlepower bench --batch 1,2 --against-program old --out=dir --gen 4 --json --rounds=3 --fail-on 2% \
-                    --across-hardware --force";
+                    --task-margin 3% --run-noise=1% --across-hardware --force";
         let kept = arguments(line.split_whitespace().map(OsString::from));
         let expected = "bench --batch 1,2 --gen 4 --force";
         assert_eq!(

@@ -110,11 +110,11 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         isolation::work(&stages(args, plan, &device), &device)?;
         return Ok(ExitCode::SUCCESS);
     }
-    // What cannot be read is said before anything is measured.
     if let Some(program) = &args.against.against_program {
         let (rounds, out) = (args.against.rounds, args.out.as_deref());
         return against::run(program, rounds, out, args.json, &args.rules, interrupt);
     }
+    // What cannot be read is said before anything is measured.
     let baseline = args
         .against
         .against

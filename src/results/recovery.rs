@@ -5,9 +5,6 @@ use serde_json::{Map, Value, json};
 use super::record::{TaskAnswers, TaskGroup};
 use crate::stats::{self, Paired};
 
-/// Half the width of a normal 95 % interval, in standard errors.
-const HALF_WIDTH: f64 = 1.96;
-
 /// What a variant made of one task.
 #[derive(Debug, Clone, Copy)]
 pub struct Scored<'a> {
@@ -260,10 +257,7 @@ fn average(units: &[&Unit]) -> Option<Average> {
         difference: Paired {
             mean,
             stderr,
-            interval: stderr.map(|error| stats::Interval {
-                low: mean - HALF_WIDTH * error,
-                high: mean + HALF_WIDTH * error,
-            }),
+            interval: stderr.map(|error| stats::Interval::normal(mean, error)),
         },
     })
 }

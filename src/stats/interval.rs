@@ -25,6 +25,11 @@ impl Interval {
         }
     }
 
+    /// The normal interval of a figure with this standard error.
+    pub fn normal(centre: f64, stderr: f64) -> Self {
+        Self::around(centre, student_reach(f64::INFINITY) * stderr)
+    }
+
     /// Whether `x` lies inside or on an end.
     pub fn contains(self, x: f64) -> bool {
         self.low <= x && x <= self.high

@@ -95,17 +95,14 @@ impl Meter {
             clock,
             plan,
             seed,
-            bare_idle: Err(Unavailable::because("the device had been opened before")),
+            bare_idle: opened_before(),
             idle: RefCell::new(None),
         }
     }
 
-    /// With what the board drew before anything was opened on it, where that is known.
-    pub(super) fn with_bare_idle(mut self, power: Option<Watts>) -> Self {
-        if let Some(power) = power {
-            self.bare_idle = Ok(power);
-        }
-        self
+    /// With what the board drew before anything was opened on it.
+    pub(super) fn with_bare_idle(self, bare_idle: Result<Watts, Unavailable>) -> Self {
+        Self { bare_idle, ..self }
     }
 
     /// The board itself, where there is one.
@@ -150,25 +147,24 @@ impl Meter {
     /// # Errors
     /// [`Interrupted`](crate::Error::Interrupted).
     pub(super) fn rest(&self, interrupt: &Interrupt) -> Result<()> {
-        if self.idle.borrow().is_some() || self.obstacle().is_some() {
+        if self.idle.borrow().is_some() {
             return Ok(());
         }
-        *self.idle.borrow_mut() = Some(self.watched(interrupt)?);
+        *self.idle.borrow_mut() = Some(self.draw_of_nothing(interrupt)?);
         Ok(())
     }
 
-    /// The draw as long as nothing is asked of the device; `None` where nothing can be measured, or is to be.
+    /// The draw as long as nothing is asked of the device, or why it is not known.
     ///
     /// # Errors
     /// [`Interrupted`](crate::Error::Interrupted).
-    pub(super) fn draw_of_nothing(&self, interrupt: &Interrupt) -> Result<Option<Watts>> {
-        if self.obstacle().is_some() {
-            return Ok(None);
+    pub(super) fn draw_of_nothing(
+        &self,
+        interrupt: &Interrupt,
+    ) -> Result<Result<Watts, Unavailable>> {
+        if let Some(why) = self.obstacle() {
+            return Ok(Err(why));
         }
-        Ok(self.watched(interrupt)?.ok())
-    }
-
-    fn watched(&self, interrupt: &Interrupt) -> Result<Result<Watts, Unavailable>> {
         if self.plan.idle <= Seconds(0.0) {
             return Ok(Err(Unavailable::because("switched off: --idle-window 0")));
         }
@@ -350,6 +346,11 @@ impl Meter {
             missing,
         }))
     }
+}
+
+/// The draw before anything is opened on a board that is open already.
+pub(super) fn opened_before() -> Result<Watts, Unavailable> {
+    Err(Unavailable::because("the device had been opened before"))
 }
 
 /// Mean power over a window.

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::bench::Turn;
-use super::energy::Meter;
+use super::energy::{Meter, opened_before};
 use super::facts;
 use super::fit::{check_fit, fit_together};
 use super::job::{Job, Point, jobs};
@@ -18,7 +18,7 @@ use super::worker::{
 };
 use crate::error::{Error, Result};
 use crate::kernels::Device;
-use crate::measure::{Interrupt, SystemClock};
+use crate::measure::{Interrupt, SystemClock, Unavailable};
 use crate::model::Model;
 use crate::quality::TextFormat;
 use crate::results::record::{Cell, Loaded, Record};
@@ -129,23 +129,29 @@ pub fn run(
     let ceilings = environment.ceilings.as_ref();
     let site = device
         .as_ref()
-        .map(|device| Site::new(plan, device, ceilings, None, interrupt));
+        .map(|device| Site::new(plan, device, ceilings, opened_before(), interrupt));
     let hire = |number: usize| -> Result<Box<dyn Hand + '_>> {
         let job = &jobs[number];
         match (&site, launch) {
             (Some(site), _) => Ok(Box::new(Worker::new(site, job))),
             (None, Some((launch, plan_number))) => {
-                let known = bare_idle.get().copied();
-                let drawn = match known {
+                let drawn = match bare_idle.get() {
                     Some(drawn) => drawn,
-                    None if plan.cells.is_empty() => None,
-                    None => bare.draw_of_nothing(interrupt)?,
+                    None => {
+                        let drawn = match plan.cells.is_empty() {
+                            true => Err(Unavailable::because("nothing is timed")),
+                            false => bare.draw_of_nothing(interrupt)?,
+                        };
+                        bare_idle.get_or_init(|| drawn)
+                    }
                 };
-                let _ = bare_idle.set(drawn);
                 let mut child = Child::start(launch, interrupt)?;
                 let opening = Opening {
                     environment: environment.clone(),
-                    bare_idle_watts: drawn.map(|watts| watts.0),
+                    bare_idle_watts: match drawn {
+                        Ok(watts) => Ok(watts.0),
+                        Err(why) => Err(why.reason.clone()),
+                    },
                     plan: plan_number,
                     job: number,
                     keys: job.keys(plan),

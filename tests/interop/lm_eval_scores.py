@@ -78,8 +78,22 @@ def load(gguf, batch):
     from lm_eval.models.huggingface import HFLM
 
     path = pathlib.Path(gguf).resolve()
-    return HFLM(pretrained=str(path.parent), gguf_file=path.name, dtype="float32", device="cpu", batch_size=batch,
-                add_bos_token=False)
+    model = HFLM(pretrained=str(path.parent), gguf_file=path.name, dtype="float32", device="cpu", batch_size=batch,
+                 add_bos_token=False)
+    split_as_the_file_says(model.tokenizer, path)
+    return model
+
+
+def split_as_the_file_says(tokenizer, path):
+    """transformers reads no `tokenizer.ggml.pre`: every tokenizer splits texts as GPT-2's. SmolLM's takes digits one by one
+    first, so that two blanks before a digit are one token."""
+    from gguf import GGUFReader
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    field = GGUFReader(path).fields.get("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        split = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(split)
 
 
 def compare_with_lm_eval(args, scratch):

@@ -8,6 +8,7 @@ use super::marker::{self, RADIUS};
 use super::scale::{Origin, Scale};
 use super::svg::{Anchor, Svg};
 use super::{CHARACTER, WIDE, labels};
+use crate::stats;
 
 const HEIGHT: f64 = 440.0;
 const LEFT: f64 = 76.0;
@@ -138,22 +139,13 @@ fn loss_ends(study: &Study, variant: &Variant) -> Option<Interval> {
             })
         }
         QualityAxis::BitsPerByte => {
-            // Half the width of a normal 95 % interval, in standard errors.
-            let half = 1.96 * perplexity.bits_per_byte_stderr?;
-            let value = perplexity.bits_per_byte?;
-            Some(Interval {
-                low: value - half,
-                high: value + half,
-            })
+            let (value, error) = (perplexity.bits_per_byte?, perplexity.bits_per_byte_stderr?);
+            Some(stats::Interval::normal(value, error).into())
         }
         QualityAxis::TaskError => None,
         QualityAxis::KlDivergence => {
             let divergence = perplexity.divergence?;
-            let half = 1.96 * divergence.stderr?;
-            Some(Interval {
-                low: divergence.mean_kl - half,
-                high: divergence.mean_kl + half,
-            })
+            Some(stats::Interval::normal(divergence.mean_kl, divergence.stderr?).into())
         }
     }
 }

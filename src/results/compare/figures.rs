@@ -10,9 +10,6 @@ use super::document::Metric;
 use crate::stats::contrast::{Contrast, Series, Spread};
 use crate::stats::{Interval, Ratio, mean, sign_flip_test};
 
-/// Half the width of a normal 95 % interval, in standard errors.
-const NORMAL_HALF_WIDTH: f64 = 1.96;
-
 /// A figure of both sides, before it is judged.
 #[derive(Debug, Clone)]
 pub(super) struct Found {
@@ -214,7 +211,6 @@ fn scores(base: &[&Record], other: &[&Record]) -> Option<Found> {
     let ratio = found.ratio.filter(|&ratio| ratio > 0.0)?;
     // The error of a logarithm is the relative error.
     let error = found.stderr.map(|stderr| stderr / ratio);
-    let half = error.map(|error| NORMAL_HALF_WIDTH * error);
     let differences = || -> Option<Vec<f64>> {
         let pairs = base.main()?.values.iter().zip(&other.main()?.values);
         Some(pairs.map(|(base, other)| other - base).collect())
@@ -224,7 +220,7 @@ fn scores(base: &[&Record], other: &[&Record]) -> Option<Found> {
         base: found.base,
         other: found.value,
         ln_ratio: ratio.ln(),
-        interval: half.map(|half| Interval::around(ratio.ln(), half)),
+        interval: error.map(|error| Interval::normal(ratio.ln(), error)),
         p_value: found.p_value.or_else(|| sign_flip_test(&differences()?)),
         spread: None,
         ln_clocks: None,

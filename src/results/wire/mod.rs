@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use self::energy::{Energy, EnergyCheck, EnergyUse, Sampling};
 use self::memory::{Amount, Memory};
 use super::roofline::{Cost, Limits};
+use super::study::is_zero;
 
 /// The versions of the wire form that this program reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -37,16 +38,11 @@ pub(super) struct Record {
     pub(super) body: Body,
     /// Where it was measured, if that is not where the first records of the run were: a place among the environments of
     /// `manifest.json`.
-    #[serde(default, skip_serializing_if = "is_first")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub(super) environment: usize,
     /// The first 16 hex digits of BLAKE3 over the line as it reads without this field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) checksum: Option<String>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks it so")]
-fn is_first(environment: &usize) -> bool {
-    *environment == 0
 }
 
 /// The kind of the point.

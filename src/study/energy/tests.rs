@@ -215,7 +215,7 @@ fn the_draw_of_an_idle_board_is_found_once_for_what_is_loaded() {
     // And before anything is loaded, for whoever loads.
     let drawn = meter.draw_of_nothing(&interrupt).unwrap().unwrap();
     assert_near(drawn.0, 400.0, 1e-6);
-    let meter = meter.with_bare_idle(Some(drawn));
+    let meter = meter.with_bare_idle(Ok(drawn));
     let mut rounds = Scripted {
         clock,
         prefill: Seconds(0.04),
@@ -230,7 +230,8 @@ fn the_draw_of_an_idle_board_is_found_once_for_what_is_loaded() {
         PLAN,
         0,
     );
-    assert_eq!(none.draw_of_nothing(&interrupt).unwrap(), None);
+    let why = none.draw_of_nothing(&interrupt).unwrap().unwrap_err();
+    assert_eq!(why.reason, "no board");
 }
 
 #[test]

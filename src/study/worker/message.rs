@@ -50,8 +50,8 @@ pub(in crate::study) enum Request {
 pub(in crate::study) struct Opening {
     /// Where the run takes place, measured ceilings among it.
     pub(in crate::study) environment: Environment,
-    /// What the board drew before anything was opened on it, in watts.
-    pub(in crate::study) bare_idle_watts: Option<f64>,
+    /// What the board drew before anything was opened on it, in watts, or why that is not known.
+    pub(in crate::study) bare_idle_watts: std::result::Result<f64, String>,
     /// The plan, of those that the command line stands for.
     pub(in crate::study) plan: usize,
     /// The variant, of those of the plan.

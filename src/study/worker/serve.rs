@@ -15,8 +15,8 @@ use super::message::{Answer, Fault, FaultKind, Message, Opening, Request};
 use super::site::{Site, Worker};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
-use crate::measure::Interrupt;
 use crate::measure::interrupt::leave_at_once;
+use crate::measure::{Interrupt, Unavailable};
 use crate::model::Model;
 use crate::units::Watts;
 
@@ -181,7 +181,8 @@ fn open(
     let environment = &opening.environment;
     let jobs = jobs(plan, device, environment, &models)?;
     let (job, points_before) = find(&jobs, plan, opening)?;
-    let bare_idle = opening.bare_idle_watts.map(Watts);
+    let bare_idle = opening.bare_idle_watts.clone();
+    let bare_idle = bare_idle.map(Watts).map_err(Unavailable::because);
     let ceilings = environment.ceilings.as_ref();
     let site = Site::new(plan, device, ceilings, bare_idle, interrupt);
     let mut worker = Worker::new(&site, job);

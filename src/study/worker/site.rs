@@ -18,7 +18,7 @@ use crate::engine::{DeviceWeights, Footprint, Limits};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::memory::PeakMeter;
-use crate::measure::{Interrupt, SystemClock};
+use crate::measure::{Interrupt, SystemClock, Unavailable};
 use crate::results::environment::Ceilings;
 use crate::results::record::{Body, Cell, Load, Loaded, Perplexity, Record, TaskQuestion};
 use crate::units::{Bytes, Clock, Watts};
@@ -40,7 +40,7 @@ impl<'a> Site<'a> {
         plan: &'a Plan,
         device: &'a Device,
         ceilings: Option<&'a Ceilings>,
-        bare_idle: Option<Watts>,
+        bare_idle: std::result::Result<Watts, Unavailable>,
         interrupt: &'a Interrupt,
     ) -> Self {
         let power = facts::power_source(device);
