@@ -357,6 +357,4 @@ impl Rounds for CellRounds<'_> {
 }
 
 #[cfg(test)]
-mod sampler_cost;
-#[cfg(test)]
 mod tests;
