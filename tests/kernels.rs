@@ -56,11 +56,25 @@ fn devices() -> Vec<Device> {
 /// Emulated GPUs that run their blocks forward, backward and interleaved, and the GPU where there is one; that one alone
 /// where `CANDLEPOWER_TEST_GPU=only` says so, because a machine with a GPU has better things to do than to emulate one.
 fn gpus() -> Vec<Device> {
+    some_gpus(&[0, 1, 77])
+}
+
+/// The same with these orders of blocks.
+fn some_gpus(orders: &[u64]) -> Vec<Device> {
     let real = Device::cuda(0);
     if only_real_gpus() {
         return vec![real.expect("CANDLEPOWER_TEST_GPU=only, but there is no GPU")];
     }
-    [0, 1, 77].map(emulated).into_iter().chain(real).collect()
+    orders
+        .iter()
+        .map(|&order| emulated(order))
+        .chain(real)
+        .collect()
+}
+
+/// The emulated GPU, for what would take several too long; or the real one, where only that is wanted.
+fn one_gpu(order: u64) -> Device {
+    some_gpus(&[order]).remove(0)
 }
 
 fn only_real_gpus() -> bool {
@@ -378,6 +392,36 @@ fn products_equal_plain_loops_for_every_weight() {
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+/// An emulated GPU that asks its clock which kernel is the fastest, as real ones do.
+fn timed() -> Device {
+    let device = emulated(0);
+    if let Device::Gpu(gpu) = &device {
+        gpu.set_timed(true);
+    }
+    device
+}
+
+#[test]
+fn products_are_right_whose_kernels_are_found_by_the_clock() {
+    let device = timed();
+    for form in [
+        Form::Plain(DType::BF16),
+        Form::Packed(CodeFormat::I8, 0, DType::BF16),
+        Form::Packed(CodeFormat::U4, 32, DType::BF16),
+    ] {
+        let Matrix { numbers, weight } = matrix(&device, form, [33, 128], 3);
+        let weight = weight.streamed(&device, DType::BF16).unwrap();
+        let matrix = Matrix { numbers, weight };
+        for (tokens, beside) in [(1, BESIDE[0]), (5, BESIDE[3]), (20, BESIDE[2])] {
+            // Once as it is chosen, once as it was chosen.
+            for _ in 0..2 {
+                let pair = [DType::BF16, DType::BF16];
+                check_product(&device, &matrix, tokens, pair, beside, &format!("{form:?}"));
             }
         }
     }

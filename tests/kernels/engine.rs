@@ -8,7 +8,7 @@ use candlepower::kernels::Device;
 use candlepower::model::{Model, ModelSpec, WeightsChoice};
 use candlepower::scheme::{DType, KvFormat};
 
-use super::emulated;
+use super::{emulated, some_gpus};
 
 pub(crate) fn tiny() -> Model {
     Model::open(&ModelSpec {
@@ -81,7 +81,7 @@ fn logits_of_stored(model: &Model, act: DType, device: &Device) -> (Vec<f32>, u6
 
 #[test]
 fn a_quantised_checkpoint_on_a_gpu_gives_the_logits_of_the_cpu() {
-    for device in [emulated(1)].into_iter().chain(Device::cuda(0)) {
+    for device in some_gpus(&[1]) {
         for (name, kind, act, limit) in [
             ("tiny-qwen3", "ct-w4a16-g32-asym", DType::BF16, 2e-2),
             ("tiny-llama", "gptq-g32-sym-descact", DType::F16, 3e-3),
@@ -123,7 +123,7 @@ fn distance(got: &[f32], truth: &[f32]) -> f64 {
 fn a_model_on_a_gpu_gives_the_logits_of_the_cpu() {
     let model = tiny();
     // One order of blocks; ops are tested in more.
-    for device in [emulated(77)].into_iter().chain(Device::cuda(0)) {
+    for device in some_gpus(&[77]) {
         for (variant, act, limit) in [
             // Sums in another order, and nothing else.
             ("f32", DType::F32, 1e-5),
@@ -157,7 +157,7 @@ fn a_cache_in_codes_gives_nearly_the_same_logits_on_both() {
         let truth = logits(&model, "f32", DType::F32, kv, &Device::Cpu);
         let off = distance(&truth, &plain);
         assert!(off > 1e-5 && off <= from_auto, "{kv}: {off:e} from auto");
-        for device in [emulated(77)].into_iter().chain(Device::cuda(0)) {
+        for device in some_gpus(&[77]) {
             // A sum that differs by a rounding error may round a number to the next code.
             for (variant, act, limit) in [
                 ("f32", DType::F32, 5e-3),
@@ -248,7 +248,7 @@ fn decoded(model: &Model, variant: &str, act: DType, device: &Device, replays: b
 #[test]
 fn replayed_steps_give_the_tokens_of_launched_ones() {
     let model = tiny();
-    for device in [emulated(0)].into_iter().chain(Device::cuda(0)) {
+    for device in some_gpus(&[0]) {
         for (variant, act) in [
             ("w4a16", DType::BF16),
             ("w8a8", DType::F16),
@@ -301,7 +301,7 @@ fn fused_launches_give_the_logits_and_tokens_of_separate_ones_to_the_bit() {
         (0, "w8a8", DType::BF16),
         (1, "w4a16", DType::BF16),
     ];
-    for device in [emulated(77)].into_iter().chain(Device::cuda(0)) {
+    for device in some_gpus(&[77]) {
         for (i, variant, act) in all {
             let model = &models[i];
             let run = |fuses| {

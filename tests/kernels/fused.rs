@@ -12,7 +12,7 @@ use candlepower::kernels::silu_mul::{GateUp, SiluMul};
 use candlepower::kernels::{Buf, BufType, Device};
 use candlepower::scheme::{CodeFormat, DType, Levels, PackedWeight, Scales};
 
-use super::{Noise, TYPES, assert_close, bits, emulated, get, gpus, put, put_ids, unit};
+use super::{Noise, TYPES, assert_close, bits, get, gpus, one_gpu, put, put_ids, timed, unit};
 
 const EPS: f32 = 1e-5;
 
@@ -315,7 +315,7 @@ fn check(device: &Device, stored: Stored, [n, k]: [usize; 2], tokens: usize) {
 
 #[test]
 fn fused_products_give_the_bits_of_separate_launches_for_every_storage() {
-    let device = emulated(0);
+    let device = one_gpu(0);
     for (i, stored) in storages().into_iter().enumerate() {
         for (j, shape) in [[33, 64], [150, 640]].into_iter().enumerate() {
             for (t, tokens) in [1, 2, 3, 5, 8].into_iter().enumerate() {
@@ -325,6 +325,15 @@ fn fused_products_give_the_bits_of_separate_launches_for_every_storage() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn fused_products_are_cut_as_those_whose_kernels_are_found_by_the_clock() {
+    let device = timed();
+    let [plain, codes] = [0, storages().len() - 1].map(|i| storages().swap_remove(i));
+    for (stored, tokens) in [(plain, 1), (codes, 1), (codes, 5)] {
+        check(&device, stored, [150, 640], tokens);
     }
 }
 
@@ -390,7 +399,7 @@ fn the_order_of_blocks_changes_nothing_of_fused_products() {
 
 #[test]
 fn rows_from_outside_and_all_nan_give_no_token_and_only_theirs() {
-    let device = emulated(77);
+    let device = one_gpu(77);
     let stored = Stored(None, DType::BF16);
     let [_, weight] = weights(stored, [150, 64], &device, false);
     let mut case = case(&device, [150, 64], 3, DType::BF16, DType::F32, true, false);
@@ -430,7 +439,7 @@ fn of_equal_results_the_first_is_picked() {
 
 #[test]
 fn what_cannot_be_fused_is_refused_and_planned_for() {
-    let device = emulated(0);
+    let device = one_gpu(0);
     let [_, weight] = weights(Stored(None, DType::BF16), [33, 64], &device, false);
     let most = FusedLinear::most_tokens(&device, &weight, DType::BF16);
     assert!((1..=8).contains(&most), "{most}");
@@ -463,7 +472,7 @@ fn what_cannot_be_fused_is_refused_and_planned_for() {
 #[test]
 fn rows_are_paired_with_their_scales_and_biases_and_only_where_they_are_eights() {
     use CodeFormat::{E4M3, I8, U4};
-    let device = emulated(0);
+    let device = one_gpu(0);
     for (format, group, scale_rows, levels) in [
         (U4, 32, 1, "zeros"),
         (U4, 32, 1, "offsets"),

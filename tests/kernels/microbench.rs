@@ -11,7 +11,7 @@ use candlepower::study::microbench::{MicrobenchPlan, MicrobenchWatcher, OPS, run
 use candlepower::study::{Effort, ceilings, environment};
 
 use super::build::{Mutation, mutated};
-use super::{emulated, gpus, kernel_device, only_real_gpus};
+use super::{kernel_device, some_gpus};
 
 /// Nobody watches.
 struct Nobody;
@@ -67,21 +67,14 @@ fn measured(record: &Record) -> &Measured {
 }
 
 /// Two orders of blocks are enough: ops are tested in more.
-pub(super) fn some_gpus() -> Vec<Device> {
-    if only_real_gpus() {
-        return gpus();
-    }
-    let real = gpus().into_iter().filter(|gpu| gpu.kind() == "cuda");
-    [emulated(0), emulated(77)]
-        .into_iter()
-        .chain(real)
-        .collect()
+pub(super) fn two_orders() -> Vec<Device> {
+    some_gpus(&[0, 77])
 }
 
 #[test]
 fn products_of_every_variant_are_verified_and_timed_by_events() {
     let variants = ["bf16", "f16", "int8", "w8a8", "w4a16", "w4a16:g32"];
-    for device in some_gpus() {
+    for device in two_orders() {
         let plan = MicrobenchPlan {
             shapes: vec![[80, 256]],
             ..plan(&["linear"], &variants, &[1, 5, 20])
@@ -141,7 +134,7 @@ fn every_op_is_verified_on_a_gpu() {
         "append_attend",
         "attention_prefill",
     ];
-    for device in some_gpus() {
+    for device in two_orders() {
         let plan = MicrobenchPlan {
             models: vec![ModelSpec {
                 source: "tiny".into(),
@@ -195,7 +188,7 @@ fn a_kernel_that_is_wrong_gets_no_time() {
 
 #[test]
 fn a_gpu_has_every_ceiling_or_a_reason() {
-    for device in some_gpus() {
+    for device in two_orders() {
         let found = ceilings(&device, Effort::Full, &Interrupt::new()).unwrap();
         let rows = |name: &str| found.measured.iter().filter(|row| row.name == name).count();
         // Eight ways to read at the size that counts.

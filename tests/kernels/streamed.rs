@@ -5,7 +5,7 @@ use candlepower::kernels::linear::{Input, Linear, LinearKernel, LinearWeight};
 use candlepower::kernels::{Buf, Device};
 use candlepower::scheme::{CodeFormat, DType, Levels, PackedWeight, Scales};
 
-use super::{Noise, assert_close, emulated, get, gpus, put, put_bytes, unit};
+use super::{Noise, assert_close, get, gpus, one_gpu, put, put_bytes, unit};
 
 /// What the codes of a packed weight are and how their scales lie.
 #[derive(Clone, Copy, Debug)]
@@ -308,7 +308,7 @@ pub(super) fn int4_in_parts(device: &Device) {
 
 #[test]
 fn every_packed_form_equals_plain_loops_by_every_kernel() {
-    let device = emulated(0);
+    let device = one_gpu(0);
     let mut runs = 0;
     for (i, packing) in packings().into_iter().enumerate() {
         for (j, (n, k)) in [(5, 128), (70, 640), (33, 1152)].into_iter().enumerate() {
@@ -342,7 +342,7 @@ fn kinds() -> [Packing; 7] {
 /// No two columns, rows or groups may change places, and none may be lost, in repacking or on the way to the result.
 #[test]
 fn one_hot_inputs_bring_every_weight_from_its_place_by_every_kernel() {
-    let device = emulated(0);
+    let device = one_gpu(0);
     let mut runs = 0;
     let mut shapes = Noise(11);
     let mut below = |most: u64| usize::try_from(shapes.bits() % most).unwrap();
@@ -366,7 +366,7 @@ fn one_hot_inputs_bring_every_weight_from_its_place_by_every_kernel() {
 
 #[test]
 fn the_largest_codes_and_inputs_of_both_signs_are_summed_by_every_kernel() {
-    let device = emulated(0);
+    let device = one_gpu(0);
     for packing in kinds() {
         let ends: [u8; 2] = match packing.format {
             CodeFormat::U4 => [0, 15],
@@ -414,7 +414,7 @@ fn the_order_of_blocks_changes_nothing() {
 
 #[test]
 fn blocks_of_many_tokens_end_where_the_tokens_do() {
-    let device = emulated(0);
+    let device = one_gpu(0);
     for (packing, tokens) in [
         (packing(CodeFormat::U4, 128, DType::BF16), 130),
         (packing(CodeFormat::I8, 0, DType::F32), 200),
@@ -482,7 +482,7 @@ fn forms_that_no_streaming_kernel_takes_have_one_for_any_shape() {
 
 #[test]
 fn rows_that_end_within_a_step_get_nothing_from_beyond() {
-    let device = emulated(0);
+    let device = one_gpu(0);
     for (packing, k) in [
         (packing(CodeFormat::U4, 32, DType::BF16), 96),
         (packing(CodeFormat::U4, 0, DType::F32), 32),

@@ -1,6 +1,5 @@
 //! A study on a GPU: what is checked before timing, and the account of its memory.
 
-use candlepower::kernels::Device;
 use candlepower::measure::Interrupt;
 use candlepower::measure::trial::{StopRule, WarmUp};
 use candlepower::model::{ModelSpec, WeightsChoice};
@@ -13,7 +12,7 @@ use candlepower::study::{
 };
 use candlepower::units::Seconds;
 
-use super::emulated;
+use super::some_gpus;
 
 struct Silent;
 
@@ -71,7 +70,7 @@ fn plan() -> Plan {
 
 #[test]
 fn a_study_on_a_gpu_checks_every_way_to_launch_and_accounts_for_its_memory() {
-    for device in [emulated(1)].into_iter().chain(Device::cuda(0)) {
+    for device in some_gpus(&[1]) {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Store::open(folder.path()).unwrap();
         let (environment, interrupt) = (Environment::default(), Interrupt::new());

@@ -143,7 +143,9 @@ fn one(
     let Some(problem) = product.problem() else {
         return any::run(&product);
     };
-    let kernel = match gpu.choices().of(&problem) {
+    // A statement of its own: in the `match` below, the lock would be held while the choice is made, which takes it again.
+    let chosen = gpu.choices().of(&problem);
+    let kernel = match chosen {
         Some(kernel) => kernel,
         None => {
             let spare = match outcome.accumulate {
