@@ -343,3 +343,32 @@ fn every_kernel_waits_for_the_launch_before() {
         }
     }
 }
+
+/// A descriptor of memory takes two registers, the first of them even. Where the shared address of a copy has a uniform part
+/// and the copy a cache policy, ptxas 13.0 for sm_90a forgets to say which registers both are in; the disassembler then
+/// shows `[R21+UR0], desc[UR1]`, and the GPU takes it for an illegal instruction.
+#[test]
+fn every_descriptor_is_in_a_pair_of_registers() {
+    let mut seen = 0;
+    for fatbin in fatbins() {
+        for code in disassembled(&fatbin) {
+            for instruction in &code.instructions {
+                let Some((_, rest)) = instruction.operands.split_once("desc[UR") else {
+                    continue;
+                };
+                let register = rest.split(']').next().and_then(|n| n.parse::<u32>().ok());
+                let register = register.unwrap_or_else(|| panic!("{}: desc[UR{rest}", code.name()));
+                assert!(
+                    register.is_multiple_of(2),
+                    "{} at {:#x}: {} {}",
+                    code.name(),
+                    instruction.address,
+                    instruction.opcode,
+                    instruction.operands
+                );
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 1000, "{seen}");
+}
