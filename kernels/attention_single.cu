@@ -41,6 +41,8 @@ template <class T, unsigned DIM, class Kv> struct Single {
     static constexpr unsigned TOPS = TOGETHER + ROWS;
     static constexpr unsigned OWN = TOPS + (WARPS + 2) * QUERIES * sizeof(float2);
     static constexpr unsigned SHARED = OWN + DIM * sizeof(T);
+    // Numbers of a row that a part leaves: its elements, the largest score, the sum of weights, and a gap up to whole pieces.
+    static constexpr unsigned LEFT = DIM + 4;
 
     const AttentionArgs<T>& args;
     unsigned char* const shared;
@@ -162,18 +164,25 @@ template <class T, unsigned DIM, class Kv> struct Single {
         }
     }
 
-    // A row, as far as keys have been seen: the weighted sum of one element, the largest score, the sum of weights.
-    struct Seen {
-        float value, largest, sum;
+    // A row, as far as keys have been seen: the largest score, the sum of weights. With it goes the weighted sum of every
+    // element.
+    struct Top {
+        float largest, sum;
+    };
+
+    // What weighted sums are multiplied by when later keys are taken.
+    struct Factors {
+        float so_far, later;
+
+        __device__ float take(float value, float later_value) const { return fmaf(later_value, later, value * so_far); }
     };
 
     // Takes what later keys have come to.
-    static __device__ void take(Seen& all, const Seen& later) {
+    static __device__ Factors take(Top& all, const Top& later) {
         const float largest = fmaxf(all.largest, later.largest);
-        const float shrink = exp2f(all.largest - largest), weight = exp2f(later.largest - largest);
-        all.value = fmaf(later.value, weight, all.value * shrink);
-        all.sum = fmaf(later.sum, weight, all.sum * shrink);
-        all.largest = largest;
+        const Factors factors = {exp2f(all.largest - largest), exp2f(later.largest - largest)};
+        all = {largest, factors.take(all.sum, later.sum)};
+        return factors;
     }
 
     // Where element d of a row is among rows in shared memory: so that the lanes of a fragment meet different banks.
@@ -202,7 +211,8 @@ template <class T, unsigned DIM, class Kv> struct Single {
         const unsigned now = (part - first_part) % 2 * QUERIES, next = QUERIES - now;
         for (unsigned i = threadIdx.x; i < group * DIM; i += THREADS) {
             const unsigned row = i / DIM, d = i % DIM;
-            Seen of_part = {0.0f, -INFINITY, 0.0f};
+            Top of_part = {-INFINITY, 0.0f};
+            float value = 0.0f;
 #pragma unroll
             for (unsigned warp = 0; warp < WARPS; warp++) {
                 of_part.largest = fmaxf(of_part.largest, tops()[warp * QUERIES + row].x);
@@ -212,28 +222,28 @@ template <class T, unsigned DIM, class Kv> struct Single {
                 const float2 top = tops()[warp * QUERIES + row];
                 const float weight = exp2f(top.x - of_part.largest);
                 const auto* theirs = reinterpret_cast<const float*>(shared + warp * DEPTH * STAGE + from_ring);
-                of_part.value = fmaf(theirs[at(row, d)], weight, of_part.value);
+                value = fmaf(theirs[at(row, d)], weight, value);
                 of_part.sum = fmaf(top.y, weight, of_part.sum);
             }
             if (!alone) {
-                float* to = partial(part) + row * (DIM + 2);
-                to[d] = of_part.value;
+                float* to = partial(part) + row * LEFT;
+                to[d] = value;
                 if (d == 0) {
                     to[DIM] = of_part.largest;
                     to[DIM + 1] = of_part.sum;
                 }
                 continue;
             }
-            Seen all = of_part;
+            Top all = of_part;
             if (part > 0) {
-                all = {together()[i], so_far[now + row].x, so_far[now + row].y};
-                take(all, of_part);
+                all = {so_far[now + row].x, so_far[now + row].y};
+                value = take(all, of_part).take(together()[i], value);
             }
             if (part + 1 == parts) {
-                out(row)[d] = from_f32<T>(all.value / all.sum);
+                out(row)[d] = from_f32<T>(value / all.sum);
                 continue;
             }
-            together()[i] = all.value;
+            together()[i] = value;
             if (d == 0) so_far[next + row] = {all.largest, all.sum};
         }
         __syncthreads(); // the stages are free, and the sums of rows there
@@ -241,21 +251,34 @@ template <class T, unsigned DIM, class Kv> struct Single {
 
     __device__ float* partial(unsigned part) const {
         const size_t first = (static_cast<size_t>(token) * args.kv_heads + kv_head) * args.most_parts;
-        return args.partial + (first + part) * args.group() * (DIM + 2);
+        return args.partial + (first + part) * args.group() * LEFT;
     }
 
-    // The results, from parts that all blocks of the token have left.
+    // The results, from parts that all blocks of the token have left. A thread takes four elements of a row and has eight
+    // parts of them under way at a time: loads one after another would take longer than the keys.
     __device__ void put_together(unsigned group, unsigned parts) const {
-        for (unsigned i = threadIdx.x; i < group * DIM; i += THREADS) {
+        constexpr unsigned FOUR = 4;
+#pragma unroll 1
+        for (unsigned i = threadIdx.x * FOUR; i < group * DIM; i += THREADS * FOUR) {
             const unsigned row = i / DIM, d = i % DIM;
-            const auto part_of_row = [&](unsigned part) -> Seen {
-                const float* from = partial(part) + row * (DIM + 2);
-                return {from[d], from[DIM], from[DIM + 1]};
+            const auto read = [&](unsigned part, float (&values)[FOUR]) -> Top {
+                const float* from = partial(part) + row * LEFT;
+                const uint4 four = __ldcg(reinterpret_cast<const uint4*>(from + d));
+                memcpy(values, &four, sizeof values);
+                return {__ldcg(from + DIM), __ldcg(from + DIM + 1)};
             };
-            Seen all = part_of_row(0);
-#pragma unroll 4
-            for (unsigned part = 1; part < parts; part++) take(all, part_of_row(part));
-            out(row)[d] = from_f32<T>(all.value / all.sum);
+            float values[FOUR];
+            Top all = read(0, values);
+#pragma unroll 8
+            for (unsigned part = 1; part < parts; part++) {
+                float later_values[FOUR];
+                const Top later = read(part, later_values);
+                const Factors factors = take(all, later);
+#pragma unroll
+                for (unsigned j = 0; j < FOUR; j++) values[j] = factors.take(values[j], later_values[j]);
+            }
+#pragma unroll
+            for (unsigned j = 0; j < FOUR; j++) out(row)[d + j] = from_f32<T>(values[j] / all.sum);
         }
     }
 

@@ -27,6 +27,10 @@ template <class Format, unsigned R, unsigned B, Readers READERS> struct BlockOfT
     // Sums on their way out, in place of the ring.
     static constexpr unsigned PITCH = ALL_ROWS + 4;
     static constexpr unsigned OUT = TOKENS * PITCH * sizeof(Sum);
+    // Sums of a block, as they go to others: token by token, four at a time.
+    static constexpr unsigned PART = TOKENS * ALL_ROWS;
+    static constexpr unsigned FOUR = PIECE / sizeof(Sum);
+    static_assert(FOUR == 4 && PITCH % FOUR == 0, "sums of four bytes in whole pieces");
 
     const ProductArgs& args;
     unsigned char* const shared;
@@ -101,25 +105,45 @@ template <class Format, unsigned R, unsigned B, Readers READERS> struct BlockOfT
             }
         }
         __syncthreads();
-        const size_t part = static_cast<size_t>(TOKENS) * ALL_ROWS;
         const unsigned shared_tile = blockIdx.y * (gridDim.x / args.splits) + group;
-        Sum* parts = reinterpret_cast<Sum*>(args.partial) + shared_tile * args.splits * part;
+        Sum* parts = reinterpret_cast<Sum*>(args.partial) + static_cast<size_t>(shared_tile) * args.splits * PART;
+        if (args.splits == 1) {
 #pragma unroll 1
-        for (unsigned i = threadIdx.x; i < part; i += THREADS) {
-            const Sum sum = out[i / ALL_ROWS * PITCH + i % ALL_ROWS];
-            if (args.splits > 1) {
-                parts[split * part + i] = sum;
-            } else {
-                store(i, sum);
-            }
+            for (unsigned i = threadIdx.x; i < PART; i += THREADS) store(i, out[i / ALL_ROWS * PITCH + i % ALL_ROWS]);
+            return;
         }
-        if (args.splits > 1 && is_last_of_tile(args, shared_tile)) {
 #pragma unroll 1
-            for (unsigned i = threadIdx.x; i < part; i += THREADS) {
-                Sum sum = 0;
+        for (unsigned i = threadIdx.x * FOUR; i < PART; i += THREADS * FOUR) {
+            *reinterpret_cast<uint4*>(parts + split * PART + i) =
+                *reinterpret_cast<const uint4*>(out + i / ALL_ROWS * PITCH + i % ALL_ROWS);
+        }
+        if (is_last_of_tile(args, shared_tile)) add_up(parts);
+    }
+
+    // Adds up what the blocks of a tile left, in their order. A thread has eight loads under way at a time: one after another,
+    // they would take longer than the product.
+    __device__ void add_up(const Sum* parts) const {
+        constexpr unsigned AT_ONCE = 2, ROUND = THREADS * FOUR * AT_ONCE;
+        static_assert(PART % ROUND == 0, "every thread adds up as much");
+#pragma unroll 1
+        for (unsigned first = threadIdx.x * FOUR; first < PART; first += ROUND) {
+            Sum sums[AT_ONCE][FOUR] = {};
 #pragma unroll 4
-                for (unsigned s = 0; s < args.splits; s++) sum += __ldcg(parts + s * part + i);
-                store(i, sum);
+            for (unsigned s = 0; s < args.splits; s++) {
+#pragma unroll
+                for (unsigned u = 0; u < AT_ONCE; u++) {
+                    const Sum* from = parts + s * PART + first + u * THREADS * FOUR;
+                    const uint4 raw = __ldcg(reinterpret_cast<const uint4*>(from));
+                    Sum four[FOUR];
+                    memcpy(four, &raw, sizeof four);
+#pragma unroll
+                    for (unsigned i = 0; i < FOUR; i++) sums[u][i] += four[i];
+                }
+            }
+#pragma unroll
+            for (unsigned u = 0; u < AT_ONCE; u++) {
+#pragma unroll
+                for (unsigned i = 0; i < FOUR; i++) store(first + u * THREADS * FOUR + i, sums[u][i]);
             }
         }
     }

@@ -49,7 +49,10 @@ void multiply(PendingProduct* const (&all)[LANES], Site site) {
                     uint32_t word;
                     memcpy(&word, start + token * CORE + 4 * w, sizeof word);
                     for (int i = 0; i < per_word; i++) {
-                        b[core * per_core + w * per_word + i][token] = widened(one.numbers, word, i);
+                        const double number = widened(one.numbers, word, i);
+                        // Across, a row of a core is a number of K, and its numbers are tokens: eight of 16 bits.
+                        if (one.b.across) b[core * per_core + token][w * per_word + i] = number;
+                        else b[core * per_core + w * per_word + i][token] = number;
                     }
                 }
             }

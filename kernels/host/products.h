@@ -9,11 +9,12 @@ namespace emulator {
 
 enum class Numbers { BF16, F16, S8 };
 
-// Cores of 8 tokens by 16 bytes.
+// Cores of 8 tokens by 16 bytes of K; or, where they lie across, of 8 numbers of K by 16 bytes of tokens.
 struct TokensInShared {
     const unsigned char* start;
     uint32_t next_core;   // bytes
     uint32_t next_tokens; // bytes
+    bool across;
 };
 
 // One lane's part of a product: its registers, and where b is.

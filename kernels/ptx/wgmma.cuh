@@ -34,6 +34,12 @@ struct SharedTokens {
                 static_cast<uint64_t>(next_tokens >> 4) << 32};
     }
 
+    // The same of numbers that lie across, for warpgroup_mma_across: cores of 8 numbers of K by 16 bytes of tokens.
+    // `next_core` bytes from the first 8 of K to the second, `next_tokens` from 16 bytes of tokens to the next.
+    static __device__ SharedTokens across(const void* start, unsigned next_core, unsigned next_tokens) {
+        return at(start, next_core, next_tokens);
+    }
+
     // The same so many bytes further on, a multiple of 16.
     __device__ SharedTokens plus(unsigned bytes) const { return {descriptor + (bytes >> 4)}; }
 };
@@ -130,6 +136,34 @@ __device__ inline void warpgroup_mma<__nv_bfloat16>(float (&d)[64], const uint32
 template <>
 __device__ inline void warpgroup_mma<__half>(float (&d)[64], const uint32_t (&a)[4], SharedTokens b, bool add) {
     WARPGROUP_MMA(64, "m64n128k16.f32.f16.f16", AS_FLOAT, ", 1, 1, 0", "%69");
+}
+
+// d = a b, plus d where `add` says so, of b that lies across.
+template <class X>
+__device__ void warpgroup_mma_across(float (&d)[32], const uint32_t (&a)[4], SharedTokens b, bool add);
+template <class X>
+__device__ void warpgroup_mma_across(float (&d)[64], const uint32_t (&a)[4], SharedTokens b, bool add);
+
+template <>
+__device__ inline void warpgroup_mma_across<__nv_bfloat16>(float (&d)[32], const uint32_t (&a)[4], SharedTokens b,
+                                                           bool add) {
+    WARPGROUP_MMA(32, "m64n64k16.f32.bf16.bf16", AS_FLOAT, ", 1, 1, 1", "%37");
+}
+
+template <>
+__device__ inline void warpgroup_mma_across<__half>(float (&d)[32], const uint32_t (&a)[4], SharedTokens b, bool add) {
+    WARPGROUP_MMA(32, "m64n64k16.f32.f16.f16", AS_FLOAT, ", 1, 1, 1", "%37");
+}
+
+template <>
+__device__ inline void warpgroup_mma_across<__nv_bfloat16>(float (&d)[64], const uint32_t (&a)[4], SharedTokens b,
+                                                           bool add) {
+    WARPGROUP_MMA(64, "m64n128k16.f32.bf16.bf16", AS_FLOAT, ", 1, 1, 1", "%69");
+}
+
+template <>
+__device__ inline void warpgroup_mma_across<__half>(float (&d)[64], const uint32_t (&a)[4], SharedTokens b, bool add) {
+    WARPGROUP_MMA(64, "m64n128k16.f32.f16.f16", AS_FLOAT, ", 1, 1, 1", "%69");
 }
 
 // The same of signed bytes, exact.

@@ -62,6 +62,14 @@ impl Layer {
 }
 
 impl DeviceWeights {
+    /// Whether inputs of a layer's products become codes of eight bits on their way.
+    pub fn inputs_become_codes(&self) -> bool {
+        self.layers
+            .iter()
+            .flat_map(Layer::projections)
+            .any(|projection| projection.input != InputPath::Float)
+    }
+
     /// All resident bytes: codes, scales, plain weights, norms, biases; a tied head once.
     pub fn bytes(&self) -> Bytes {
         let other: usize = self

@@ -8,8 +8,10 @@ mod generation;
 
 use super::prompts::random_tokens;
 use super::runner::Runner;
+use crate::engine::Engine;
 use crate::error::Result;
 use crate::results::record::{Check, Verification};
+use crate::scheme::DType;
 use crate::units::Clock;
 
 /// Tokens of the longest probe.
@@ -31,6 +33,26 @@ pub(super) fn verify(
     let mut checks = forward::checks(runner, vocab, context)?;
     checks.extend(generation::checks(runner, vocab, context, clock)?);
     Ok(Verification { checks })
+}
+
+/// What two ways of computing the same logits may differ by, of the largest logit. Sums in another order round otherwise, and
+/// what was rounded otherwise goes through every layer: after L of them, each of which rounds what it adds to the residual
+/// stream twice, a random walk of 2 L steps of a unit of the activations; three times that for the largest of many logits.
+/// Where inputs become codes, one that falls to the other side moves by a whole step of 127 instead.
+fn rounding(engine: &Engine) -> f32 {
+    let weights = engine.weights();
+    let unit = match weights.act {
+        DType::F32 => 0.0,
+        DType::F16 => f32::exp2(-11.0),
+        DType::BF16 => f32::exp2(-8.0),
+    };
+    let codes = if weights.inputs_become_codes() {
+        0.5 / 127.0
+    } else {
+        0.0
+    };
+    let steps = (2 * weights.config.layers) as f32;
+    (3.0 * (unit + codes) * steps.sqrt()).max(0.02)
 }
 
 fn check(name: &str, passed: bool, detail: String) -> Check {

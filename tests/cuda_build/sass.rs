@@ -293,15 +293,27 @@ fn streaming_products_load_wide_multiply_by_matrix_instructions_and_keep_to_thei
 
 #[test]
 fn attention_by_matrix_instructions_has_them_and_copies_wide() {
-    for stem in ["attention_single", "attention_runs"] {
+    for stem in ["attention_single", "attention_runs", "attention_wgmma"] {
         let fatbin = fatbins()
             .into_iter()
             .find(|path| path.file_stem().is_some_and(|s| s == stem))
             .unwrap();
+        let by_warpgroups = stem == "attention_wgmma";
         for code in disassembled(&fatbin) {
             let name = code.name();
-            assert!(code.has("HMMA.16816.F32"), "{name}: no matrix instruction");
-            assert!(code.has("LDSM"), "{name}: no loads of matrices");
+            if by_warpgroups && !code.architecture.starts_with("sm_9") {
+                continue;
+            }
+            let instruction = if by_warpgroups {
+                "HGMMA.64x"
+            } else {
+                "HMMA.16816.F32"
+            };
+            assert!(code.has(instruction), "{name}: no matrix instruction");
+            assert!(
+                by_warpgroups || code.has("LDSM"),
+                "{name}: no loads of matrices"
+            );
             let copies = code
                 .instructions
                 .iter()

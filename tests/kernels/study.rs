@@ -108,19 +108,20 @@ fn a_study_on_a_gpu_checks_every_way_to_launch_and_accounts_for_its_memory() {
             Body::Quality { .. } | Body::Task { .. } => panic!("nothing was scored"),
         });
         let memory: Vec<_> = memory.collect();
+        // A driver's pool takes memory in steps of megabytes.
+        let most: i64 = if device.kind() == "cuda" { 64 << 20 } else { 0 };
         for memory in &memory {
             assert!(memory.total.measured.is_some() && memory.other.measured.is_some());
             // Libraries may keep memory of their own.
             assert!(memory.activations.error().unwrap() >= 0, "{memory:?}");
             assert_eq!(memory.kv.error(), Some(0), "{memory:?}");
-            // A driver's pool takes memory in steps of megabytes.
-            let most = if device.kind() == "cuda" { 64 << 20 } else { 0 };
             assert!(
                 (0..=most).contains(&memory.residual().unwrap()),
                 "{memory:?}"
             );
         }
         assert!(memory[1].activations.measured < memory[0].activations.measured);
-        assert!(memory[1].total.measured <= memory[0].total.measured);
+        let [first, second] = [0, 1].map(|i| memory[i].total.measured.unwrap().0);
+        assert!(second <= first + most as u64, "{second} after {first}");
     }
 }

@@ -17,10 +17,16 @@ struct SharedTokens {
     emulator::TokensInShared tokens;
 
     static SharedTokens at(const void* start, unsigned next_core, unsigned next_tokens) {
-        return {{static_cast<const unsigned char*>(start), next_core, next_tokens}};
+        return {{static_cast<const unsigned char*>(start), next_core, next_tokens, false}};
     }
 
-    SharedTokens plus(unsigned bytes) const { return {{tokens.start + bytes, tokens.next_core, tokens.next_tokens}}; }
+    static SharedTokens across(const void* start, unsigned next_core, unsigned next_tokens) {
+        return {{static_cast<const unsigned char*>(start), next_core, next_tokens, true}};
+    }
+
+    SharedTokens plus(unsigned bytes) const {
+        return {{tokens.start + bytes, tokens.next_core, tokens.next_tokens, tokens.across}};
+    }
 };
 
 inline void warpgroup_fence() { emulator::fence_products(); }
@@ -43,6 +49,13 @@ inline void warpgroup_mma(float (&d)[N], const uint32_t (&a)[4], SharedTokens b,
     constexpr bool HALF = std::is_same_v<X, __half>;
     static_assert(HALF || std::is_same_v<X, __nv_bfloat16>);
     emulator::start_product({HALF ? emulator::Numbers::F16 : emulator::Numbers::BF16, d, N, a, b.tokens, add}, site);
+}
+
+template <class X, unsigned N>
+inline void warpgroup_mma_across(float (&d)[N], const uint32_t (&a)[4], SharedTokens b, bool add,
+                                 emulator::Site site = emulator::here()) {
+    if (!b.tokens.across) emulator::fail(site, "warpgroup_mma_across of tokens that do not lie across");
+    warpgroup_mma<X>(d, a, b, add, site);
 }
 
 template <unsigned N>

@@ -41,6 +41,13 @@ pub struct Pool {
     pub release_threshold: u64,
 }
 
+impl Facts {
+    /// Whether it has the matrix instructions of warpgroups: compute capability 9.0 alone, later ones have others instead.
+    pub(super) fn has_wgmma(&self) -> bool {
+        self.compute_capability == (9, 0)
+    }
+}
+
 #[cfg(test)]
 impl Facts {
     /// Those of an H100, for tests of plans.

@@ -4,15 +4,13 @@ use std::fmt;
 
 use super::attention::{AttentionArgs, suffix};
 use super::driver::{Facts, Grid};
-use super::launch::{Op, launch};
+use super::launch::{Op, WARP, launch};
 use super::workspace::{Scratch, WorkspaceNeed};
 use crate::error::Result;
 use crate::kernels::attention::{Attention, Queries};
 use crate::scheme::{DType, KvFormat};
 
-/// Threads of a block of either kernel.
-const THREADS: u32 = 128;
-/// Warps of a block.
+/// Warps of a block of `attention_single.cu` and of `attention_runs.cu`.
 const WARPS: usize = 4;
 /// Rows of queries of a warp.
 const QUERIES: usize = 16;
@@ -20,6 +18,10 @@ const QUERIES: usize = 16;
 const DEPTHS: (usize, usize) = (3, 2);
 /// Head sizes that both are compiled for.
 const HEAD_DIMS: [usize; 3] = [64, 96, 128];
+/// Of `attention_wgmma.cu`: warps of a block, stages of the ring, head sizes that it is compiled for.
+const WGMMA_WARPS: usize = 8;
+const WGMMA_DEPTH: usize = 4;
+const WGMMA_HEAD_DIMS: [usize; 2] = [64, 128];
 /// Keys of a part of a token in `attention_single.cu`, at least, and how many parts there are at most.
 const LEAST_PART: usize = 128;
 const MOST_PARTS: usize = 64;
@@ -38,6 +40,8 @@ pub(crate) enum AttentionKernel {
     },
     /// `attention_runs.cu`: tiles of neighbouring tokens.
     Runs,
+    /// `attention_wgmma.cu`: the same by the matrix instructions of compute capability 9.0.
+    Wgmma,
     /// `attention.cu`: any type and head, and not fast.
     Any,
 }
@@ -52,6 +56,7 @@ impl fmt::Display for AttentionKernel {
                 write!(f, "single, {parts} in {blocks}")
             }
             Self::Runs => f.write_str("runs of tokens, 64 rows"),
+            Self::Wgmma => f.write_str("runs of tokens, 128 rows by warpgroups"),
             Self::Any => f.write_str("any, a block per token and head"),
         }
     }
@@ -67,7 +72,15 @@ impl AttentionKernel {
                 let blocks = blocks(shape, parts, facts);
                 Self::Single { parts, blocks }
             }
-            Queries::Single | Queries::Runs => Self::Runs,
+            Queries::Single | Queries::Runs => {
+                let wide = shape.tokens.saturating_mul(group) > WARPS * QUERIES;
+                let takes = shape.kv.codes().is_none() && WGMMA_HEAD_DIMS.contains(&shape.head_dim);
+                if facts.has_wgmma() && wide && takes {
+                    Self::Wgmma
+                } else {
+                    Self::Runs
+                }
+            }
         };
         let fits = dtype != DType::F32
             && HEAD_DIMS.contains(&shape.head_dim)
@@ -88,6 +101,7 @@ impl AttentionKernel {
         match self {
             Self::Single { .. } => single_bytes(shape),
             Self::Runs => DEPTHS.1 * tile(64),
+            Self::Wgmma => WGMMA_DEPTH * tile(64),
             Self::Any => 0,
         }
     }
@@ -130,13 +144,13 @@ pub(super) fn add_need(shape: &Attention, dtype: DType, facts: &Facts, need: &mu
     }
 }
 
-/// f32 numbers that parts of a token's keys leave, and counters.
+/// f32 numbers that parts of a token's keys leave (`LEFT` of `attention_single.cu` for each row), and counters.
 const fn workspace(shape: &Attention, parts: usize) -> (usize, usize) {
-    let numbers = shape.tokens * parts * shape.heads * (shape.head_dim + 2);
+    let numbers = shape.tokens * parts * shape.heads * (shape.head_dim + 4);
     (numbers, shape.tokens * shape.kv_heads)
 }
 
-/// Runs `kernel`, which is one of the two; `args` are complete but for the workspace.
+/// Runs `kernel`, which is one of the three; `args` are complete but for the workspace.
 pub(super) fn run(
     op: Op<'_>,
     shape: &Attention,
@@ -151,7 +165,7 @@ pub(super) fn run(
         head_dim,
         ..
     } = *shape;
-    let (name, blocks) = match kernel {
+    let (name, warps, blocks) = match kernel {
         AttentionKernel::Single { parts, blocks } => {
             if blocks > 1 {
                 let (numbers, counters) = workspace(shape, parts);
@@ -159,11 +173,16 @@ pub(super) fn run(
                 args.partial = op.gpu.scratch(Scratch::Partial, numbers * 4)?;
                 args.arrived = op.gpu.scratch(Scratch::Counters, counters * 4)?;
             }
-            ("single", [blocks, kv_heads, tokens])
+            ("single", WARPS, [blocks, kv_heads, tokens])
         }
-        AttentionKernel::Runs => {
-            let tokens_of_tile = WARPS * QUERIES * kv_heads / heads;
-            ("runs", [tokens.div_ceil(tokens_of_tile), kv_heads, 1])
+        AttentionKernel::Runs | AttentionKernel::Wgmma => {
+            let (name, warps) = match kernel {
+                AttentionKernel::Wgmma => ("wgmma", WGMMA_WARPS),
+                _ => ("runs", WARPS),
+            };
+            let tokens_of_tile = warps * QUERIES * kv_heads / heads;
+            let blocks = [tokens.div_ceil(tokens_of_tile), kv_heads, 1];
+            (name, warps, blocks)
         }
         AttentionKernel::Any => return Err(op.bug("there is no matrix instruction in it")),
     };
@@ -174,11 +193,11 @@ pub(super) fn run(
             op.dim("blocks along z", blocks[2])?,
         ],
         shared_bytes: op.dim("shared memory", kernel.shared_bytes(shape))?,
-        ..op.grid(1, 1, THREADS)?
+        ..op.grid(1, 1, (warps * WARP) as u32)?
     };
     let kv = suffix(shape.kv);
     let name = format!("attention_{name}_{dtype}{kv}_{head_dim}");
-    // SAFETY: the argument of both .cu files; every array holds its shape, the kernels check positions and slots, and the
+    // SAFETY: the argument of all three .cu files; every array holds its shape, the kernels check positions and slots, and the
     // workspace holds every part of every row and a counter for every token and head of keys.
     unsafe { launch!(op.gpu, &name, grid; args) }
 }
@@ -190,9 +209,12 @@ pub(crate) fn fast_head_dims() -> String {
     format!("{} and {last}", others.join(", "))
 }
 
-/// The names of both kernels.
+/// The names of all three kernels.
 pub(super) fn names() -> Vec<String> {
     let mut names = Vec::new();
+    for dtype in ["f16", "bf16"] {
+        names.extend(WGMMA_HEAD_DIMS.map(|dim| format!("attention_wgmma_{dtype}_{dim}")));
+    }
     for kind in ["single", "runs"] {
         for dtype in ["f16", "bf16"] {
             for kv in KvFormat::ALL.map(suffix) {
@@ -267,7 +289,14 @@ mod tests {
     fn every_shape_has_a_kernel() {
         let plan = |shape: &Attention, dtype| AttentionKernel::plan(shape, dtype, &Facts::h100());
         let prompt = shape(100, 32, 100, Queries::Runs);
-        assert_eq!(plan(&prompt, DType::F16), AttentionKernel::Runs);
+        assert_eq!(plan(&prompt, DType::F16), AttentionKernel::Wgmma);
+        let short = shape(16, 32, 100, Queries::Runs);
+        assert_eq!(plan(&short, DType::F16), AttentionKernel::Runs);
+        let codes = Attention {
+            kv: KvFormat::Int8,
+            ..prompt
+        };
+        assert_eq!(plan(&codes, DType::F16), AttentionKernel::Runs);
         assert_eq!(plan(&prompt, DType::F32), AttentionKernel::Any);
         let odd = Attention {
             head_dim: 80,

@@ -1,14 +1,11 @@
 //! Whether logits are what a forward pass gives: finite, not all alike, and independent of how tokens are put together.
 
-use super::{PROBE, check};
+use super::{PROBE, check, rounding};
 use crate::engine::{Limits, Prompt};
 use crate::error::Result;
 use crate::results::record::Check;
 use crate::study::prompts::random_tokens;
 use crate::study::runner::Runner;
-
-/// What two ways of computing the same logits may differ by, of the largest logit: rounding, no more.
-const TOLERANCE: f32 = 0.02;
 
 pub(super) fn checks(runner: &mut Runner, vocab: usize, context: usize) -> Result<Vec<Check>> {
     let length = PROBE.min(context);
@@ -27,6 +24,7 @@ pub(super) fn checks(runner: &mut Runner, vocab: usize, context: usize) -> Resul
         })
         .collect();
     let engine = runner.own(Limits::new(rows.len(), length, length * rows.len()))?;
+    let tolerance = rounding(engine);
     let together = engine.logits(&prompts)?;
 
     let finite = together.iter().flatten().all(|x| x.is_finite());
@@ -61,9 +59,9 @@ pub(super) fn checks(runner: &mut Runner, vocab: usize, context: usize) -> Resul
         ),
         check(
             "token by token equals at once, alone equals batched",
-            worst <= TOLERANCE * largest,
+            worst <= tolerance * largest,
             format!(
-                "largest difference {:.1e} of the largest logit",
+                "largest difference {:.1e} of the largest logit, of {tolerance:.1e} that rounding explains",
                 worst / largest.max(f32::MIN_POSITIVE)
             ),
         ),

@@ -30,6 +30,9 @@ pub const KERNELS_HASH: &str = env!("CANDLEPOWER_KERNELS_HASH");
 /// From this compute capability on a grid can overlap with the one before it.
 const OVERLAPS_FROM: i32 = 9;
 
+/// Percent of a multiprocessor's memory that is shared, where all that can be is.
+const CARVEOUT_MAX_SHARED: i32 = 100;
+
 /// A GPU with candle's device on it and the kernels of this program loaded.
 pub(super) struct Cuda {
     device: CandleDevice,
@@ -344,11 +347,17 @@ fn load_kernels(
     Ok(functions)
 }
 
-/// Without this a launch may ask for no more than 48 KB.
+/// Without this a launch may ask for no more than 48 KB. And every kernel wants all of the memory that a multiprocessor can
+/// share: where one wants another division between that and the first-level cache than the one before it, the
+/// multiprocessor runs empty before the next begins, so that nothing overlaps.
 fn allow_all_shared_memory(function: &CudaFunction, most: usize) -> Result<(), DriverError> {
     let fixed = function.get_attribute(FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
     function.set_attribute(
         FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
         (most as i32 - fixed).max(0),
+    )?;
+    function.set_attribute(
+        FunctionAttribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+        CARVEOUT_MAX_SHARED,
     )
 }

@@ -13,8 +13,6 @@ pub(super) const ROWS: usize = 16;
 pub(super) const STEP: usize = 64;
 /// Warps of a block of every kernel that streams.
 pub(super) const WARPS: usize = 8;
-/// The compute capability that has the instructions of `linear_wgmma.cu`: later ones have others instead.
-pub(super) const WGMMA_ON: (i32, i32) = (9, 0);
 /// Threads of a block of every kernel that streams.
 pub(super) const THREADS: u32 = 256;
 /// Tokens of a matrix instruction.
@@ -134,7 +132,7 @@ impl Problem {
     pub(super) fn candidates(&self, facts: &Facts) -> Vec<LinearKernel> {
         let mut found = self.few();
         found.extend(self.tile());
-        if facts.compute_capability == WGMMA_ON {
+        if facts.has_wgmma() {
             found.extend(self.wgmma());
         }
         if self.tokens > BLOCK {

@@ -1,6 +1,6 @@
 //! Launches of `linear_few.cu`, `linear_tile.cu` and `linear_wgmma.cu`.
 
-use super::plan::{LinearKernel, Problem, ROWS, STEP, THREADS, WARPS, WGMMA_ON};
+use super::plan::{LinearKernel, Problem, ROWS, STEP, THREADS, WARPS};
 use super::storage::StreamedBufs;
 use super::{Outcome, Product};
 use crate::error::Result;
@@ -87,7 +87,7 @@ pub(super) fn run(product: &Product<'_>, problem: &Problem, kernel: LinearKernel
             splits,
         } => {
             let family = match kernel {
-                LinearKernel::Wgmma { .. } if facts.compute_capability != WGMMA_ON => {
+                LinearKernel::Wgmma { .. } if !facts.has_wgmma() => {
                     let (major, minor) = facts.compute_capability;
                     return Err(op.bug(&format!(
                         "'{kernel}' is for compute capability 9.0, and {} has {major}.{minor}",
