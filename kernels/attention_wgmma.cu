@@ -95,11 +95,7 @@ template <class T, unsigned DIM> struct Warpgroups {
 
         for (unsigned start = first; start < end;) {
             const unsigned slot = args.slot_of[start];
-            // Tokens start .. stop have this slot; those of them that are in the cache see `keys` keys at most.
-            unsigned stop = start, keys = 0;
-            for (; stop < end && args.slot_of[stop] == slot; stop++) {
-                if (args.is_inside(stop)) keys = max(keys, args.positions[stop] + 1);
-            }
+            const auto [stop, keys] = args.run_from(start, end, slot);
             unsigned limits[2] = {0, 0};
 #pragma unroll
             for (unsigned r = 0; r < 2; r++) {

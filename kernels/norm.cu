@@ -11,25 +11,6 @@
 #include <ptx/kernel.cuh>
 #include <ptx/sync.cuh>
 
-// A chunk of a row, as far as the row goes.
-template <class T>
-__device__ void store_chunk(T* row, unsigned first, unsigned width, const float (&values)[NORM_CHUNK]) {
-    if (first + NORM_CHUNK <= width && is_aligned16(row + first)) {
-        T rounded[NORM_CHUNK];
-#pragma unroll
-        for (unsigned i = 0; i < NORM_CHUNK; i++) rounded[i] = from_f32<T>(values[i]);
-        uint4 raw[sizeof rounded / sizeof(uint4)];
-        memcpy(raw, rounded, sizeof rounded);
-#pragma unroll
-        for (unsigned i = 0; i < sizeof rounded / sizeof(uint4); i++) reinterpret_cast<uint4*>(row + first)[i] = raw[i];
-    } else {
-#pragma unroll
-        for (unsigned i = 0; i < NORM_CHUNK; i++) {
-            if (first + i < width) row[first + i] = from_f32<T>(values[i]);
-        }
-    }
-}
-
 template <class T>
 __device__ void rms_norm(const T* x, const T* __restrict__ weight, T* __restrict__ out, unsigned width, float eps) {
     follow_predecessor();

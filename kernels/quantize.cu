@@ -24,6 +24,8 @@
 #include <ptx/kernel.cuh>
 #include <ptx/sync.cuh>
 
+constexpr unsigned MOST_THREADS = 1024; // of a block, where rows are few
+
 // The scale of values up to `largest` in magnitude, in the precision of T; 1 where it would be zero.
 template <class T> __device__ float scale_for(float largest, float half_range) {
     const float scale = round_to<T>(largest / half_range);
@@ -80,16 +82,35 @@ __device__ void quantize_int4(const T* w, unsigned char* codes, T* scales, size_
     if (lane_id() == 0) scales[g] = from_f32<T>(scale);
 }
 
-// The row of this block to codes and a scale. number(i) is the row's i-th number; it is asked for twice.
-template <class Number>
-__device__ void quantize_row(Number number, signed char* __restrict__ codes, float* __restrict__ scales, unsigned width) {
+// The row of this block to codes and a scale. load(first, values) gives the row's numbers from `first` on, zeros past its
+// end; it is asked for all twice.
+template <class Load>
+__device__ void quantize_row(Load load, signed char* __restrict__ codes, float* __restrict__ scales, unsigned width) {
     codes += static_cast<size_t>(blockIdx.x) * width;
     float largest = 0.0f;
-    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) largest = MaxOrNan()(largest, fabsf(number(i)));
+    for_each_chunk(width, blockDim.x, [&](unsigned first) {
+        float values[NORM_CHUNK];
+        load(first, values);
+#pragma unroll
+        for (unsigned i = 0; i < NORM_CHUNK; i++) largest = MaxOrNan()(largest, fabsf(values[i]));
+    });
     const float scale = scale_for<f32>(block_reduce(largest, MaxOrNan()), 127.5f);
-    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
-        codes[i] = static_cast<signed char>(nearest_code(number(i) / scale, -128, 127));
-    }
+    for_each_chunk(width, blockDim.x, [&](unsigned first) {
+        float values[NORM_CHUNK];
+        load(first, values);
+        signed char rounded[NORM_CHUNK];
+#pragma unroll
+        for (unsigned i = 0; i < NORM_CHUNK; i++) {
+            rounded[i] = static_cast<signed char>(nearest_code(values[i] / scale, -128, 127));
+        }
+        if (width % NORM_CHUNK == 0) {
+            uint2 raw;
+            memcpy(&raw, rounded, sizeof raw);
+            *reinterpret_cast<uint2*>(codes + first) = raw;
+        } else {
+            for (unsigned i = 0; i < NORM_CHUNK && first + i < width; i++) codes[first + i] = rounded[i];
+        }
+    });
     if (threadIdx.x == 0) scales[blockIdx.x] = scale;
 }
 
@@ -97,7 +118,8 @@ template <class T>
 __device__ void quantize_act(const T* x, signed char* codes, float* scales, unsigned width) {
     follow_predecessor();
     const T* row = x + static_cast<size_t>(blockIdx.x) * width;
-    quantize_row([row](unsigned i) { return to_f32(row[i]); }, codes, scales, width);
+    const auto load = [=](unsigned first, float (&values)[NORM_CHUNK]) { load_norm_chunk(row, first, width, values); };
+    quantize_row(load, codes, scales, width);
 }
 
 template <class T>
@@ -106,18 +128,26 @@ __device__ void rms_norm_quantize(const T* x, const T* __restrict__ weight, sign
     follow_predecessor();
     const T* row = x + static_cast<size_t>(blockIdx.x) * width;
     const float inverse = inverse_rms_of_row(row, width, eps);
-    const auto number = [=](unsigned i) { return round_to<T>(normed<T>(to_f32(row[i]), inverse, to_f32(weight[i]))); };
-    quantize_row(number, codes, scales, width);
+    const auto load = [=](unsigned first, float (&values)[NORM_CHUNK]) {
+        float weights[NORM_CHUNK];
+        load_norm_chunk(row, first, width, values);
+        load_norm_chunk(weight, first, width, weights);
+#pragma unroll
+        for (unsigned i = 0; i < NORM_CHUNK; i++) values[i] = round_to<T>(normed<T>(values[i], inverse, weights[i]));
+    };
+    quantize_row(load, codes, scales, width);
 }
 
 template <class T>
 __device__ void silu_mul_quantize(const T* gate_up, signed char* codes, float* scales, const GateUp& at) {
     follow_predecessor();
     const T* row = gate_up + static_cast<size_t>(blockIdx.x) * 2 * at.width;
-    const auto number = [&](unsigned i) {
-        return round_to<T>(silu_mul_of(to_f32(row[at.gate(i)]), to_f32(row[at.up(i)])));
+    const auto load = [&](unsigned first, float (&values)[NORM_CHUNK]) {
+        at.load(row, first, values);
+#pragma unroll
+        for (unsigned i = 0; i < NORM_CHUNK; i++) values[i] = round_to<T>(values[i]);
     };
-    quantize_row(number, codes, scales, at.width);
+    quantize_row(load, codes, scales, at.width);
 }
 
 #define DEFINE(T)                                                                                                      \
@@ -127,14 +157,15 @@ __device__ void silu_mul_quantize(const T* gate_up, signed char* codes, float* s
     KERNEL(quantize_int4_##T, const T* w, unsigned char* codes, T* scales, size_t groups, unsigned group) {            \
         quantize_int4(w, codes, scales, groups, group);                                                                \
     }                                                                                                                  \
-    KERNEL(quantize_act_##T, const T* x, signed char* codes, float* scales, unsigned width) {                          \
+    KERNEL_OF(MOST_THREADS, 1, quantize_act_##T, const T* x, signed char* codes, float* scales, unsigned width) {      \
         quantize_act(x, codes, scales, width);                                                                         \
     }                                                                                                                  \
     KERNEL(rms_norm_quantize_##T, const T* x, const T* weight, signed char* codes, float* scales, unsigned width,      \
            float eps) {                                                                                                \
         rms_norm_quantize(x, weight, codes, scales, width, eps);                                                       \
     }                                                                                                                  \
-    KERNEL(silu_mul_quantize_##T, const T* gate_up, signed char* codes, float* scales, const GateUp at) {              \
+    KERNEL_OF(MOST_THREADS, 1, silu_mul_quantize_##T, const T* gate_up, signed char* codes, float* scales,             \
+              const GateUp at) {                                                                                       \
         silu_mul_quantize(gate_up, codes, scales, at);                                                                 \
     }
 FOR_EACH_ELEM(DEFINE)

@@ -14,12 +14,15 @@
 #include <ptx/kernel.cuh>
 #include <ptx/sync.cuh>
 
+constexpr unsigned THREADS = 1024; // of a block
+
 template <class T>
 __device__ void argmax(const T* x, unsigned* __restrict__ out, unsigned width) {
     __shared__ Best partial[WARP];
     follow_predecessor();
     const size_t r = blockIdx.x;
     Best best = {0.0f, NONE};
+#pragma unroll 8
     for (unsigned i = threadIdx.x; i < width; i += blockDim.x) best = better(best, to_f32(x[r * width + i]), i);
     best = best_of_warp(best);
     if (lane_id() == 0) partial[warp_id()] = best;
@@ -51,8 +54,8 @@ __device__ void log_prob(const T* logits, const unsigned* targets, float* __rest
 }
 
 #define DEFINE(T)                                                                                                      \
-    KERNEL(argmax_##T, const T* x, unsigned* out, unsigned width) { argmax(x, out, width); }                           \
-    KERNEL(log_prob_##T, const T* logits, const unsigned* targets, float* out, unsigned width) {                       \
+    KERNEL_OF(THREADS, 1, argmax_##T, const T* x, unsigned* out, unsigned width) { argmax(x, out, width); }            \
+    KERNEL_OF(THREADS, 1, log_prob_##T, const T* logits, const unsigned* targets, float* out, unsigned width) {        \
         log_prob(logits, targets, out, width);                                                                         \
     }
 FOR_EACH_ELEM(DEFINE)

@@ -12,15 +12,21 @@
 #include <ptx/kernel.cuh>
 #include <ptx/sync.cuh>
 
+constexpr unsigned MOST_THREADS = 1024; // of a block, where rows are few
+
 template <class T> __device__ void silu_mul(const T* gate_up, T* __restrict__ out, const GateUp& at) {
     follow_predecessor();
     const size_t t = blockIdx.x;
     const T* row = gate_up + t * 2 * at.width;
-    for (unsigned i = threadIdx.x; i < at.width; i += blockDim.x) {
-        out[t * at.width + i] = from_f32<T>(silu_mul_of(to_f32(row[at.gate(i)]), to_f32(row[at.up(i)])));
-    }
+    for_each_chunk(at.width, blockDim.x, [&](unsigned first) {
+        float values[NORM_CHUNK];
+        at.load(row, first, values);
+        store_chunk(out + t * at.width, first, at.width, values);
+    });
 }
 
 #define DEFINE(T)                                                                                                      \
-    KERNEL(silu_mul_##T, const T* gate_up, T* out, const GateUp at) { silu_mul(gate_up, out, at); }
+    KERNEL_OF(MOST_THREADS, 1, silu_mul_##T, const T* gate_up, T* out, const GateUp at) {                              \
+        silu_mul(gate_up, out, at);                                                                                    \
+    }
 FOR_EACH_ELEM(DEFINE)

@@ -33,6 +33,27 @@ template <class T> struct AttentionArgs {
 
     __device__ unsigned group() const { return heads / kv_heads; }
     __device__ bool is_inside(unsigned token) const { return positions[token] < capacity && slot_of[token] < slots; }
+    // Tokens of one slot side by side, up to `stop`; those of them that are in the cache see `keys` keys at most.
+    struct Run {
+        unsigned stop, keys;
+    };
+
+    // The run that begins at `start`, ending before `end` at the latest. The whole warp takes part, a lane for each token: one
+    // after another, waiting for their places would take longer than their keys.
+    __device__ Run run_from(unsigned start, unsigned end, unsigned slot) const {
+        unsigned stop = start, keys = 0;
+        while (stop < end) {
+            const unsigned token = stop + lane_id();
+            const bool same = token < end && slot_of[token] == slot;
+            const unsigned others = ~__ballot_sync(ALL_LANES, same);
+            const unsigned count = others == 0 ? WARP : static_cast<unsigned>(__ffs(static_cast<int>(others))) - 1;
+            if (lane_id() < count && is_inside(token)) keys = max(keys, positions[token] + 1);
+            stop += count;
+            if (count < WARP) break;
+        }
+        return {stop, warp_reduce(keys, [](unsigned a, unsigned b) { return max(a, b); })};
+    }
+
     // Of the cache, in vectors of head_dim numbers.
     __device__ size_t vector(unsigned slot, unsigned kv_head, unsigned key) const {
         return (static_cast<size_t>(slot) * kv_heads + kv_head) * capacity + key;

@@ -34,13 +34,10 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job> struct Few
     static constexpr unsigned SCALES_AT = R * TILE_BYTES;
     static constexpr unsigned TOKENS_AT = SCALES_AT + Scales::BYTES;
     static constexpr unsigned STAGE = TOKENS_AT + (FUSED ? 0 : TOKENS * Tokens::BYTES);
-    // Of one warp. Two blocks of a single token fit on a multiprocessor beside two of the next launch; two blocks of up
-    // to 8 tokens fit alone; of up to 16 there is one.
-    static constexpr unsigned RING = (TOKEN_BLOCKS == 0   ? 7
-                                      : FUSED             ? 8
-                                      : TOKEN_BLOCKS == 1 ? 12
-                                                          : 24)
-                                     << 10;
+    // Of one warp. Two blocks of up to 8 tokens fit on a multiprocessor; of up to 16, and of several that are normed first,
+    // there is one. Less for a single token, so that the next launch would fit beside this one, cost more than it brought: on
+    // an H200 a product of one token took a quarter longer than of eight.
+    static constexpr unsigned RING = (TOKEN_BLOCKS < 2 ? 12 : 24) << 10;
     static constexpr unsigned DEPTH = RING / STAGE < 3 ? 3 : RING / STAGE > 8 ? 8 : RING / STAGE;
 
     // Sums of the warps for as many tiles as fit, rows side by side with a gap against bank conflicts.

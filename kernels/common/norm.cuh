@@ -18,9 +18,14 @@ template <class T> __device__ float normed(float x, float inverse, float weight)
 constexpr unsigned NORM_THREADS = 256;
 constexpr unsigned NORM_CHUNK = 8; // neighbours that a thread takes at a time
 
-// Thread `me` of NORM_THREADS takes every NORM_THREADS-th chunk of a row: body(first column of the chunk).
+// Each of `threads` threads takes every so manieth chunk of a row: body(first column of the chunk).
+template <class Body> __device__ inline void for_each_chunk(unsigned width, unsigned threads, Body body) {
+    for (unsigned first = threadIdx.x * NORM_CHUNK; first < width; first += threads * NORM_CHUNK) body(first);
+}
+
+// The same by NORM_THREADS.
 template <class Body> __device__ inline void for_each_norm_chunk(unsigned width, Body body) {
-    for (unsigned first = threadIdx.x * NORM_CHUNK; first < width; first += NORM_THREADS * NORM_CHUNK) body(first);
+    for_each_chunk(width, NORM_THREADS, body);
 }
 
 // A chunk of a row; zeros past its end.
@@ -31,6 +36,25 @@ __device__ inline void load_norm_chunk(const T* row, unsigned first, unsigned wi
     } else {
 #pragma unroll
         for (unsigned i = 0; i < NORM_CHUNK; i++) values[i] = first + i < width ? to_f32(row[first + i]) : 0.0f;
+    }
+}
+
+// Stores a chunk of a row, as far as the row goes.
+template <class T>
+__device__ inline void store_chunk(T* row, unsigned first, unsigned width, const float (&values)[NORM_CHUNK]) {
+    if (first + NORM_CHUNK <= width && is_aligned16(row + first)) {
+        T rounded[NORM_CHUNK];
+#pragma unroll
+        for (unsigned i = 0; i < NORM_CHUNK; i++) rounded[i] = from_f32<T>(values[i]);
+        uint4 raw[sizeof rounded / sizeof(uint4)];
+        memcpy(raw, rounded, sizeof rounded);
+#pragma unroll
+        for (unsigned i = 0; i < sizeof rounded / sizeof(uint4); i++) reinterpret_cast<uint4*>(row + first)[i] = raw[i];
+    } else {
+#pragma unroll
+        for (unsigned i = 0; i < NORM_CHUNK; i++) {
+            if (first + i < width) row[first + i] = from_f32<T>(values[i]);
+        }
     }
 }
 

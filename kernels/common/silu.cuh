@@ -1,6 +1,8 @@
 // The gated activation: silu(gate) * up, silu(x) = x / (1 + exp(-x)).
 #pragma once
 
+#include "norm.cuh"
+
 // Every step is rounded by itself, so that all kernels that contain it give the same bits.
 __device__ inline float silu_mul_of(float gate, float up) {
     return __fmul_rn(__fdiv_rn(gate, __fadd_rn(1.0f, expf(-gate))), up);
@@ -12,6 +14,18 @@ struct GateUp {
     unsigned width;
     unsigned in_eights; // not zero: in turn; then width is a multiple of eight
 
-    __device__ unsigned gate(unsigned i) const { return in_eights != 0 ? i / 8 * 16 + i % 8 : i; }
-    __device__ unsigned up(unsigned i) const { return gate(i) + (in_eights != 0 ? 8 : width); }
+    // The gated activation of eight neighbours of a row; of zeros past its end.
+    template <class T> __device__ void load(const T* row, unsigned first, float (&values)[NORM_CHUNK]) const {
+        float gate[NORM_CHUNK], up[NORM_CHUNK];
+        if (in_eights != 0) {
+            load_norm_chunk(row, 2 * first, 2 * width, gate);
+            load_norm_chunk(row, 2 * first + NORM_CHUNK, 2 * width, up);
+        } else {
+            load_norm_chunk(row, first, width, gate);
+            load_norm_chunk(row + width, first, width, up);
+        }
+#pragma unroll
+        for (unsigned i = 0; i < NORM_CHUNK; i++) values[i] = silu_mul_of(gate[i], up[i]);
+    }
 };
+static_assert(NORM_CHUNK == 8, "eights are chunks");

@@ -153,6 +153,8 @@ fn nothing_spills_or_lies_in_local_memory() {
             if let Some((_, rest)) = line.split_once("Compiling entry function '") {
                 kernel = rest.split('\'').next().unwrap();
             }
+            // What ptxas says where products of warpgroups have to wait for each other after all.
+            assert!(!line.contains("serialized"), "{line}");
             if line.contains("bytes stack frame") {
                 assert_eq!(
                     line.trim(),

@@ -151,8 +151,12 @@ fn a_buffer_of_another_device_is_refused() {
 }
 
 /// What `norm` says when this is changed in its kernel.
-fn said_of((from, to): (&'static str, &'static str)) -> String {
-    let file = "norm.cu";
+fn said_of(change: (&'static str, &'static str)) -> String {
+    said_in("norm.cu", change)
+}
+
+/// The same of a change in a file that it includes.
+fn said_in(file: &'static str, (from, to): (&'static str, &'static str)) -> String {
     let folder = mutated(&["norm"], &[Mutation { file, from, to }]);
     let device = Device::emulated(&folder).unwrap();
     norm(&device, 100).err().expect("a fault").to_string()
@@ -160,7 +164,8 @@ fn said_of((from, to): (&'static str, &'static str)) -> String {
 
 #[test]
 fn a_kernel_that_writes_outside_its_buffer_is_named() {
-    let said = said_of(("row[first + i] = from", "row[first + i + 1] = from"));
+    let beyond = ("row[first + i] = from", "row[first + i + 1] = from");
+    let said = said_in("common/norm.cuh", beyond);
     assert!(
         said.contains("'rms_norm_f32'") && said.contains("byte 1200 of a buffer of 1200"),
         "{said}"

@@ -233,12 +233,21 @@ fn single_of(device: &Device, kv: KvFormat) {
 }
 
 fn runs(device: &Device) {
+    runs_of(device, KvFormat::Auto);
+}
+
+/// Those that warpgroups' instructions do not take.
+fn coded_runs(device: &Device) {
+    runs_of(device, KvFormat::Int8);
+}
+
+fn runs_of(device: &Device, kv: KvFormat) {
     let places: Vec<(u32, u32)> = (100..140)
         .map(|p| (0, p))
         .chain((0..9).map(|p| (2, p)))
         .collect();
     let (act, queries) = (DType::BF16, Queries::Runs);
-    attention::attend(device, [4, 1, 64], &places, act, queries, KvFormat::Auto);
+    attention::attend(device, [4, 1, 64], &places, act, queries, kv);
 }
 
 /// As [`is_noticed`], of attention by matrix instructions: compiled for one type and head size alone, which is quicker.
@@ -248,17 +257,27 @@ fn is_noticed_attending(
     change: [&'static str; 2],
     test: fn(&Device),
 ) {
-    let only = |file| Mutation {
-        file,
-        from: "DEFINE(f16, 64)\nDEFINE(f16, 96)\nDEFINE(f16, 128)\nDEFINE(bf16, 64)\nDEFINE(bf16, 96)\nDEFINE(bf16, 128)",
+    let (source, all) = match stem {
+        "attention_wgmma" => (
+            "attention_wgmma.cu",
+            "DEFINE(f16, 64)\nDEFINE(f16, 128)\nDEFINE(bf16, 64)\nDEFINE(bf16, 128)",
+        ),
+        stem => (
+            if stem == "attention_single" {
+                "attention_single.cu"
+            } else {
+                "attention_runs.cu"
+            },
+            "DEFINE(f16, 64)\nDEFINE(f16, 96)\nDEFINE(f16, 128)\nDEFINE(bf16, 64)\nDEFINE(bf16, 96)\nDEFINE(bf16, 128)",
+        ),
+    };
+    let only = Mutation {
+        file: source,
+        from: all,
         to: "DEFINE(bf16, 64)",
     };
-    let source = match stem {
-        "attention_single" => "attention_single.cu",
-        _ => "attention_runs.cu",
-    };
     let [from, to] = change;
-    let folder = mutated(&[stem], &[only(source), Mutation { file, from, to }]);
+    let folder = mutated(&[stem], &[only, Mutation { file, from, to }]);
     fails_in_every_order(&folder, file, to, test);
 }
 
@@ -267,8 +286,8 @@ fn a_part_a_wait_a_mask_of_attention_are_noticed() {
     let stem = "attention_single";
     for change in [
         [
-            "for (unsigned part = 1; part < parts; part++) take",
-            "for (unsigned part = 1; part + 1 < parts; part++) take",
+            "for (unsigned part = 1; part < parts; part++) {",
+            "for (unsigned part = 1; part + 1 < parts; part++) {",
         ],
         ["copies_wait<DEPTH - 2>();", "copies_wait<DEPTH - 1>();"],
         [
@@ -328,17 +347,44 @@ fn a_part_a_wait_a_mask_of_attention_are_noticed() {
             "limits[r] = args.positions[token] + 1;",
             "limits[r] = args.positions[token] + 2;",
         ],
-        ["args.slot_of[stop] == slot", "true"],
         [
             "__syncthreads(); // everybody's copies of these keys have arrived",
             "",
         ],
     ] {
-        is_noticed_attending(stem, "attention_runs.cu", change, runs);
+        is_noticed_attending(stem, "attention_runs.cu", change, coded_runs);
     }
+    let slots = ["slot_of[token] == slot", "true"];
+    is_noticed_attending(stem, "common/attention.cuh", slots, coded_runs);
     let change = [
         "values[block][i] *= shrink[i / 2];",
         "values[block][i] *= 1.0f;",
     ];
-    is_noticed_attending("attention_runs", "common/flash.cuh", change, runs);
+    is_noticed_attending("attention_runs", "common/flash.cuh", change, coded_runs);
+}
+
+#[test]
+fn a_wait_a_place_a_mask_of_attention_by_warpgroups_are_noticed() {
+    let stem = "attention_wgmma";
+    for change in [
+        ["copies_wait<DEPTH - 3>();", "copies_wait<DEPTH - 2>();"],
+        ["warpgroup_wait<1>();", "warpgroup_wait<2>();"],
+        [
+            "__syncthreads(); // the next keys have arrived, and all are done with the values before these",
+            "",
+        ],
+        [
+            "limits[r] = args.positions[token] + 1;",
+            "limits[r] = args.positions[token] + 2;",
+        ],
+        ["values.plus(2 * step * CORE)", "values.plus(step * CORE)"],
+        [
+            "state.values[i] *= shrink[i / 2 % 2];",
+            "state.values[i] *= 1.0f;",
+        ],
+    ] {
+        is_noticed_attending(stem, "attention_wgmma.cu", change, runs);
+    }
+    let slots = ["slot_of[token] == slot", "true"];
+    is_noticed_attending(stem, "common/attention.cuh", slots, runs);
 }

@@ -2,7 +2,7 @@
 
 use super::device::Gpu;
 use super::launch::{Address, Op, WARP, launch};
-use super::rows::{GateUpArgs, ROW_THREADS};
+use super::rows::{GateUpArgs, ROW_THREADS, threads_for};
 use crate::error::Result;
 use crate::kernels::norm::RmsNorm;
 use crate::kernels::quantize::{QuantizeAct, QuantizeRows};
@@ -87,7 +87,7 @@ pub(crate) fn quantize_act(
     let x = op.reads("x", x, x.kind(), &[tokens, width])?;
     let (codes, scales) = codes_and_scales(op, codes, scales, [tokens, width])?;
     let width = op.dim("width", width)?;
-    let grid = op.grid(tokens, 1, THREADS)?;
+    let grid = op.grid(tokens, 1, threads_for(tokens, gpu.facts()))?;
     // SAFETY: the arguments of quantize_act in quantize.cu; every array holds its shape.
     unsafe { launch!(gpu, &name, grid; x, codes, scales, width) }
 }
@@ -139,7 +139,7 @@ pub(crate) fn silu_mul_to_codes(
     let gate_up = op.reads("gate_up", gate_up, gate_up.kind(), &[rows, 2, width])?;
     let (codes, scales) = codes_and_scales(op, codes, scales, [rows, width])?;
     let at = GateUpArgs::new(op, shape)?;
-    let grid = op.grid(rows, 1, THREADS)?;
+    let grid = op.grid(rows, 1, threads_for(rows, gpu.facts()))?;
     // SAFETY: the arguments of silu_mul_quantize in quantize.cu; every array holds its shape.
     unsafe { launch!(gpu, &name, grid; gate_up, codes, scales, at) }
 }

@@ -1,6 +1,7 @@
 //! Ops that work row by row, one block each.
 
 use super::device::Gpu;
+use super::driver::Facts;
 use super::launch::{KernelArg, Op, launch};
 use crate::error::Result;
 use crate::kernels::embed::Gather;
@@ -12,6 +13,16 @@ use crate::scheme::DType;
 
 /// Threads for a row of activations; `NORM_THREADS` of `common/norm.cuh`.
 pub(super) const ROW_THREADS: u32 = 256;
+
+/// Threads for each of so many rows where it does not matter how many there are: all that a block can have where rows alone
+/// do not fill the device.
+pub(super) fn threads_for(rows: usize, facts: &Facts) -> u32 {
+    if rows <= facts.multiprocessors {
+        1024
+    } else {
+        ROW_THREADS
+    }
+}
 
 /// Threads for a row as wide as a vocabulary.
 const VOCABULARY_THREADS: u32 = 1024;
@@ -110,7 +121,7 @@ pub(crate) fn silu_mul(gpu: &Gpu, shape: &SiluMul, gate_up: &Buf, out: &mut Buf)
     let gate_up = op.reads("gate_up", gate_up, kind, &[rows, 2, width])?;
     let out = op.writes("out", out, kind, 0, &[rows, width])?;
     let at = GateUpArgs::new(op, shape)?;
-    let grid = op.grid(rows, 1, ROW_THREADS)?;
+    let grid = op.grid(rows, 1, threads_for(rows, gpu.facts()))?;
     let name = format!("silu_mul_{dtype}");
     // SAFETY: the arguments of silu_mul.cu; every array holds its shape.
     unsafe { launch!(gpu, &name, grid; gate_up, out, at) }

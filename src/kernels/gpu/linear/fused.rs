@@ -134,12 +134,7 @@ impl FusedKernel {
     /// Dynamic shared memory of a block: `SHARED` of `common/few.cuh` and what `NormedTokens` takes.
     fn shared_bytes(self, storage: Storage, k: usize) -> usize {
         let stage = self.tiles * storage.tile_bytes() + storage.scale_bytes(self.tiles);
-        let ring = if self.columns() == 1 {
-            7 << 10
-        } else {
-            8 << 10
-        };
-        let depth = (ring / stage).clamp(3, 8);
+        let depth = ((12 << 10) / stage).clamp(3, 8);
         let sums = self.columns() * (self.tiles * ROWS + 4) * 4;
         let normed = (self.tokens + 1) * k.div_ceil(STEP) * STEP_BYTES;
         WARPS * (depth * stage + sums) + normed

@@ -327,11 +327,7 @@ impl LinearKernel {
                 let stage = tiles * storage.tile_bytes()
                     + storage.scale_bytes(tiles)
                     + tokens * STEP * storage.bytes_of_input();
-                let ring = match tokens {
-                    1 => 7 << 10,
-                    8 => 12 << 10,
-                    _ => 24 << 10,
-                };
+                let ring = if tokens <= 8 { 12 << 10 } else { 24 << 10 };
                 let depth = (ring / stage).clamp(3, 8);
                 let at_once = if tokens * tiles <= 32 {
                     tiles
