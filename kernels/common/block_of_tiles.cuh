@@ -105,23 +105,24 @@ template <class Format, unsigned R, unsigned B, Readers READERS> struct BlockOfT
             }
         }
         __syncthreads();
-        if (args.splits > 1 && !adds_up(out)) return; // the whole block
-#pragma unroll 1
-        for (unsigned i = threadIdx.x; i < PART; i += THREADS) store(i, out[i / ALL_ROWS * PITCH + i % ALL_ROWS]);
-    }
-
-    // Leaves the sums in `out` to the block that comes last to this tile; that one gets those of all there instead, added up
-    // in their order, and true. A thread has sixteen loads under way at a time: one after another, they would take longer than
-    // the product.
-    __device__ bool adds_up(Sum* out) const {
-        const auto place = [](unsigned i) { return i / ALL_ROWS * PITCH + i % ALL_ROWS; };
         const unsigned shared_tile = blockIdx.y * (gridDim.x / args.splits) + group;
         Sum* parts = reinterpret_cast<Sum*>(args.partial) + static_cast<size_t>(shared_tile) * args.splits * PART;
+        if (args.splits == 1) {
+#pragma unroll 1
+            for (unsigned i = threadIdx.x; i < PART; i += THREADS) store(i, out[i / ALL_ROWS * PITCH + i % ALL_ROWS]);
+            return;
+        }
 #pragma unroll 1
         for (unsigned i = threadIdx.x * FOUR; i < PART; i += THREADS * FOUR) {
-            *reinterpret_cast<uint4*>(parts + split * PART + i) = *reinterpret_cast<const uint4*>(out + place(i));
+            *reinterpret_cast<uint4*>(parts + split * PART + i) =
+                *reinterpret_cast<const uint4*>(out + i / ALL_ROWS * PITCH + i % ALL_ROWS);
         }
-        if (!is_last_of_tile(args, shared_tile)) return false;
+        if (is_last_of_tile(args, shared_tile)) add_up(parts);
+    }
+
+    // Adds up what the blocks of a tile left, in their order. A thread has sixteen loads under way at a time: one after another,
+    // they would take longer than the product.
+    __device__ void add_up(const Sum* parts) const {
         constexpr unsigned AT_ONCE = 4, ROUND = THREADS * FOUR * AT_ONCE;
         static_assert(PART % ROUND == 0, "every thread adds up as much");
 #pragma unroll 1
@@ -141,13 +142,10 @@ template <class Format, unsigned R, unsigned B, Readers READERS> struct BlockOfT
             }
 #pragma unroll
             for (unsigned u = 0; u < AT_ONCE; u++) {
-                uint4 raw;
-                memcpy(&raw, sums[u], sizeof raw);
-                *reinterpret_cast<uint4*>(out + place(first + u * THREADS * FOUR)) = raw;
+#pragma unroll
+                for (unsigned i = 0; i < FOUR; i++) store(first + u * THREADS * FOUR + i, sums[u][i]);
             }
         }
-        __syncthreads(); // all of them are there
-        return true;
     }
 
     __device__ void store(unsigned i, Sum sum) const {
