@@ -6,6 +6,8 @@
 #   benches/gpu.sh [--binary FILE] [--tests FILE] [--model GGUF [--text FILE]] [--budget TIME] [--only STEP,...]
 #   benches/gpu.sh --list         the steps and their state
 #   benches/gpu.sh --dry-run      every step on the CPU with tiny shapes, to see that all of this works
+#   benches/gpu.sh --brief        all of it in minutes: three trials, few cells, no energy, few peers; to find faults and what
+#                                 is slow, not to quote
 #
 #   --binary FILE      the program                                    [default: target/release/candlepower]
 #   --tests FILE       the executable of the integration test `kernels`, which `cargo test --no-run` names
@@ -13,7 +15,7 @@
 #   --budget TIME      stops before a part that cannot end within it: 90s, 9m, 1h, or seconds       [default: none]
 #   --only STEP,...    these steps alone
 #   --again STEP,...   puts what these steps left aside, in OUT/earlier, and does them again: give it once
-#   --out DIR          where results go               [default: benches/results/GPU, target/dry-run for a dry run]
+#   --out DIR          where results go   [default: benches/results/GPU, brief in it, target/dry-run for a dry run]
 #   --python FILE      the Python that has PyTorch                                             [default: python3]
 #
 # A part that has ended leaves a stamp, with its command, and is not done again, whether it ended well or not. One that was
@@ -61,13 +63,14 @@ binary=$root/target/release/candlepower
 python=python3
 mode=run
 budget=0
-tests='' model='' text='' only='' again='' out='' dry=''
+tests='' model='' text='' only='' again='' out='' dry='' brief=''
 while [[ $# -gt 0 ]]; do
   flag=$1
   shift
   case $flag in
     --list) mode=list ;;
     --dry-run) dry=yes ;;
+    --brief) brief=yes ;;
     -h | --help)
       sed -n '2,/^set -/{/^set -/!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
       exit 0
@@ -118,7 +121,7 @@ if [[ -n $dry ]]; then
 elif [[ -n $gpu ]]; then
   device=cuda
   slug=$(tr '[:upper:]' '[:lower:]' <<<"$gpu" | sed -E 's/^nvidia //; s/[^a-z0-9]+/-/g; s/^-|-$//g')
-  out=${out:-benches/results/$slug}
+  out=${out:-benches/results/$slug${brief:+/brief}}
 elif [[ $mode == list && -n $out ]]; then
   device=cuda
 else
@@ -269,6 +272,10 @@ variants=bf16,int8,w8a8,w4a16
 on=(--device "$device")
 # A product's figures are said in terms of ceilings; a dry run has none worth it.
 timing=() speed=(--trials 3 --energy-window 3 --energy-preroll 1 --idle-window 3)
+if [[ -n $brief ]]; then
+  timing=(--trials 3 --min-time 0 --max-time 1)
+  speed=(--trials 3 --min-time 0 --warmup 1 --turns 1 --energy-window 0 --idle-window 0)
+fi
 if [[ -n $dry ]]; then
   timing=(--trials 3 --min-time 0 --max-time 1 --warmup 1 --no-ceilings)
   speed=(--trials 2 --min-time 0 --warmup 1 --energy-window 0.1 --no-ceilings)
@@ -296,7 +303,9 @@ check_torch() {
 
 step_info() {
   into=info.json part whole 20 info "$program" info --json "${on[@]}"
-  if [[ $device == cuda ]]; then
+  if [[ -n $brief && $device == cuda ]]; then
+    leave_out power 'it takes half a minute'
+  elif [[ $device == cuda ]]; then
     into=power.json part whole 30 power "$program" info --power --json --tape "$dir/power.csv" "${on[@]}"
     part whole 5 nvidia-smi nvidia-smi --id=0 --format=csv \
       --query-gpu=name,driver_version,vbios_version,memory.total,power.limit,clocks.max.sm,clocks.max.mem,ecc.mode.current
@@ -373,11 +382,12 @@ linear_of() {
   else
     all=(--model "$name")
   fi
+  if [[ -n $brief ]]; then rows=1,8,64; fi
   while read -r label shape; do
     part cells 30 "ours-$label" "$program" kernels --shape "$shape" --m "$rows" --variants "$variants" --out "$dir" \
       "${timing[@]}" "${on[@]}"
-    if [[ -n ${without_torch:-} ]]; then
-      leave_out "peers-$label" "$without_torch"
+    if [[ -n ${brief:-${without_torch:-}} ]]; then
+      leave_out "peers-$label" "${without_torch:-each compiles for seconds}"
       continue
     fi
     # It is told to stop by itself before it is stopped.
@@ -391,7 +401,7 @@ linear_of() {
     "${on[@]}"
 }
 
-# Attention of a model alone, by how the cache is held: decoding, and prompts.
+# Attention of a model alone, by how the cache is held: decoding, and prompts. And what goes row by row.
 step_attention() {
   local of=(--model llama-3.1-8b --variants bf16 --kv-cache auto,int8,fp8)
   if [[ -n $dry ]]; then
@@ -400,9 +410,11 @@ step_attention() {
     return
   fi
   part cells 30 decode "$program" kernels --op attention,append_attend "${of[@]}" --m 1,8,64 --context 512,2048,8192 \
-    --out "$dir/decode" "${on[@]}"
+    --out "$dir/decode" "${timing[@]}" "${on[@]}"
   part cells 30 prompts "$program" kernels --op attention_prefill "${of[@]}" --m 1,8 --context 512,2048 --out "$dir/prompts" \
-    "${on[@]}"
+    "${timing[@]}" "${on[@]}"
+  part cells 20 rows "$program" kernels --op norm,silu_mul,rope,quantize,argmax --model llama-3.1-8b --variants bf16 \
+    --m 1,64,8192 --out "$dir/rows" "${timing[@]}" "${on[@]}"
 }
 
 step_linear-llama-3.1-8b() { linear_of llama-3.1-8b; }
@@ -453,6 +465,13 @@ bench_of() {
     ours single 20 --variants "$variants" --batch 1 --prompt 16 --gen 4
     ours ablate 20 --variants bf16 --ablate --batch 1 --prompt 16 --gen 4
     torch_model torch --batch 1 --prompt 16 --gen 4 --trials 2 --eager
+    return
+  fi
+  if [[ -n $brief ]]; then
+    ours single 20 --variants "$variants" --batch 1 --prompt 480 --gen 64
+    ours long 20 --variants "$variants" --batch 8 --prompt 2048 --gen 32
+    ours candle 20 --variants bf16 --engine candle --batch 1 --prompt 480 --gen 64
+    ours ablate 20 --variants w4a16 --ablate --batch 1 --prompt 480 --gen 64
     return
   fi
   # A context of 512 in the middle of what is generated.
