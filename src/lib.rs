@@ -59,7 +59,8 @@
 //! what it found is kept on the disk for later runs. For a few tokens the norm before a product and the gated activation or
 //! greedy choice after it are part of its launch (`linear_fused.cu`), as [`engine::StepPlan`] says, with the same bits; so
 //! gate and up lie in turn in the rows of one matrix. Attention has a kernel for tokens that are alone in their slot
-//! (`attention_single.cu`), which rotates heads and writes the cache as well, and one for prompts (`attention_runs.cu`);
+//! (`attention_single.cu`), which rotates heads and writes the cache as well, and two for prompts (`attention_runs.cu`, and
+//! on Hopper `attention_wgmma.cu`);
 //! the cache is plain or in codes. The other ops have one simple kernel each. A decode step
 //! is recorded once for each number of sequences and then replayed as a CUDA graph; its tokens are the next one's input and
 //! are told to the host by `advance.cu`, so that steps are asked for ahead (`engine::generate`). `tests/cuda_build` reads the machine
