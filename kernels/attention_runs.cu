@@ -20,28 +20,16 @@ constexpr unsigned ALL_QUERIES = WARPS * QUERIES;
 constexpr unsigned KEYS = 64; // at a time
 constexpr unsigned DEPTH = 2; // stages
 
-template <class T, unsigned DIM, class Kv> struct Runs {
+template <class T, unsigned DIM, class Kv> struct Runs : TileOfTokens<ALL_QUERIES> {
     using Tile = KvTile<T, DIM, Kv, KEYS>;
     static constexpr unsigned STAGE = Tile::BYTES;
     static constexpr unsigned SHARED = DEPTH * STAGE;
 
     const AttentionArgs<T>& args;
     unsigned char* const shared;
-    const unsigned kv_head;
-    const unsigned group;
-    const unsigned first, end; // tokens
 
     __device__ Runs(const AttentionArgs<T>& args, unsigned char* shared)
-        : args(args), shared(shared), kv_head(blockIdx.y), group(args.group()),
-          first((gridDim.x - 1 - blockIdx.x) * (ALL_QUERIES / group)),
-          end(min(args.tokens, first + ALL_QUERIES / group)) {}
-
-    // The token of a row of this warp; one that is not there for rows that are none.
-    __device__ unsigned token_of(unsigned row) const {
-        const unsigned all = warp_id() * QUERIES + row;
-        return all < ALL_QUERIES / group * group ? first + all / group : end;
-    }
-    __device__ size_t head_of(unsigned row) const { return kv_head * group + (warp_id() * QUERIES + row) % group; }
+        : TileOfTokens<ALL_QUERIES>(args), args(args), shared(shared) {}
 
     __device__ void run() const {
         Rows<T, DIM, Kv> rows;

@@ -27,21 +27,18 @@
 
 constexpr unsigned WARPS = 8;
 constexpr unsigned THREADS = WARPS * WARP;
-constexpr unsigned QUERIES = 16; // rows of a warp
 constexpr unsigned KEYS = 64; // at a time
 constexpr unsigned DEPTH = 4; // stages
 constexpr unsigned PIECE = 16;
 constexpr unsigned CORE = 8 * PIECE; // bytes
 
-template <class T, unsigned DIM> struct Warpgroups {
+template <class T, unsigned DIM> struct Warpgroups : TileOfTokens<WARPS * QUERIES> {
     static constexpr float LOG2_E = 1.44269504f; // exponentials are powers of two here
-    static constexpr unsigned ALL_QUERIES = WARPS * QUERIES;
     static constexpr unsigned PIECES = DIM * sizeof(T) / PIECE; // of a vector
     static constexpr unsigned ROW_OF_CORES = KEYS / 8 * CORE;    // the same piece of all keys
     static constexpr unsigned VALUES = KEYS * DIM * sizeof(T);   // where they begin in a stage
     static constexpr unsigned STAGE = 2 * VALUES;
     static constexpr unsigned SHARED = DEPTH * STAGE;
-    static constexpr unsigned BLOCKS = KEYS / 8;
 
     // Lane 4g + t has of rows g and g + 8 of its warp: two of every 8 keys or elements.
     struct State {
@@ -53,24 +50,12 @@ template <class T, unsigned DIM> struct Warpgroups {
 
     const AttentionArgs<T>& args;
     unsigned char* const shared;
-    const unsigned kv_head;
-    const unsigned group;
-    const unsigned first, end; // tokens
 
     __device__ Warpgroups(const AttentionArgs<T>& args, unsigned char* shared)
-        : args(args), shared(shared), kv_head(blockIdx.y), group(args.group()),
-          first((gridDim.x - 1 - blockIdx.x) * (ALL_QUERIES / group)),
-          end(min(args.tokens, first + ALL_QUERIES / group)) {}
+        : TileOfTokens<WARPS * QUERIES>(args), args(args), shared(shared) {}
 
     static __device__ unsigned g() { return lane_id() / 4; }
     static __device__ unsigned t() { return lane_id() % 4; }
-
-    // The token of a row of this warp; one that is not there for rows that are none.
-    __device__ unsigned token_of(unsigned row) const {
-        const unsigned all = warp_id() * QUERIES + row;
-        return all < ALL_QUERIES / group * group ? first + all / group : end;
-    }
-    __device__ size_t head_of(unsigned row) const { return kv_head * group + (warp_id() * QUERIES + row) % group; }
 
     __device__ void run() const {
         State state;

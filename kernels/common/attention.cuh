@@ -59,3 +59,25 @@ template <class T> struct AttentionArgs {
         return (static_cast<size_t>(slot) * kv_heads + kv_head) * capacity + key;
     }
 };
+
+constexpr unsigned QUERIES = 16; // rows of a warp
+
+// The rows of a block that runs of tokens share: the query heads of one head of keys, of neighbouring tokens. blockIdx.x
+// counts such tiles from the last one on, for the last tokens of a prompt have the most keys; blockIdx.y heads of keys.
+template <unsigned ROWS> struct TileOfTokens {
+    const unsigned kv_head;
+    const unsigned group;
+    const unsigned first, end; // tokens
+
+    template <class T>
+    __device__ explicit TileOfTokens(const AttentionArgs<T>& args)
+        : kv_head(blockIdx.y), group(args.group()), first((gridDim.x - 1 - blockIdx.x) * (ROWS / group)),
+          end(min(args.tokens, first + ROWS / group)) {}
+
+    // The token of a row of this warp; one that is not there for rows that are none.
+    __device__ unsigned token_of(unsigned row) const {
+        const unsigned all = warp_id() * QUERIES + row;
+        return all < ROWS / group * group ? first + all / group : end;
+    }
+    __device__ size_t head_of(unsigned row) const { return kv_head * group + (warp_id() * QUERIES + row) % group; }
+};

@@ -15,7 +15,6 @@
 #include "elem.cuh"
 #include "reduce.cuh"
 
-constexpr unsigned QUERIES = 16; // rows of a warp
 constexpr unsigned PIECE = 16;   // bytes of a copy
 
 constexpr float LOG2_E = 1.44269504f; // exponentials are powers of two here

@@ -67,7 +67,7 @@ fn measured(record: &Record) -> &Measured {
 }
 
 /// Two orders of blocks are enough: ops are tested in more.
-pub(super) fn two_orders() -> Vec<Device> {
+fn two_orders() -> Vec<Device> {
     some_gpus(&[0, 77])
 }
 

@@ -250,6 +250,8 @@ fn runs_of(device: &Device, kv: KvFormat) {
     attention::attend(device, [4, 1, 64], &places, act, queries, kv);
 }
 
+const ALL_HEADS: &str = "DEFINE(f16, 64)\nDEFINE(f16, 96)\nDEFINE(f16, 128)\nDEFINE(bf16, 64)\nDEFINE(bf16, 96)\nDEFINE(bf16, 128)";
+
 /// As [`is_noticed`], of attention by matrix instructions: compiled for one type and head size alone, which is quicker.
 fn is_noticed_attending(
     stem: &str,
@@ -262,14 +264,8 @@ fn is_noticed_attending(
             "attention_wgmma.cu",
             "DEFINE(f16, 64)\nDEFINE(f16, 128)\nDEFINE(bf16, 64)\nDEFINE(bf16, 128)",
         ),
-        stem => (
-            if stem == "attention_single" {
-                "attention_single.cu"
-            } else {
-                "attention_runs.cu"
-            },
-            "DEFINE(f16, 64)\nDEFINE(f16, 96)\nDEFINE(f16, 128)\nDEFINE(bf16, 64)\nDEFINE(bf16, 96)\nDEFINE(bf16, 128)",
-        ),
+        "attention_single" => ("attention_single.cu", ALL_HEADS),
+        _ => ("attention_runs.cu", ALL_HEADS),
     };
     let only = Mutation {
         file: source,
