@@ -56,6 +56,7 @@ template <class T, unsigned DIM, class Kv> struct Runs : TileOfTokens<ALL_QUERIE
             const unsigned row = rows.g() + 8 * r, token = token_of(row);
             if (token >= end) continue;
             T* out = args.out + (static_cast<size_t>(token) * args.heads + head_of(row)) * DIM;
+            const float inverse = 1.0f / rows.sum[r];
 #pragma unroll
             for (unsigned block = 0; block < DIM / 8; block++) {
                 const float(&values)[4] = rows.values[block];
@@ -63,12 +64,12 @@ template <class T, unsigned DIM, class Kv> struct Runs : TileOfTokens<ALL_QUERIE
                     if (block % 2 == 1) continue;
                     // This block and the next have every other of four neighbours.
                     const float(&between)[4] = rows.values[block + 1];
-                    const uint2 four = {rows.pair_of(values[2 * r] / rows.sum[r], between[2 * r] / rows.sum[r]),
-                                        rows.pair_of(values[2 * r + 1] / rows.sum[r], between[2 * r + 1] / rows.sum[r])};
-                    memcpy(out + rows.element(block, 0), &four, sizeof four);
+                    const uint2 four = {rows.pair_of(values[2 * r] * inverse, between[2 * r] * inverse),
+                                        rows.pair_of(values[2 * r + 1] * inverse, between[2 * r + 1] * inverse)};
+                    store_raw(out + rows.element(block, 0), four);
                 } else {
-                    const uint32_t pair = rows.pair_of(values[2 * r] / rows.sum[r], values[2 * r + 1] / rows.sum[r]);
-                    memcpy(out + rows.element(block, 0), &pair, sizeof pair);
+                    const uint32_t pair = rows.pair_of(values[2 * r] * inverse, values[2 * r + 1] * inverse);
+                    store_raw(out + rows.element(block, 0), pair);
                 }
             }
         }

@@ -68,7 +68,7 @@ template <class T, unsigned DIM> struct Warpgroups : TileOfTokens<WARPS * QUERIE
 #pragma unroll
                 for (unsigned half = 0; half < 2; half++) {
                     uint32_t pair = 0;
-                    if (token < end) memcpy(&pair, from + step * 16 + 8 * half + 2 * t(), sizeof pair);
+                    if (token < end) pair = load_raw<uint32_t>(from + step * 16 + 8 * half + 2 * t());
                     state.q[step][r + 2 * half] = pair;
                 }
             }
@@ -103,7 +103,7 @@ template <class T, unsigned DIM> struct Warpgroups : TileOfTokens<WARPS * QUERIE
             for (unsigned block = 0; block < DIM / 8; block++) {
                 const float* values = state.values + 4 * block + 2 * r;
                 const uint32_t pair = pair_of(values[0] * inverse, values[1] * inverse);
-                memcpy(out + block * 8 + 2 * t(), &pair, sizeof pair);
+                store_raw(out + block * 8 + 2 * t(), pair);
             }
         }
     }

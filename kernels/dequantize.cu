@@ -70,4 +70,5 @@ template <class Format> __device__ void dequantize(const StreamedWeight& weight,
         dequantize<FORMAT>(weight, static_cast<FORMAT::X*>(out), first, tiles);                                        \
     }
 #define CODES(FORMAT)
+#define WIDE_SCALES PACKED
 #include "common/storages.cuh"

@@ -12,26 +12,17 @@
 //   leaves its column as it was.
 //
 // permute_columns_<bytes>. One thread per element.
-#include "common/elem.cuh"
-
 #include <ptx/kernel.cuh>
 #include <ptx/sync.cuh>
 
-template <class Table, class Out>
-__device__ void gather(const unsigned* ids, const Table* table, Out* __restrict__ out,
-                       unsigned rows, unsigned width) {
-    follow_predecessor();
-    const size_t row = blockIdx.x;
-    const size_t id = ids[row];
-    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
-        const float value = id < rows ? to_f32(table[id * width + i]) : nanf("");
-        out[row * width + i] = from_f32<Out>(value);
-    }
-}
+#include "common/elem.cuh"
+#include "common/gather.cuh"
 
+#define GATHER_ARGS(OUT, TABLE) GatherArgs<TABLE, OUT>
 #define DEFINE(OUT, TABLE)                                                                                             \
-    KERNEL(gather_##TABLE##_##OUT, const unsigned* ids, const TABLE* table, OUT* out, unsigned rows, unsigned width) { \
-        gather(ids, table, out, rows, width);                                                                          \
+    KERNEL(gather_##TABLE##_##OUT, const GATHER_ARGS(OUT, TABLE) args) {                                                \
+        follow_predecessor();                                                                                          \
+        args.run(blockIdx.x);                                                                                          \
     }
 FOR_EACH_ELEM(DEFINE, f32)
 FOR_EACH_ELEM(DEFINE, f16)

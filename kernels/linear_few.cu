@@ -22,7 +22,7 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS> __device__ void linea
     DYNAMIC_SHARED(shared);
     using Block = Few<Format, R, TOKEN_BLOCKS, ProductArgs>;
     if (dynamic_shared_bytes() < Block::SHARED) return; // a launch that knows better than this file
-    Block(args, shared).run();
+    Block(args, Block::Room::packed(shared), blockIdx.x, gridDim.x).run();
 }
 
 #define KERNEL_FEW(FORMAT, R, TOKEN_BLOCKS)                                                                            \
@@ -41,4 +41,5 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS> __device__ void linea
     KERNEL_FEW(FORMAT, 1, 1) KERNEL_FEW(FORMAT, 2, 1) KERNEL_FEW(FORMAT, 4, 1)                                         \
     KERNEL_FEW(FORMAT, 2, 2) KERNEL_FEW(FORMAT, 4, 2)
 #define CODES PACKED
+#define WIDE_SCALES PACKED
 #include "common/storages.cuh"

@@ -24,7 +24,7 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS> __device__ void linea
     using Block = Few<Format, R, TOKEN_BLOCKS, FusedArgs>;
     const unsigned normed = (job.product.tokens + 1) * job.product.weight.steps() * StepOfTokens<typename Format::X>::BYTES;
     if (dynamic_shared_bytes() < Block::SHARED + normed) return; // a launch that knows better than this file
-    Block(job, shared).run();
+    Block(job, Block::Room::packed(shared), blockIdx.x, gridDim.x).run();
 }
 
 #define KERNEL_FUSED(FORMAT, R, TOKEN_BLOCKS)                                                                          \
@@ -35,4 +35,5 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS> __device__ void linea
 #define PLAIN(FORMAT) KERNEL_FUSED(FORMAT, 1, 0) KERNEL_FUSED(FORMAT, 2, 0) KERNEL_FUSED(FORMAT, 2, 1)
 #define PACKED(FORMAT) KERNEL_FUSED(FORMAT, 2, 0) KERNEL_FUSED(FORMAT, 4, 0) KERNEL_FUSED(FORMAT, 2, 1)
 #define CODES(FORMAT)
+#define WIDE_SCALES PACKED
 #include "common/storages.cuh"

@@ -143,4 +143,5 @@ template <class Format, unsigned R, unsigned B> __device__ void linear_tile(cons
 #define PLAIN(FORMAT) KERNEL_TILE(FORMAT, 2, 1, 4) KERNEL_TILE(FORMAT, 1, 1, 8) KERNEL_TILE(FORMAT, 1, 2, 8)
 #define PACKED PLAIN
 #define CODES PACKED
+#define WIDE_SCALES PACKED
 #include "common/storages.cuh"

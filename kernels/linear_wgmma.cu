@@ -240,4 +240,5 @@ template <class Format, unsigned R, unsigned B> __device__ void linear_wgmma(con
 #define PLAIN(FORMAT)
 #define PACKED(FORMAT) KERNEL_WGMMA(FORMAT, 2, 8) KERNEL_WGMMA(FORMAT, 1, 16)
 #define CODES PACKED
+#define WIDE_SCALES PACKED
 #include "common/storages.cuh"

@@ -60,10 +60,11 @@
 //! greedy choice after it are part of its launch (`linear_fused.cu`), as [`engine::StepPlan`] says, with the same bits; so
 //! gate and up lie in turn in the rows of one matrix. Attention has a kernel for tokens that are alone in their slot
 //! (`attention_single.cu`), which rotates heads and writes the cache as well, and two for prompts (`attention_runs.cu`, and
-//! on Hopper `attention_wgmma.cu`);
-//! the cache is plain or in codes. The other ops have one simple kernel each. A decode step
-//! is recorded once for each number of sequences and then replayed as a CUDA graph; its tokens are the next one's input and
-//! are told to the host by `advance.cu`, so that steps are asked for ahead (`engine::generate`). `tests/cuda_build` reads the machine
+//! on Hopper `attention_wgmma.cu`); the cache is plain or in codes. The other ops have one simple kernel each. A decode step
+//! is recorded once for each number of sequences and then replayed as a CUDA graph, or, for one sequence and where it is asked
+//! for, gathered into a single launch that runs the same ops by blocks that wait for each other (`step.cu`,
+//! `kernels/gpu/step.rs`); its tokens are the next one's input and are told to the host by `advance.cu`, so that steps are
+//! asked for ahead (`engine::generate`). `tests/cuda_build` reads the machine
 //! code: spills, widths of loads, budgets of instructions. Without the `cuda` feature none of this is built or needed.
 
 pub mod cli;

@@ -24,6 +24,8 @@ mod logits;
 mod microbench;
 #[path = "kernels/mutations.rs"]
 mod mutations;
+#[path = "kernels/step.rs"]
+mod step;
 #[path = "kernels/stored.rs"]
 mod stored;
 #[path = "kernels/streamed.rs"]

@@ -59,6 +59,10 @@ __device__ inline float round_to_elem(ElemType type, float value) {
 // Whether 16-byte loads may start at `p`.
 __device__ inline bool is_aligned16(const void* p) { return reinterpret_cast<size_t>(p) % 16 == 0; }
 
+// Neighbours as one word, from and to where that is aligned to its size. A memcpy would go byte by byte: it cannot know.
+template <class Raw, class T> __device__ inline Raw load_raw(const T* p) { return *reinterpret_cast<const Raw*>(p); }
+template <class T, class Raw> __device__ inline void store_raw(T* p, const Raw& raw) { *reinterpret_cast<Raw*>(p) = raw; }
+
 // Loads N consecutive elements by loads of 16 bytes (8 where all of them take no more) and widens them. `p` is aligned to
 // the width of the loads.
 template <unsigned N, class T> __device__ void load_wide(const T* p, float (&values)[N]) {

@@ -18,8 +18,13 @@
 constexpr unsigned WARPS = 8;
 static_assert(WARPS * WARP == NORM_THREADS, "rows are normed by the threads of a block");
 
+// Bytes of a warp's ring. Two blocks of up to 8 tokens fit on a multiprocessor; of up to 16, and of several that are normed
+// first, there is one. Less for a single token, so that the next launch would fit beside this one, cost more than it brought:
+// on an H200 a product of one token took a quarter longer than of eight.
+constexpr unsigned ring_of(unsigned token_blocks) { return (token_blocks < 2 ? 12 : 24) << 10; }
+
 // `Job` is ProductArgs, or FusedArgs for a product with what goes before and after it.
-template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job> struct Few {
+template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job, unsigned RING = ring_of(TOKEN_BLOCKS)> struct Few {
     using X = typename Format::X;
     using Sum = typename Format::Sum;
     using Tokens = StepOfTokens<X>;
@@ -34,36 +39,48 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job> struct Few
     static constexpr unsigned SCALES_AT = R * TILE_BYTES;
     static constexpr unsigned TOKENS_AT = SCALES_AT + Scales::BYTES;
     static constexpr unsigned STAGE = TOKENS_AT + (FUSED ? 0 : TOKENS * Tokens::BYTES);
-    // Of one warp. Two blocks of up to 8 tokens fit on a multiprocessor; of up to 16, and of several that are normed first,
-    // there is one. Less for a single token, so that the next launch would fit beside this one, cost more than it brought: on
-    // an H200 a product of one token took a quarter longer than of eight.
-    static constexpr unsigned RING = (TOKEN_BLOCKS < 2 ? 12 : 24) << 10;
     static constexpr unsigned DEPTH = RING / STAGE < 3 ? 3 : RING / STAGE > 8 ? 8 : RING / STAGE;
 
     // Sums of the warps for as many tiles as fit, rows side by side with a gap against bank conflicts.
     static constexpr unsigned AT_ONCE = TOKENS * R <= 32 ? R : 32 / TOKENS;
     static constexpr unsigned PITCH = AT_ONCE * ROWS + 4;
     static constexpr unsigned SUMS = WARPS * TOKENS * PITCH * sizeof(Sum);
-    static constexpr unsigned SHARED = WARPS * DEPTH * STAGE + SUMS; // and what NormedTokens takes
+    static constexpr unsigned RINGS = WARPS * DEPTH * STAGE;
+    static constexpr unsigned SHARED = RINGS + SUMS; // and what NormedTokens takes
     static_assert(R % AT_ONCE == 0, "tiles are added up in equal parts");
     static_assert(!FUSED || AT_ONCE == R, "a thread that picks keeps to its token");
 
+    // Where a block has what in its shared memory.
+    struct Room {
+        unsigned char* rings; // of all warps
+        unsigned of_ring;     // bytes from one warp's to the next
+        unsigned char* sums;
+        unsigned char* normed; // what NormedTokens takes
+
+        // One behind the other.
+        static __device__ Room packed(unsigned char* shared) {
+            return {shared, DEPTH * STAGE, shared + RINGS, shared + SHARED};
+        }
+    };
+
     const Job& job;
     const ProductArgs& args;
-    unsigned char* const shared;
+    const StreamedWeight weight; // a copy, which the compiler need not read again after every copy to shared memory
+    const Room room;
     unsigned char* const ring;
     Sum* const warp_sums;
     const unsigned items; // groups of R tiles, or parts of their columns
+    const unsigned me, blocks; // which block this one is of those that have items
 
-    __device__ Few(const Job& job, unsigned char* shared)
-        : job(job), args(product_of(job)), shared(shared), ring(shared + warp_id() * DEPTH * STAGE),
-          warp_sums(reinterpret_cast<Sum*>(shared + WARPS * DEPTH * STAGE)),
-          items((args.weight.tiles() + R - 1) / R * args.splits) {}
+    __device__ Few(const Job& job, const Room& room, unsigned me, unsigned blocks)
+        : job(job), args(product_of(job)), weight(args.weight), room(room), ring(room.rings + warp_id() * room.of_ring),
+          warp_sums(reinterpret_cast<Sum*>(room.sums)), items((weight.tiles() + R - 1) / R * args.splits), me(me),
+          blocks(min(blocks, items)) {}
 
     // The steps of an item that this warp takes are `first`, then every eighth before `end`.
     __device__ unsigned first(unsigned item) const { return item % args.splits * args.steps_per_split + warp_id(); }
     __device__ unsigned end(unsigned item) const {
-        return min(args.weight.steps(), (item % args.splits + 1) * args.steps_per_split);
+        return min(weight.steps(), (item % args.splits + 1) * args.steps_per_split);
     }
 
     // Where copying has got to.
@@ -75,13 +92,13 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job> struct Few
     __device__ Cursor begin(unsigned item) const {
         const unsigned tile = item / args.splits * R;
         const unsigned step = first(item);
-        return {item, step, end(item), tile, Source<Format>(args.weight, tile, step)};
+        return {item, step, end(item), tile, Source<Format>(weight, tile, step)};
     }
 
     // On to a step that this warp has to do; item >= items when there is none.
     __device__ void settle(Cursor& at) const {
         while (at.step >= at.end) {
-            const unsigned item = at.item + gridDim.x;
+            const unsigned item = at.item + blocks;
             if (item >= items) {
                 at.item = items;
                 break;
@@ -97,21 +114,21 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job> struct Few
     }
 
     __device__ void copy_weights(unsigned char* stage, const Cursor& at) const {
-        const unsigned here = min(R, args.weight.tiles() - at.tile);
+        const unsigned here = min(R, weight.tiles() - at.tile);
 #pragma unroll
         for (unsigned r = 0; r < R; r++) {
-            if (r < here) at.source.copy(stage + r * TILE_BYTES, args.weight, r, at.step);
+            if (r < here) at.source.copy(stage + r * TILE_BYTES, weight, r, at.step);
         }
-        Scales::copy(stage + SCALES_AT, args.weight, at.tile, here, at.step);
+        Scales::copy(stage + SCALES_AT, weight, at.tile, here, at.step);
     }
 
     __device__ void copy_tokens(unsigned char* stage, const Cursor& at) const {
-        Tokens::template copy<TOKENS, WARP>(stage + TOKENS_AT, static_cast<const X*>(args.x), args.tokens, args.weight.k,
+        Tokens::template copy<TOKENS, WARP>(stage + TOKENS_AT, static_cast<const X*>(args.x), args.tokens, weight.k,
                                             at.step, lane_id());
     }
 
     __device__ NormedTokens<X> normed_tokens() const {
-        return {shared + SHARED, args.weight.steps(), args.tokens};
+        return {room.normed, weight.steps(), args.tokens};
     }
 
     // Adds a stage to the sums; `tokens` is where those of the step lie, `there` how many there is room for.
@@ -131,20 +148,33 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job> struct Few
         }
 #pragma unroll
         for (unsigned r = 0; r < R; r++) {
-            add_tile<Format, R, BLOCKS>(sums[r], stage + r * TILE_BYTES, stage + SCALES_AT, r, args.weight, x);
+            add_tile<Format, R, BLOCKS>(sums[r], stage + r * TILE_BYTES, stage + SCALES_AT, r, weight, x);
         }
     }
 
+    // A launch of its own.
     __device__ void run() const {
-        if (blockIdx.x >= items) return;
-        Sum sums[R][BLOCKS][4] = {};
-        Best best = {0.0f, NONE};
-        // Weights do not depend on what ran before; activations do.
-        const Cursor start = begin(blockIdx.x);
-        Cursor copying = start;
-        settle(copying);
+        if (me >= items) return;
+        const Cursor copied = begin_copying();
+        let_successor_start();
+        wait_for_predecessor();
+        compute(copied, [] {});
+        copies_wait<0>();
+    }
+
+    // The first step that this warp has to do.
+    __device__ Cursor start() const {
+        Cursor first = begin(me);
+        settle(first);
+        return first;
+    }
+
+    // Begins to copy the weights of the first steps, and that of the norm: they do not depend on what ran before, as
+    // activations do. Where the copying has got to. Tokens that come through the ring still have to.
+    __device__ Cursor begin_copying() const {
+        Cursor copying = start();
         if constexpr (FUSED) {
-            normed_tokens().copy_weight(job.norm, args.weight.k);
+            normed_tokens().copy_weight(job.norm, weight.k);
             copies_commit();
         }
 #pragma unroll 1
@@ -155,14 +185,29 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job> struct Few
             }
             if constexpr (FUSED) copies_commit();
         }
-        let_successor_start();
-        wait_for_predecessor();
+        return copying;
+    }
+
+    // Where begin_copying got to.
+    __device__ Cursor copied() const {
+        Cursor copying = start();
+#pragma unroll 1
+        for (unsigned i = 0; i < DEPTH - 1; i++) {
+            if (copying.item < items) advance(copying);
+        }
+        return copying;
+    }
+
+    // All of it but that beginning, for a block that has items. `ring_is_free` is called by each warp when it has used the last
+    // of its weights, before it meets the others.
+    template <class RingIsFree> __device__ void compute(Cursor copying, RingIsFree ring_is_free) const {
+        Sum sums[R][BLOCKS][4] = {};
+        Best best = {0.0f, NONE};
         if constexpr (FUSED) {
             copies_wait<DEPTH - 1>(); // the weight of the norm, which each thread copied for itself
             normed_tokens().template fill<TOKENS>(job, reinterpret_cast<float*>(warp_sums));
         } else {
-            copying = start;
-            settle(copying);
+            copying = start();
 #pragma unroll 1
             for (unsigned i = 0; i < DEPTH - 1; i++) {
                 if (copying.item < items) {
@@ -178,7 +223,8 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job> struct Few
         const auto next = [this](unsigned char* stage) {
             return stage == ring + (DEPTH - 1) * STAGE ? ring : stage + STAGE;
         };
-        for (unsigned item = blockIdx.x; item < items; item += gridDim.x) {
+#pragma unroll 1
+        for (unsigned item = me; item < items; item += blocks) {
             const unsigned last = end(item);
 #pragma unroll 1
             for (unsigned step = first(item); step < last; step += WARPS) {
@@ -198,22 +244,22 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job> struct Few
                 }
                 using_up = next(using_up);
             }
-            finish_item(item, sums, best);
+            finish_item(item, sums, best, ring_is_free);
         }
-        copies_wait<0>();
         if constexpr (FUSED) {
-            if (job.then == THEN_PICK) pick<R * ROWS>(job, best, shared);
+            if (job.then == THEN_PICK) pick<R * ROWS>(job, best, room.rings, me, blocks);
         }
     }
 
     // The warps' sums become results, or this block's part of them; and start anew.
-    __device__ void finish_item(unsigned item, Sum (&sums)[R][BLOCKS][4], Best& best) const {
+    template <class RingIsFree>
+    __device__ void finish_item(unsigned item, Sum (&sums)[R][BLOCKS][4], Best& best, RingIsFree ring_is_free) const {
         const unsigned tile = item / args.splits;
         // [tokens, rows] of this block's part.
         const size_t part = static_cast<size_t>(TOKENS) * R * ROWS;
 #pragma unroll
         for (unsigned first = 0; first < R; first += AT_ONCE) {
-            __syncthreads(); // the sums of the tiles before have been read
+            if (item != me || first > 0) __syncthreads(); // the sums of the tiles before have been read
 #pragma unroll
             for (unsigned r = 0; r < AT_ONCE; r++) {
 #pragma unroll
@@ -227,6 +273,7 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job> struct Few
                     }
                 }
             }
+            if (first + AT_ONCE == R && item + blocks >= items) ring_is_free();
             __syncthreads();
             const auto sum_of = [this](unsigned token, unsigned row) {
                 Sum sum = 0;

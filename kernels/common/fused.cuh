@@ -146,7 +146,8 @@ __device__ inline void look(const ProductArgs& args, unsigned first, Scaled scal
 
 // The best of the threads, COUNT for each token, become the block's, and the last block's choice among all. `shared` has room
 // for a Best of every thread, and nobody uses it any more once all are here.
-template <unsigned COUNT> __device__ inline void pick(const FusedArgs& job, Best best, unsigned char* shared) {
+template <unsigned COUNT>
+__device__ inline void pick(const FusedArgs& job, Best best, unsigned char* shared, unsigned me, unsigned blocks) {
     const unsigned tokens = job.product.tokens;
     Best* of_threads = reinterpret_cast<Best*>(shared);
     __syncthreads(); // the ring is free
@@ -155,13 +156,13 @@ template <unsigned COUNT> __device__ inline void pick(const FusedArgs& job, Best
     if (threadIdx.x < tokens) {
         best = of_threads[threadIdx.x * COUNT];
         for (unsigned i = 1; i < COUNT; i++) best = better(best, of_threads[threadIdx.x * COUNT + i]);
-        job.best_values[blockIdx.x * tokens + threadIdx.x] = best.value;
-        job.best_rows[blockIdx.x * tokens + threadIdx.x] = best.index;
+        job.best_values[me * tokens + threadIdx.x] = best.value;
+        job.best_rows[me * tokens + threadIdx.x] = best.index;
     }
-    if (!is_last_of(job.arrived, gridDim.x)) return;
+    if (!is_last_of(job.arrived, blocks)) return;
     for (unsigned token = warp_id(); token < tokens; token += NORM_THREADS / WARP) {
         best = {0.0f, NONE};
-        for (unsigned block = lane_id(); block < gridDim.x; block += WARP) {
+        for (unsigned block = lane_id(); block < blocks; block += WARP) {
             const unsigned at = block * tokens + token;
             best = better(best, Best{__ldcg(job.best_values + at), __ldcg(job.best_rows + at)});
         }

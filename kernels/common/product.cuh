@@ -1,8 +1,7 @@
-// What streaming products share: their argument, and how blocks that share a tile find the last of them.
+// What streaming products share: their argument.
 #pragma once
 
-#include <ptx/sync.cuh>
-
+#include "last.cuh"
 #include "outcome.cuh"
 #include "stream.cuh"
 
@@ -36,20 +35,7 @@ struct ProductArgs {
     }
 };
 
-// Whether this block is the last of `blocks` to count itself here; whatever the others wrote before is then visible to all
-// its threads. Makes the counter ready for the next launch.
-__device__ inline bool is_last_of(unsigned* counter, unsigned blocks) {
-    __shared__ unsigned last;
-    __syncthreads(); // all of this block has written
-    if (threadIdx.x == 0) {
-        last = count_up(counter) == blocks - 1;
-        if (last) *counter = 0;
-    }
-    __syncthreads();
-    return last != 0;
-}
-
-// The same of those that share `tile`.
+// Whether this block is the last of those that share `tile`.
 __device__ inline bool is_last_of_tile(const ProductArgs& args, unsigned tile) {
     return is_last_of(args.arrived + tile, args.splits);
 }

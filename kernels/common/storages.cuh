@@ -1,6 +1,6 @@
 // Every storage that a streaming product takes, by the name that the launch code puts together: PLAIN(name) for 16-bit
-// weights, CODES(name) where activations are codes too, PACKED(name) for the others. To be included once, after all three
-// are defined.
+// weights, CODES(name) where activations are codes too, WIDE_SCALES(name) where groups have f32 scales, PACKED(name) for the
+// others. To be included once, after all four are defined.
 
 using plain_bf16 = PlainRows<bf16>;
 using plain_f16 = PlainRows<f16>;
@@ -26,18 +26,18 @@ PLAIN(plain_bf16)
 PLAIN(plain_f16)
 PACKED(int8_bf16)
 PACKED(int8_f16)
-PACKED(int8_groups_bf16)
-PACKED(int8_groups_f16)
+WIDE_SCALES(int8_groups_bf16)
+WIDE_SCALES(int8_groups_f16)
 PACKED(e4m3_bf16)
 PACKED(e4m3_f16)
-PACKED(e4m3_groups_bf16)
-PACKED(e4m3_groups_f16)
+WIDE_SCALES(e4m3_groups_bf16)
+WIDE_SCALES(e4m3_groups_f16)
 PACKED(int4_bf16)
 PACKED(int4_f16)
-PACKED(int4_f32_bf16)
-PACKED(int4_f32_f16)
+WIDE_SCALES(int4_f32_bf16)
+WIDE_SCALES(int4_f32_f16)
 PACKED(int4_zeros_bf16)
 PACKED(int4_zeros_f16)
-PACKED(int4_zeros_f32_bf16)
-PACKED(int4_zeros_f32_f16)
+WIDE_SCALES(int4_zeros_f32_bf16)
+WIDE_SCALES(int4_zeros_f32_f16)
 CODES(w8a8)

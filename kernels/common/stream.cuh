@@ -18,12 +18,12 @@
 
 #include "codes.cuh"
 #include "elem.cuh"
+#include "piece.cuh"
 #include "reduce.cuh"
 
 constexpr unsigned STEP = 64;  // columns
 constexpr unsigned ROWS = 16;  // of a tile
 constexpr unsigned BLOCK = 8;  // tokens of a matrix instruction
-constexpr unsigned PIECE = 16; // bytes of a copy
 
 // A weight matrix in one of the storages below. Every storage has whole tiles: rows after the last are zeros.
 struct StreamedWeight {

@@ -6,6 +6,12 @@
 
 #include <cstdint>
 
+// x, as if nobody knew what it is: what is computed of it is computed here, and no register holds it from before a loop.
+__device__ inline unsigned computed_anew(unsigned x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 // (x & mask) | bits, one instruction.
 __device__ inline uint32_t mask_or(uint32_t x, uint32_t mask, uint32_t bits) {
     uint32_t y;

@@ -9,6 +9,19 @@ __device__ inline unsigned count_up(unsigned* counter) {
     return before;
 }
 
+// The same where nobody asks what it was.
+__device__ inline void arrive_at(unsigned* counter) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+
+// Looks at such a counter. What those wrote before who have counted themselves is visible to the calling thread, and to the
+// threads that a later barrier orders behind it.
+__device__ inline unsigned look_at(const unsigned* counter) {
+    unsigned now;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
+    return now;
+}
+
 // Waits until the grids that this one was allowed to overlap are done and their writes visible. Weights may be read before
 // it; what a kernel computed may not be read (through no `const __restrict__` pointer either, for the order of such loads is
 // free), nor anything overwritten that one may still read. Every kernel waits: a grid

@@ -329,6 +329,10 @@ pub(super) struct SpeedFlags {
     /// on) [default: on]
     #[arg(long, value_enum, value_name = "on|off")]
     pub(super) pdl: Option<Switch>,
+    /// Whether a GPU decodes a token of one sequence in one launch (a persistent kernel), where there is one for the model's
+    /// weights and heads [default: off]
+    #[arg(long, value_enum, value_name = "on|off")]
+    pub(super) persistent: Option<Switch>,
     /// At least this many trials of each cell
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = parse_positive)]
     pub(super) trials: usize,
@@ -394,6 +398,7 @@ impl SpeedFlags {
             graphs: state(self.graphs),
             fuse: None,
             overlap: state(self.pdl),
+            persistent: state(self.persistent),
         }
     }
 

@@ -46,7 +46,7 @@ pub(super) struct Args {
     mix: bool,
     /// Measures every cell by ever more of the engine, from candle's models and launches one by one up to the whole, and shows
     /// what each part is worth
-    #[arg(long, conflicts_with_all = ["engine", "graphs", "pdl", "fuse"])]
+    #[arg(long, conflicts_with_all = ["engine", "graphs", "pdl", "fuse", "persistent"])]
     ablate: bool,
     /// Prints JSON instead of the table
     #[arg(long)]

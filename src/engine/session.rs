@@ -104,6 +104,11 @@ impl Engine {
         self.replays.enabled()
     }
 
+    /// How decode steps of `rows` sequences are replayed, in words; `None` before the first.
+    pub fn replay_of(&self, rows: usize) -> Option<String> {
+        self.replays.describe(rows)
+    }
+
     /// Which launches are fused.
     pub fn plan(&self) -> StepPlan {
         self.scratch.plan

@@ -2,7 +2,7 @@
 
 use super::plan::{EngineKind, Plan, Switches};
 use crate::kernels::Device;
-use crate::scheme::{KvFormat, WeightScheme};
+use crate::scheme::{Activations, KvFormat, WeightScheme};
 
 /// The same work by ever more of the engine: candle's models where they can run it, ours with all that may be switched off
 /// switched off, then with one part more each time, up to the whole.
@@ -33,5 +33,40 @@ pub fn stages(plan: &Plan, device: &Device) -> Vec<Plan> {
         switches,
         ..plan.clone()
     }));
+    if matches!(device, Device::Gpu(_)) {
+        stages.extend(in_one_launch(plan));
+    }
     stages
+}
+
+/// What of it may be decoded in one launch for each token; whether it can be is known when a model is there.
+fn in_one_launch(plan: &Plan) -> Option<Plan> {
+    let one = Plan {
+        engine: EngineKind::Candlepower,
+        switches: Switches {
+            persistent: Some(true),
+            ..Switches::default()
+        },
+        variants: plan
+            .variants
+            .iter()
+            .filter(|variant| variant.activations == Activations::Float)
+            .cloned()
+            .collect(),
+        kv: plan
+            .kv
+            .iter()
+            .copied()
+            .filter(|&kv| kv == KvFormat::Auto)
+            .collect(),
+        cells: plan
+            .cells
+            .iter()
+            .filter(|cell| cell.batch == 1)
+            .cloned()
+            .collect(),
+        ..plan.clone()
+    };
+    let something = !(one.variants.is_empty() || one.kv.is_empty() || one.cells.is_empty());
+    something.then_some(one)
 }

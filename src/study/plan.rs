@@ -63,15 +63,32 @@ pub struct Switches {
     pub fuse: Option<bool>,
     /// Whether a kernel may start while the one before it ends (programmatic dependent launch).
     pub overlap: Option<bool>,
+    /// Whether decode steps of one sequence are one launch (a persistent kernel); the habit is that they are not.
+    pub persistent: Option<bool>,
 }
 
 impl Switches {
-    /// Each switch with its flag, and how records name an engine without it.
-    fn each(&self) -> [(Option<bool>, &'static str, &'static str); 3] {
+    /// Each switch with its flag, and how records name an engine where it is not as by habit.
+    fn each(&self) -> [(Option<bool>, &'static str, Option<&'static str>); 4] {
+        let unlike =
+            |switch: Option<bool>, habit: bool, name| (switch == Some(!habit)).then_some(name);
         [
-            (self.graphs, "--graphs", "launch by launch"),
-            (self.fuse, "--fuse", "op by op"),
-            (self.overlap, "--pdl", "no overlap"),
+            (
+                self.graphs,
+                "--graphs",
+                unlike(self.graphs, true, "launch by launch"),
+            ),
+            (self.fuse, "--fuse", unlike(self.fuse, true, "op by op")),
+            (
+                self.overlap,
+                "--pdl",
+                unlike(self.overlap, true, "no overlap"),
+            ),
+            (
+                self.persistent,
+                "--persistent",
+                unlike(self.persistent, false, "one launch"),
+            ),
         ]
     }
 
@@ -89,6 +106,7 @@ impl Switches {
             graphs,
             fuse,
             overlap,
+            persistent: None,
         };
         steps.map(with).to_vec()
     }
@@ -202,9 +220,9 @@ impl Plan {
     /// What runs the model and how, as records name it.
     pub fn engine_name(&self) -> String {
         let mut name = self.engine.name().to_owned();
-        for (switch, _, without) in self.switches.each() {
-            if switch == Some(false) {
-                name = format!("{name}, {without}");
+        for (_, _, unlike) in self.switches.each() {
+            if let Some(unlike) = unlike {
+                name = format!("{name}, {unlike}");
             }
         }
         name
@@ -256,6 +274,10 @@ impl Plan {
                 return usage(&format!("--kv-cache names '{kv}' twice"));
             }
             check_kv(self.engine, kv)?;
+        }
+        let batches = self.cells.iter().any(|cell| cell.batch != 1);
+        if self.switches.persistent == Some(true) && batches {
+            return usage("--persistent on is for --batch 1: several sequences are many launches");
         }
         for cell in &self.cells {
             if cell.batch == 0 || cell.prompt == 0 || cell.generate == 0 {

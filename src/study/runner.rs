@@ -171,7 +171,15 @@ impl Runner {
                 let device = engine.device();
                 let switches = match device {
                     Device::Cpu => None,
-                    Device::Gpu(gpu) => Some((gpu.fuses(), gpu.overlaps(), engine.replays())),
+                    Device::Gpu(gpu) => {
+                        let all = (
+                            gpu.fuses(),
+                            gpu.overlaps(),
+                            engine.replays(),
+                            gpu.persistent(),
+                        );
+                        Some(all)
+                    }
                 };
                 format!(
                     "{:?} {:?} {:?} {:?} {:?} {} {:?} {:?} {:?}",

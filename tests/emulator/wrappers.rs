@@ -71,6 +71,7 @@ fn declarations_are_found() {
     let expected = [
         "Pair",
         "both",
+        "computed_anew",
         "mask_or",
         "multiply_add",
         "permute_bytes",

@@ -120,7 +120,7 @@ fn is_noticed_streaming(file: &'static str, [from, to]: [&'static str; 2]) {
 
 #[test]
 fn a_tile_left_out_is_noticed() {
-    let change = ["at.item + gridDim.x", "at.item + 2 * gridDim.x"];
+    let change = ["at.item + blocks", "at.item + 2 * blocks"];
     is_noticed_streaming("common/few.cuh", change);
     let change = ["if (r < here) source.copy", "if (r + 1 < here) source.copy"];
     is_noticed_streaming("common/block_of_tiles.cuh", change);
@@ -199,10 +199,7 @@ fn what_shares_a_launch_with_a_product_is_noticed() {
             "if (first > 0) squares = add_squares(squares, values);",
         ],
         ["scaled(token, row)));", "scaled(token, row % 8)));"],
-        [
-            "block < gridDim.x; block += WARP",
-            "block < 1; block += WARP",
-        ],
+        ["block < blocks; block += WARP", "block < 1; block += WARP"],
     ] {
         let file = "common/fused.cuh";
         let changed = mutated(&stems, &[only, Mutation { file, from, to }]);
@@ -293,7 +290,7 @@ fn a_part_a_wait_a_mask_of_attention_are_noticed() {
         ["__syncthreads(); // all rows are there", ""],
         ["rows.clear();", "if (part == first_part) rows.clear();"],
     ] {
-        is_noticed_attending(stem, "attention_single.cu", change, single);
+        is_noticed_attending(stem, "common/single.cuh", change, single);
     }
     for (file, change) in [
         (
@@ -316,11 +313,11 @@ fn a_part_a_wait_a_mask_of_attention_are_noticed() {
     }
     for (file, change) in [
         (
-            "attention_single.cu",
+            "common/single.cuh",
             ["put_own(stage, position - key,", "put_own(stage, 0 * key,"],
         ),
         (
-            "attention_single.cu",
+            "common/single.cuh",
             [
                 "__syncthreads(); // the queries are there, and what",
                 "// what",

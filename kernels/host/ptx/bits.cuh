@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+inline unsigned computed_anew(unsigned x) { return x; }
+
 inline uint32_t mask_or(uint32_t x, uint32_t mask, uint32_t bits) { return (x & mask) | bits; }
 
 inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {

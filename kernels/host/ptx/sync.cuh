@@ -7,6 +7,13 @@ inline unsigned count_up(unsigned* counter, emulator::Site site = emulator::here
     return atomicAdd(counter, 1u, site);
 }
 
+inline void arrive_at(unsigned* counter, emulator::Site site = emulator::here()) { atomicAdd(counter, 1u, site); }
+
+inline unsigned look_at(const unsigned* counter, emulator::Site site = emulator::here()) {
+    emulator::ordered_access(emulator::Access::Look, site);
+    return *counter;
+}
+
 inline void wait_for_predecessor() { emulator::note_wait(); }
 
 inline void let_successor_start() {}

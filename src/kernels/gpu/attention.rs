@@ -17,7 +17,7 @@ pub(crate) const MAX_HEAD_DIM: usize = 256;
 
 /// `KvCache` of `common/kv.cuh`.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct KvCache {
     k: Address,
     v: Address,
@@ -95,7 +95,7 @@ const F32S: BufType = BufType::Float(DType::F32);
 
 /// `TurnArgs` of `common/heads.cuh`.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct TurnArgs {
     q_norm: Address,
     k_norm: Address,
@@ -225,7 +225,7 @@ pub(crate) fn rope_append(
 
 /// `AttentionArgs` of `common/attention.cuh`.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(super) struct AttentionArgs {
     q: Address,
     cache: KvCache,
@@ -245,12 +245,18 @@ pub(super) struct AttentionArgs {
     tokens: u32,
     pub(super) most_parts: u32,
     scale: f32,
+    unused: u32,
 }
 
 // SAFETY: the layout of the C++ struct of the same name: the same fields in the same order, none of them a reference.
 unsafe impl KernelArg for AttentionArgs {}
 
 impl AttentionArgs {
+    /// Whether heads are still to be turned and the cache to be written.
+    pub(super) const fn turns(&self) -> bool {
+        !self.turn.cosines.is_null()
+    }
+
     fn new(
         op: Op<'_>,
         shape: &Attention,
@@ -288,6 +294,7 @@ impl AttentionArgs {
             tokens: op.dim("tokens", tokens)?,
             most_parts: 1,
             scale,
+            unused: 0,
         })
     }
 }

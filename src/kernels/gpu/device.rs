@@ -4,11 +4,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::driver::{Driver, Facts, Grid, Mapped, Mark, Memory, Pool, Recording};
+use super::driver::{Driver, Facts, Follows, Grid, Mapped, Mark, Memory, Pool, Recording};
 use super::emulator;
 use super::gemm::Gemm;
 use super::launch::Address;
 use super::linear::{Choices, LinearKernel};
+use super::step::{Gathering, OneLaunch};
 use super::workspace::{Scratch, Workspace, WorkspaceNeed};
 use crate::error::{Error, Result};
 use crate::units::{Bytes, Seconds};
@@ -20,7 +21,10 @@ pub struct Gpu {
     choices: Mutex<Choices>,
     driver: Box<dyn Driver>,
     capture: Arc<Capture>,
+    /// The ops that are to become one launch, while they are asked for.
+    gathering: Mutex<Option<Gathering>>,
     overlaps: AtomicBool,
+    persistent: AtomicBool,
     is_timed: AtomicBool,
     outside_at_open: Option<u64>,
 }
@@ -33,10 +37,13 @@ pub struct GpuBytes {
 
 /// The memory that the graph in the making must keep; `None` while none is made.
 #[derive(Default)]
-struct Capture(Mutex<Option<Vec<Arc<dyn Memory>>>>);
+struct Capture(Mutex<Option<Kept>>);
+
+/// Memory that work which was recorded uses.
+pub(super) type Kept = Vec<Arc<dyn Memory>>;
 
 impl Capture {
-    fn kept(&self) -> MutexGuard<'_, Option<Vec<Arc<dyn Memory>>>> {
+    fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
         // A panic elsewhere leaves the list as it was before or after one push.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -71,7 +78,7 @@ impl Drop for GpuBytes {
 pub struct Graph {
     // Goes before the memory.
     recording: Box<dyn Recording>,
-    _kept: Vec<Arc<dyn Memory>>,
+    _kept: Kept,
 }
 
 impl Graph {
@@ -128,7 +135,9 @@ impl Gpu {
             is_timed: AtomicBool::new(driver.kind() == "cuda"),
             driver,
             capture: Arc::default(),
+            gathering: Mutex::default(),
             overlaps: AtomicBool::new(true),
+            persistent: AtomicBool::new(false),
         }
     }
 
@@ -331,6 +340,49 @@ impl Gpu {
         })
     }
 
+    /// Whether decode steps of one sequence are one launch, where there is a kernel for them.
+    pub fn persistent(&self) -> bool {
+        self.persistent.load(Ordering::Relaxed)
+    }
+
+    /// Whether decode steps of one sequence are one launch (`step.cu`, a persistent kernel) where there is a kernel for them;
+    /// a GPU begins without. What has been recorded stays as it is.
+    pub fn set_persistent(&self, persistent: bool) {
+        self.persistent.store(persistent, Ordering::Relaxed);
+    }
+
+    /// Collects what `work` asks of this GPU, without running it, to be run as one launch; or the reason why it cannot be.
+    ///
+    /// # Errors
+    /// Those of `work`; if a graph is being recorded, or the device fails.
+    pub fn gather(
+        &self,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<std::result::Result<OneLaunch, String>> {
+        self.not_recorded("ops for one launch")?;
+        *self.capture.kept() = Some(Vec::new());
+        *self.gathering() = Some(Gathering::default());
+        let done = work();
+        // Both end in any case: what follows is meant to be run.
+        let gathered = self.gathering().take().unwrap_or_default();
+        let kept = self.capture.kept().take().unwrap_or_default();
+        done?;
+        gathered.finish(self, kept)
+    }
+
+    /// The ops that are to become one launch, if they are being collected.
+    pub(super) fn gathering(&self) -> MutexGuard<'_, Option<Gathering>> {
+        lock(&self.gathering)
+    }
+
+    /// How many blocks of this kernel run at the same time on the whole device.
+    ///
+    /// # Errors
+    /// If there is no such kernel, or the driver does not answer.
+    pub(super) fn resident_blocks(&self, kernel: &str, threads: u32, shared: u32) -> Result<usize> {
+        self.driver.resident_blocks(kernel, threads, shared)
+    }
+
     /// A new point of time, not yet in the stream.
     ///
     /// # Errors
@@ -470,10 +522,15 @@ impl Gpu {
         args: &mut [*mut std::ffi::c_void],
         sizes: &[usize],
     ) -> Result<()> {
-        let grid = Grid {
-            overlaps: grid.overlaps && self.overlaps(),
-            ..grid
+        if let Some(gathering) = &mut *self.gathering() {
+            gathering.cannot(kernel);
+            return Ok(());
+        }
+        let follows = match grid.follows {
+            Follows::Overlapping if !self.overlaps() => Follows::Done,
+            other => other,
         };
+        let grid = Grid { follows, ..grid };
         // SAFETY: by contract.
         unsafe { self.driver.launch(kernel, grid, args, sizes) }
     }
@@ -483,6 +540,10 @@ impl Gpu {
     /// # Safety
     /// As [`Driver::gemm`].
     pub(super) unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
+        if let Some(gathering) = &mut *self.gathering() {
+            gathering.cannot("a product by the library");
+            return Ok(());
+        }
         // SAFETY: by contract.
         unsafe { self.driver.gemm(gemm) }
     }

@@ -74,9 +74,20 @@ pub(super) struct Grid {
     pub(super) threads: u32,
     /// Dynamic shared memory of a block.
     pub(super) shared_bytes: u32,
-    /// Whether the grid may start while the one before it in the stream still runs (programmatic dependent launch): every
-    /// kernel waits for its predecessor before it reads what that wrote. Ignored before compute capability 9.
-    pub(super) overlaps: bool,
+    /// How it follows the grid before it in the stream.
+    pub(super) follows: Follows,
+}
+
+/// When a grid starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Follows {
+    /// When the one before it is done.
+    Done,
+    /// It may while the one before it still runs (programmatic dependent launch): every kernel waits for its predecessor
+    /// before it reads what that wrote. As above before compute capability 9.
+    Overlapping,
+    /// When all of its blocks can run at the same time, as those do that wait for each other (cooperative launch).
+    Together,
 }
 
 /// A type that a kernel takes by value.
@@ -182,6 +193,9 @@ pub(super) trait Driver: Send + Sync {
 
     /// Whether everything that was asked for is done; does not wait.
     fn is_idle(&self) -> Result<bool>;
+
+    /// How many blocks of this kernel run at the same time on the whole device.
+    fn resident_blocks(&self, kernel: &str, threads: u32, shared_bytes: u32) -> Result<usize>;
 
     /// Launches the kernel of this name. `args` leads to the arguments, `sizes` holds their sizes; they are read before
     /// the call returns.

@@ -107,13 +107,24 @@ impl AttentionKernel {
     }
 }
 
+/// Query heads of a head of keys that `attention_single.cu` is compiled for, for a shape that has no more.
+fn rows_of(shape: &Attention) -> usize {
+    let group = shape.heads.checked_div(shape.kv_heads).unwrap_or(0);
+    if group <= QUERIES / 2 {
+        QUERIES / 2
+    } else {
+        QUERIES
+    }
+}
+
 /// As above, of `attention_single.cu`.
 fn single_bytes(shape: &Attention) -> usize {
     let dim = shape.head_dim;
     // Codes come twice as many at a time.
     let keys = if shape.kv.codes().is_some() { 32 } else { 16 };
     let stage = 2 * keys * shape.kv.vector_bytes(2, dim);
-    let (rows, tops) = (QUERIES * dim * 4, (WARPS + 2) * QUERIES * 8);
+    let heads = rows_of(shape);
+    let (rows, tops) = (heads * dim * 4, (WARPS + 2) * heads * 8);
     WARPS * DEPTHS.0 * stage + rows + tops + 2 * dim
 }
 
@@ -144,7 +155,7 @@ pub(super) fn add_need(shape: &Attention, dtype: DType, facts: &Facts, need: &mu
     }
 }
 
-/// f32 numbers that parts of a token's keys leave (`LEFT` of `attention_single.cu` for each row), and counters.
+/// f32 numbers that parts of a token's keys leave (`LEFT` of `common/single.cuh` for each row), and counters.
 const fn workspace(shape: &Attention, parts: usize) -> (usize, usize) {
     let numbers = shape.tokens * parts * shape.heads * (shape.head_dim + 4);
     (numbers, shape.tokens * shape.kv_heads)
@@ -195,8 +206,21 @@ pub(super) fn run(
         shared_bytes: op.dim("shared memory", kernel.shared_bytes(shape))?,
         ..op.grid(1, 1, (warps * WARP) as u32)?
     };
+    if let AttentionKernel::Single { blocks, .. } = kernel {
+        let ranges = op.dim("ranges of keys", blocks)?;
+        if op
+            .gpu
+            .gathers(|all| all.push_attention(args, shape, ranges))
+        {
+            return Ok(());
+        }
+    }
     let kv = suffix(shape.kv);
-    let name = format!("attention_{name}_{dtype}{kv}_{head_dim}");
+    let heads = match kernel {
+        AttentionKernel::Single { .. } => format!("x{}", rows_of(shape)),
+        _ => String::new(),
+    };
+    let name = format!("attention_{name}_{dtype}{kv}_{head_dim}{heads}");
     // SAFETY: the argument of all three .cu files; every array holds its shape, the kernels check positions and slots, and the
     // workspace holds every part of every row and a counter for every token and head of keys.
     unsafe { launch!(op.gpu, &name, grid; args) }
@@ -215,10 +239,14 @@ pub(super) fn names() -> Vec<String> {
     for dtype in ["f16", "bf16"] {
         names.extend(WGMMA_HEAD_DIMS.map(|dim| format!("attention_wgmma_{dtype}_{dim}")));
     }
-    for kind in ["single", "runs"] {
+    for (kind, rows) in [("single", &["x8", "x16"][..]), ("runs", &[""][..])] {
         for dtype in ["f16", "bf16"] {
             for kv in KvFormat::ALL.map(suffix) {
-                names.extend(HEAD_DIMS.map(|dim| format!("attention_{kind}_{dtype}{kv}_{dim}")));
+                for rows in rows {
+                    names.extend(
+                        HEAD_DIMS.map(|dim| format!("attention_{kind}_{dtype}{kv}_{dim}{rows}")),
+                    );
+                }
             }
         }
     }

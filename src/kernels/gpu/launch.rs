@@ -4,7 +4,7 @@
 use std::ffi::c_void;
 
 use super::device::Gpu;
-pub(super) use super::driver::{Grid, KernelArg};
+pub(super) use super::driver::{Follows, Grid, KernelArg};
 use crate::error::{Error, Result};
 use crate::kernels::{Buf, BufType};
 use crate::scheme::DType;
@@ -91,7 +91,7 @@ impl Op<'_> {
             ],
             threads,
             shared_bytes: 0,
-            overlaps: true,
+            follows: Follows::Overlapping,
         })
     }
 
@@ -113,7 +113,7 @@ pub(super) const fn elem_type(dtype: DType) -> u32 {
 /// A device address as a kernel takes it; zero is null. It holds no borrow, and needs none once the launch is in the
 /// stream: memory that is dropped then is given back by the same stream, after the kernel.
 #[repr(transparent)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(super) struct Address(u64);
 
 // SAFETY: a device pointer is 64 bits wide on every platform that CUDA 11 and later support, and so is the host's where

@@ -28,6 +28,7 @@ mod need;
 mod quantize;
 mod round_input;
 mod rows;
+mod step;
 mod stream;
 mod workspace;
 
@@ -49,5 +50,6 @@ pub use need::{ProductNeed, StepNeed};
 pub(crate) use quantize::{quantize_act, quantize_rows, rms_norm_to_codes, silu_mul_to_codes};
 pub(crate) use round_input::round_input;
 pub(crate) use rows::{argmax, gather, log_prob, rms_norm, silu_mul};
+pub use step::OneLaunch;
 pub(crate) use stream::{copy_all, nothing, read_all};
 pub use workspace::WorkspaceNeed;

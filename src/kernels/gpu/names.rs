@@ -59,6 +59,7 @@ pub fn names() -> Vec<String> {
     }
     names.extend(super::flash::names());
     names.extend(super::linear::names());
+    names.extend(super::step::names());
     names.extend(ReadPlan::ALL.map(ReadPlan::kernel));
     names.extend(["copy_words", "nothing", "nothing_overlapping"].map(str::to_owned));
     names.sort();

@@ -2,7 +2,7 @@
 
 use super::device::Gpu;
 use super::driver::Facts;
-use super::launch::{KernelArg, Op, launch};
+use super::launch::{Address, KernelArg, Op, launch};
 use crate::error::Result;
 use crate::kernels::embed::Gather;
 use crate::kernels::norm::RmsNorm;
@@ -27,6 +27,20 @@ pub(super) fn threads_for(rows: usize, facts: &Facts) -> u32 {
 /// Threads for a row as wide as a vocabulary.
 const VOCABULARY_THREADS: u32 = 1024;
 
+/// `GatherArgs` of `common/gather.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(super) struct GatherArgs {
+    ids: Address,
+    table: Address,
+    out: Address,
+    rows: u32,
+    width: u32,
+}
+
+// SAFETY: the layout of the C++ struct of the same name: the same fields in the same order, none of them a reference.
+unsafe impl KernelArg for GatherArgs {}
+
 /// `embed.cu`. An id outside the table gives a row of NaN.
 pub(crate) fn gather(
     gpu: &Gpu,
@@ -44,13 +58,20 @@ pub(crate) fn gather(
         return Ok(());
     }
     let name = format!("gather_{}_{}", table.dtype()?, out.dtype()?);
-    let ids = op.reads("ids", ids, BufType::U32, &[count])?;
-    let table = op.reads("table", table, table.kind(), &[rows, width])?;
-    let out = op.writes("out", out, out.kind(), 0, &[count, width])?;
-    let (rows, width) = (op.dim("rows", rows)?, op.dim("width", width)?);
+    let kinds = (table.dtype()?, out.dtype()?);
+    let args = GatherArgs {
+        ids: op.reads("ids", ids, BufType::U32, &[count])?,
+        table: op.reads("table", table, table.kind(), &[rows, width])?,
+        out: op.writes("out", out, out.kind(), 0, &[count, width])?,
+        rows: op.dim("rows", rows)?,
+        width: op.dim("width", width)?,
+    };
+    if gpu.gathers(|all| all.push_gather(args, count, kinds)) {
+        return Ok(());
+    }
     let grid = op.grid(count, 1, ROW_THREADS)?;
-    // SAFETY: the arguments of embed.cu; every array holds its shape, and the kernel checks each id.
-    unsafe { launch!(gpu, &name, grid; ids, table, out, rows, width) }
+    // SAFETY: the argument of embed.cu; every array holds its shape, and the kernel checks each id.
+    unsafe { launch!(gpu, &name, grid; args) }
 }
 
 /// `norm.cu`.

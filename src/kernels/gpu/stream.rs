@@ -1,7 +1,7 @@
 //! Plain traffic, and launches of nothing.
 
 use super::device::Gpu;
-use super::launch::{Grid, Op, launch};
+use super::launch::{Follows, Grid, Op, launch};
 use crate::error::Result;
 use crate::kernels::stream::ReadAll;
 use crate::kernels::{Buf, BufType};
@@ -63,7 +63,11 @@ pub(crate) fn nothing(gpu: &Gpu, overlaps: bool) -> Result<()> {
         name: "nothing",
     };
     let grid = Grid {
-        overlaps,
+        follows: if overlaps {
+            Follows::Overlapping
+        } else {
+            Follows::Done
+        },
         ..op.grid(gpu.facts().multiprocessors, 1, THREADS)?
     };
     let name = if overlaps {

@@ -50,8 +50,38 @@ pub(super) fn checks(
             switch.flip(runner, &gpu, limits)?;
             checks.push(same(switch.name(), &first.tokens, &other?.tokens));
         }
+        if gpu.persistent() {
+            checks.push(in_one_launch(runner, &gpu, &rows[..1], steps, clock)?);
+        }
     }
     Ok(checks)
+}
+
+/// A sequence whose steps are one launch each goes on as one whose steps are many.
+fn in_one_launch(
+    runner: &mut Runner,
+    gpu: &Gpu,
+    rows: &[Vec<u32>],
+    steps: usize,
+    clock: &dyn Clock,
+) -> Result<Check> {
+    let limits = Limits::new(rows.len(), rows[0].len() + steps, rows[0].len());
+    let mut run = |persistent| -> Result<(Vec<u32>, String)> {
+        gpu.set_persistent(persistent);
+        runner.renew(limits)?;
+        let engine = runner.own(limits)?;
+        let tokens = engine
+            .generate(&prompts(rows), steps, clock, &mut |_| true)?
+            .tokens;
+        Ok((tokens, engine.replay_of(rows.len()).unwrap_or_default()))
+    };
+    let many = run(false);
+    let (one, how) = run(true)?;
+    let found = same("one launch and many give the same tokens", &one, &many?.0);
+    Ok(Check {
+        detail: format!("{}; {how}", found.detail),
+        ..found
+    })
 }
 
 fn prompts(rows: &[Vec<u32>]) -> Vec<Prompt<'_>> {

@@ -224,6 +224,7 @@ impl Worker<'_> {
         }
         if let Device::Gpu(gpu) = site.device {
             gpu.set_overlap(switches.overlap.unwrap_or(true));
+            gpu.set_persistent(switches.persistent.unwrap_or(false));
             if let Some(steps) = runner.step_plan() {
                 let text = steps.to_string();
                 tell(News::Note { text });

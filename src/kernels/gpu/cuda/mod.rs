@@ -20,7 +20,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 
 use self::fatbin::{FATBINS, RUNS_ON};
-use super::driver::{Driver, Facts, Grid, Mapped, Mark, Memory, Pool, Recording};
+use super::driver::{Driver, Facts, Follows, Grid, Mapped, Mark, Memory, Pool, Recording};
 use super::gemm::Gemm;
 use crate::error::{Error, Result};
 
@@ -189,6 +189,15 @@ impl Driver for Cuda {
         }
     }
 
+    fn resident_blocks(&self, kernel: &str, threads: u32, shared_bytes: u32) -> Result<usize> {
+        let function = self.function(kernel)?;
+        self.bind()?;
+        let each = function
+            .occupancy_max_active_blocks_per_multiprocessor(threads, shared_bytes as usize, None)
+            .map_err(|e| fault(kernel, e))?;
+        Ok(each as usize * self.facts.multiprocessors)
+    }
+
     unsafe fn launch(
         &self,
         kernel: &str,
@@ -196,19 +205,28 @@ impl Driver for Cuda {
         args: &mut [*mut c_void],
         _sizes: &[usize],
     ) -> Result<()> {
-        let function = self
-            .functions
-            .get(kernel)
-            .ok_or_else(|| Error::Internal(format!("there is no kernel '{kernel}'")))?;
+        let function = self.function(kernel)?;
         self.bind()?;
-        let mut overlap = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        let attribute = |id, value| sys::CUlaunchAttribute {
+            id,
             pad: [0; 4],
-            value: sys::CUlaunchAttributeValue {
-                programmaticStreamSerializationAllowed: 1,
-            },
+            value,
         };
-        let overlaps = grid.overlaps && self.facts.compute_capability.0 >= OVERLAPS_FROM;
+        let mut attributes = Vec::new();
+        match grid.follows {
+            Follows::Overlapping if self.facts.compute_capability.0 >= OVERLAPS_FROM => attributes
+                .push(attribute(
+                    sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                    sys::CUlaunchAttributeValue {
+                        programmaticStreamSerializationAllowed: 1,
+                    },
+                )),
+            Follows::Together => attributes.push(attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+                sys::CUlaunchAttributeValue { cooperative: 1 },
+            )),
+            Follows::Done | Follows::Overlapping => {}
+        }
         let config = sys::CUlaunchConfig {
             gridDimX: grid.blocks[0],
             gridDimY: grid.blocks[1],
@@ -218,8 +236,8 @@ impl Driver for Cuda {
             blockDimZ: 1,
             sharedMemBytes: grid.shared_bytes,
             hStream: self.stream.cu_stream(),
-            attrs: &raw mut overlap,
-            numAttrs: u32::from(overlaps),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         // SAFETY: the function and the stream live as long as this driver, and the arguments are the kernel's by contract;
         // the driver reads them and the configuration before the call returns.
@@ -259,6 +277,12 @@ impl Driver for Cuda {
 }
 
 impl Cuda {
+    fn function(&self, kernel: &str) -> Result<&CudaFunction> {
+        self.functions
+            .get(kernel)
+            .ok_or_else(|| Error::Internal(format!("there is no kernel '{kernel}'")))
+    }
+
     fn is_recording(&self) -> Result<bool> {
         let status = self
             .stream

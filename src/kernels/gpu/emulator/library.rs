@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
-use super::super::driver::Grid;
+use super::super::driver::{Follows, Grid};
 use crate::error::{Error, Result};
 
 /// `EmuKernel` of `kernels/host/`.
@@ -200,7 +200,7 @@ impl Kernel {
                 let said = CStr::from_ptr(said).to_string_lossy();
                 return Err(Error::Device(format!("kernel '{name}': {said}")));
             }
-            if grid.overlaps && (library.waited)() == 0 {
+            if grid.follows == Follows::Overlapping && (library.waited)() == 0 {
                 return Err(Error::Device(format!(
                     "kernel '{name}' may overlap with its predecessor and does not wait for it"
                 )));

@@ -242,6 +242,13 @@ impl Driver for Arc<Emulator> {
         self.synchronize().map(|()| true)
     }
 
+    /// Two on each multiprocessor, if they fit.
+    fn resident_blocks(&self, kernel: &str, _threads: u32, shared_bytes: u32) -> Result<usize> {
+        self.kernel(kernel)?;
+        let fit = SHARED_BYTES / (shared_bytes as usize).max(1);
+        Ok(fit.min(2) * self.facts.multiprocessors)
+    }
+
     unsafe fn launch(
         &self,
         kernel: &str,

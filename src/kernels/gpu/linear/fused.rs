@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::kernels::gpu::device::Gpu;
 use crate::kernels::gpu::driver::{Facts, Grid};
 use crate::kernels::gpu::launch::{Address, KernelArg, Op, elem_type, launch};
+use crate::kernels::gpu::step::StepProduct;
 use crate::kernels::gpu::workspace::Scratch;
 use crate::kernels::linear::{FusedLinear, LinearWeight, Normed, Then, WeightData};
 use crate::kernels::{Buf, BufType};
@@ -23,17 +24,18 @@ const STEP_BYTES: usize = STEP * 2;
 
 /// `FusedArgs` of `common/fused.cuh`.
 #[repr(C)]
-#[derive(Clone, Copy)]
-struct FusedArgs {
-    product: ProductArgs,
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(in crate::kernels::gpu) struct FusedArgs {
+    pub(in crate::kernels::gpu) product: ProductArgs,
     norm: Address,
     rows: Address,
     x_rows: u32,
     eps: f32,
     then: u32,
-    best_values: Address,
-    best_rows: Address,
-    arrived: Address,
+    unused: u32,
+    pub(in crate::kernels::gpu) best_values: Address,
+    pub(in crate::kernels::gpu) best_rows: Address,
+    pub(in crate::kernels::gpu) arrived: Address,
     picked: Address,
 }
 
@@ -262,6 +264,7 @@ pub(crate) fn fused_linear(
         tokens: op.dim("tokens", tokens)?,
         splits: op.dim("splits", kernel.splits)?,
         steps_per_split: op.dim("steps", k.div_ceil(STEP).div_ceil(kernel.splits))?,
+        unused: 0,
     };
     let groups = n.div_ceil(ROWS).div_ceil(kernel.tiles);
     let blocks = kernel.blocks(&problem, facts);
@@ -275,11 +278,20 @@ pub(crate) fn fused_linear(
         x_rows: op.dim("rows of x", x_rows)?,
         eps: input.eps,
         then: then as u32,
+        unused: 0,
         best_values: Address::NULL,
         best_rows: Address::NULL,
         arrived: Address::NULL,
         picked: results.picked,
     };
+    let of_step = StepProduct {
+        problem,
+        splits: kernel.splits,
+        picks: then == Then::Pick,
+    };
+    if gpu.gathers(|all| all.push_normed(job, of_step)) {
+        return Ok(());
+    }
     job.workspace(
         op,
         kernel,

@@ -21,20 +21,22 @@ use crate::kernels::{Buf, BufType};
 use crate::scheme::DType;
 pub(super) use choose::Choices;
 use choose::Spare;
+pub(super) use fused::FusedArgs;
 pub(crate) use fused::{fused_linear, fused_tokens};
 pub(super) use need::{add_need, unwanted_bytes};
 pub use plan::LinearKernel;
-use plan::Problem;
+pub(super) use plan::{Problem, ROWS, STEP};
 pub(crate) use repack::{paired, rows_held, streamed};
 pub(crate) use storage::Storage;
 pub use storage::StreamedBufs;
+pub(super) use streamed::ProductArgs;
 
 /// Threads of a block of the small kernels beside the products.
 const SMALL_THREADS: u32 = 256;
 
-/// `Outcome` of `common/product.cuh`: where results go, and what is added on the way.
+/// `Outcome` of `common/outcome.cuh`: where results go, and what is added on the way.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Outcome {
     out: Address,
     bias: Address,

@@ -8,9 +8,9 @@ use super::storage::Storage;
 use crate::kernels::gpu::driver::Facts;
 
 /// Rows of a tile.
-pub(super) const ROWS: usize = 16;
+pub(in crate::kernels::gpu) const ROWS: usize = 16;
 /// Columns of a step.
-pub(super) const STEP: usize = 64;
+pub(in crate::kernels::gpu) const STEP: usize = 64;
 /// Warps of a block of every kernel that streams.
 pub(super) const WARPS: usize = 8;
 /// Threads of a block of every kernel that streams.
@@ -111,11 +111,11 @@ impl fmt::Display for LinearKernel {
 
 /// A product as plans see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Problem {
-    pub(super) storage: Storage,
-    pub(super) n: usize,
-    pub(super) k: usize,
-    pub(super) tokens: usize,
+pub(in crate::kernels::gpu) struct Problem {
+    pub(in crate::kernels::gpu) storage: Storage,
+    pub(in crate::kernels::gpu) n: usize,
+    pub(in crate::kernels::gpu) k: usize,
+    pub(in crate::kernels::gpu) tokens: usize,
 }
 
 impl Problem {

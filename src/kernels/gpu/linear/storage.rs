@@ -136,6 +136,26 @@ impl Storage {
         all
     }
 
+    /// Whether a kernel for a whole step is compiled for layers of it.
+    pub(in crate::kernels::gpu) const fn has_step(self) -> bool {
+        match self {
+            Self::Plain(_) => true,
+            Self::Int8 { groups, .. } | Self::E4m3 { groups, .. } => !groups,
+            Self::Int4 { wide_scales, .. } => !wide_scales,
+            Self::Codes => false,
+        }
+    }
+
+    /// Plain weights for the same input.
+    pub(in crate::kernels::gpu) const fn plain(self) -> Self {
+        match self {
+            Self::Plain(x) | Self::Int8 { x, .. } | Self::E4m3 { x, .. } | Self::Int4 { x, .. } => {
+                Self::Plain(x)
+            }
+            Self::Codes => Self::Codes,
+        }
+    }
+
     /// Bytes of a number of the input.
     pub(super) const fn bytes_of_input(self) -> usize {
         match self {

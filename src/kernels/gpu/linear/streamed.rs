@@ -6,6 +6,7 @@ use super::{Outcome, Product};
 use crate::error::Result;
 use crate::kernels::gpu::driver::Grid;
 use crate::kernels::gpu::launch::{Address, KernelArg, Op, elem_type, launch};
+use crate::kernels::gpu::step::StepProduct;
 use crate::kernels::gpu::workspace::Scratch;
 use crate::kernels::linear::{LinearWeight, WeightData};
 use crate::kernels::{Buf, BufType};
@@ -13,7 +14,7 @@ use crate::scheme::DType;
 
 /// `StreamedWeight` of `common/stream.cuh`.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(super) struct StreamedWeight {
     data: Address,
     scales: Address,
@@ -43,17 +44,18 @@ impl StreamedWeight {
 
 /// `ProductArgs` of `common/product.cuh`.
 #[repr(C)]
-#[derive(Clone, Copy)]
-pub(super) struct ProductArgs {
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(in crate::kernels::gpu) struct ProductArgs {
     pub(super) weight: StreamedWeight,
     pub(super) x: Address,
     pub(super) x_scales: Address,
     pub(super) outcome: Outcome,
-    pub(super) partial: Address,
-    pub(super) arrived: Address,
+    pub(in crate::kernels::gpu) partial: Address,
+    pub(in crate::kernels::gpu) arrived: Address,
     pub(super) tokens: u32,
     pub(super) splits: u32,
     pub(super) steps_per_split: u32,
+    pub(super) unused: u32,
 }
 
 // SAFETY: the layout of the C++ struct of the same name: the same fields in the same order, none of them a reference.
@@ -103,26 +105,32 @@ pub(super) fn run(product: &Product<'_>, problem: &Problem, kernel: LinearKernel
         }
         other => return Err(op.bug(&format!("'{other}' does not stream weights"))),
     };
-    let (sums, counters) = kernel.workspace(problem);
-    let (partial, arrived) = if splits > 1 {
-        (
-            op.gpu.scratch(Scratch::Partial, sums * 4)?,
-            op.gpu.scratch(Scratch::Counters, counters * 4)?,
-        )
-    } else {
-        (Address::NULL, Address::NULL)
-    };
-    let args = ProductArgs {
+    let mut args = ProductArgs {
         weight: weight_args(op, product.weight)?,
         x: product.input.x,
         x_scales: product.input.scales,
         outcome: product.outcome,
-        partial,
-        arrived,
+        partial: Address::NULL,
+        arrived: Address::NULL,
         tokens: op.dim("tokens", product.tokens)?,
         splits: op.dim("splits", splits)?,
         steps_per_split: op.dim("steps", problem.k.div_ceil(STEP).div_ceil(splits))?,
+        unused: 0,
     };
+    let is_few = matches!(kernel, LinearKernel::Few { .. });
+    let of_step = StepProduct {
+        problem: *problem,
+        splits,
+        picks: false,
+    };
+    if is_few && op.gpu.gathers(|all| all.push_product(args, of_step)) {
+        return Ok(());
+    }
+    if splits > 1 {
+        let (sums, counters) = kernel.workspace(problem);
+        args.partial = op.gpu.scratch(Scratch::Partial, sums * 4)?;
+        args.arrived = op.gpu.scratch(Scratch::Counters, counters * 4)?;
+    }
     let grid = Grid {
         shared_bytes: op.dim("shared memory", kernel.shared_bytes(problem.storage))?,
         ..op.grid(blocks[0], blocks[1], THREADS)?
