@@ -35,7 +35,7 @@ die() {
 
 # Models as a whole, the most telling first.
 models=(llama-3.1-8b qwen3-0.6b llama-3.2-1b qwen3-8b qwen2.5-7b)
-steps=(info tests study logits bench-llama-3.1-8b attention bench-qwen3-0.6b linear-llama-3.1-8b linear-qwen3-0.6b sanitizer)
+steps=(info tests study logits bench-llama-3.1-8b attention bench-qwen3-0.6b linear-llama-3.1-8b linear-qwen3-0.6b profile sanitizer)
 for name in "${models[@]:2}"; do steps+=("bench-$name"); done
 
 # --- Arguments
@@ -419,6 +419,35 @@ step_attention() {
 
 step_linear-llama-3.1-8b() { linear_of llama-3.1-8b; }
 step_linear-qwen3-0.6b() { linear_of qwen3-0.6b; }
+
+# Where the time of single kernels goes, by the profiler: one launch of each. NAME KERNEL FLAGS..., KERNEL a regular expression.
+profile_of() {
+  local name=$1 kernel=$2 sections=()
+  shift 2
+  for section in SpeedOfLight LaunchStats Occupancy SchedulerStats WarpStateStats InstructionStats MemoryWorkloadAnalysis \
+    MemoryWorkloadAnalysis_Tables; do
+    sections+=(--section "$section")
+  done
+  if [[ -n $dry ]]; then
+    leave_out "$name" 'there is nothing to profile on the CPU'
+  elif ! command -v ncu >/dev/null; then
+    leave_out "$name" 'ncu is not in PATH'
+  else
+    # The third launch: the first two warm up. Clocks are left as they are.
+    part whole 45 "$name" ncu --clock-control none --kernel-id "::regex:^$kernel\$:3" --launch-count 1 "${sections[@]}" \
+      --log-file "$dir/$name.profile" "$program" kernels "$@" --trials 2 --min-time 0 --max-time 1 --no-ceilings "${on[@]}"
+  fi
+}
+
+step_profile() {
+  profile_of gate_up-64 'linear_(wgmma|tile)_int4_bf16_.*' --shape 28672,4096 --m 64 --variants w4a16
+  profile_of o-64 'linear_(wgmma|tile)_int4_bf16_.*' --shape 4096,4096 --m 64 --variants w4a16
+  profile_of gate_up-1 'linear_few_int4_bf16_.*x0' --shape 28672,4096 --m 1 --variants w4a16
+  profile_of attention-64 'attention_single_bf16_128x8' --op attention --model llama-3.1-8b --variants bf16 --m 64 \
+    --context 2048
+  profile_of prompts 'attention_wgmma_bf16_128' --op attention_prefill --model llama-3.1-8b --variants bf16 --m 1 \
+    --context 2048
+}
 
 step_sanitizer() {
   local tool

@@ -61,22 +61,31 @@ template <class Format, unsigned R, unsigned B> struct Warpgroups : BlockOfTiles
 
     // The tokens of a step from its stage to where the instructions read them. The four chunks of a token that make two
     // instructions' columns hold a word for each lane of a quad; the instructions want the words of a quad side by side.
+    // Where tokens are few, threads share the words of a chunk, so that all have as much to do. Eight of them have eight tokens,
+    // the next eight the next words of these: neither loads nor stores meet in a bank.
     template <unsigned ODD> __device__ void arrange(const unsigned char* stage) const {
+        constexpr unsigned SHARED_BY = TOKENS * HALVES >= THREADS ? 1 : THREADS / (TOKENS * HALVES);
+        constexpr unsigned WORDS = 4 / SHARED_BY;
+        static_assert(SHARED_BY * WORDS == 4 && TOKENS * HALVES * SHARED_BY % THREADS == 0, "no thread is idle");
+        using Words = std::conditional_t<WORDS == 4, uint4, std::conditional_t<WORDS == 2, uint2, uint32_t>>;
         const unsigned char* from = stage + WARPS * OWN;
         unsigned char* to = tokens_at + ODD * ARRANGED;
 #pragma unroll
-        for (unsigned first = 0; first < TOKENS * HALVES; first += THREADS) {
-            const unsigned token = (first + threadIdx.x) % TOKENS, half = (first + threadIdx.x) / TOKENS;
-            if (half >= HALVES) break;
-            uint4 chunk[4];
+        for (unsigned first = 0; first < TOKENS * HALVES * SHARED_BY; first += THREADS) {
+            const unsigned me = first + threadIdx.x;
+            const unsigned share = me / 8 % SHARED_BY, row = me / (8 * SHARED_BY) * 8 + me % 8;
+            const unsigned token = row % TOKENS, half = row / TOKENS;
+            uint32_t words[4][WORDS];
 #pragma unroll
             for (unsigned quad = 0; quad < 4; quad++) {
-                chunk[quad] = *reinterpret_cast<const uint4*>(from + Tokens::place(token, Format::chunk(half, quad)));
+                const unsigned char* chunk = from + Tokens::place(token, Format::chunk(half, quad));
+                const Words raw = load_raw<Words>(chunk + share * sizeof(Words));
+                memcpy(words[quad], &raw, sizeof raw);
             }
 #pragma unroll
-            for (unsigned i = 0; i < 4; i++) {
-                const uint4 words = {word(chunk[0], i), word(chunk[1], i), word(chunk[2], i), word(chunk[3], i)};
-                *reinterpret_cast<uint4*>(to + (4 * half + i) * CORES + token * PIECE) = words;
+            for (unsigned i = 0; i < WORDS; i++) {
+                const uint4 of_quad = {words[0][i], words[1][i], words[2][i], words[3][i]};
+                store_raw(to + (4 * half + share * WORDS + i) * CORES + token * PIECE, of_quad);
             }
         }
         show_to_products();

@@ -93,13 +93,14 @@ template <class Format, unsigned R, unsigned DIM> struct Step {
     __device__ void run() const {
         if (warp_id() < min(args.count, OPS - 1)) bring(warp_id());
         __syncthreads();
-        bool begun = false; // with the weights of the next product
+        bool begun = begin_copying(0); // with the weights of the next product
+        follow_predecessor();
 #pragma unroll 1
-        for (unsigned i = 0; i < args.count; i++) {
-            if (!begun) begun = begin_copying(i);
-            if (i == 0) follow_predecessor();
-            else meet(i - 1);
+        for (unsigned i = 0;;) {
             run_op(i, begun);
+            if (++i == args.count) break;
+            if (!begun) begun = begin_copying(i);
+            meet(i - 1);
         }
         leave();
     }
