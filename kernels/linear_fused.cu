@@ -1,10 +1,11 @@
 // linear_fused: the product of linear_few.cu for up to 8 tokens with what goes before and after it, in one launch.
 //
-//   out[t, n] = sum_k norm(x)[t, k] * w[n, k] (+ bias[n])           norm as in norm.cu
+//   out[t, n] (+)= sum_k norm(x)[t, k] * w[n, k] (+ bias[n])        norm as in norm.cu
 //   out[t, i] = silu(gate) * up of the rows that common/silu.cuh names, as in silu_mul.cu
 //   picked[t] = the n of the largest out[t, n], as argmax of sample.cu has it; out is not stored
 //
-// linear_fused_<weight>_<x>_<rows>x<tokens>   weights and x as in linear_few.cu, but no codes of x.
+// linear_fused_<weight>_<x>_<rows>x<tokens>   weights and x as in linear_few.cu. Of w8a8, x are numbers which become codes as
+//                                             in quantize.cu, and there need not be a norm before that.
 //
 // Every block norms all tokens into its own shared memory (common/fused.cuh), while its weights are already on their way. That
 // costs less than a launch where tokens are few. Sums are rounded where separate launches round them and taken in their
@@ -22,8 +23,8 @@
 template <class Format, unsigned R, unsigned TOKEN_BLOCKS> __device__ void linear_fused(const FusedArgs& job) {
     DYNAMIC_SHARED(shared);
     using Block = Few<Format, R, TOKEN_BLOCKS, FusedArgs>;
-    const unsigned normed = (job.product.tokens + 1) * job.product.weight.steps() * StepOfTokens<typename Format::X>::BYTES;
-    if (dynamic_shared_bytes() < Block::SHARED + normed) return; // a launch that knows better than this file
+    const unsigned prepared = Block::Prepared::bytes(job.product.tokens, job.product.weight.steps());
+    if (dynamic_shared_bytes() < Block::SHARED + prepared) return; // a launch that knows better than this file
     Block(job, Block::Room::packed(shared), blockIdx.x, gridDim.x).run();
 }
 
@@ -34,6 +35,8 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS> __device__ void linea
 // Tiles at a time for one token, and for 8.
 #define PLAIN(FORMAT) KERNEL_FUSED(FORMAT, 1, 0) KERNEL_FUSED(FORMAT, 2, 0) KERNEL_FUSED(FORMAT, 2, 1)
 #define PACKED(FORMAT) KERNEL_FUSED(FORMAT, 2, 0) KERNEL_FUSED(FORMAT, 4, 0) KERNEL_FUSED(FORMAT, 2, 1)
-#define CODES(FORMAT)
+using w8a8_bf16 = CodesOf<bf16>;
+using w8a8_f16 = CodesOf<f16>;
+#define CODES(FORMAT) PLAIN(FORMAT##_bf16) PLAIN(FORMAT##_f16)
 #define WIDE_SCALES PACKED
 #include "common/storages.cuh"

@@ -18,6 +18,7 @@
 // The half range is 127.5, not 127: the code of the largest magnitude is then off by half a step whichever its sign.
 // Source of the formulas: compressed-tensors, quantization/utils/helpers.py. A group or row with a NaN or an infinity
 // gets a scale that is not finite, so that it stays visible in the product.
+#include "common/nearest.cuh"
 #include "common/norm.cuh"
 #include "common/silu.cuh"
 
@@ -25,17 +26,6 @@
 #include <ptx/sync.cuh>
 
 constexpr unsigned MOST_THREADS = 1024; // of a block, where rows are few
-
-// The scale of values up to `largest` in magnitude, in the precision of T; 1 where it would be zero.
-template <class T> __device__ float scale_for(float largest, float half_range) {
-    const float scale = round_to<T>(largest / half_range);
-    return scale == 0.0f ? 1.0f : scale;
-}
-
-// The integer nearest to `x` (half to even) within [low, high].
-__device__ inline int nearest_code(float x, int low, int high) {
-    return max(low, min(high, __float2int_rn(x)));
-}
 
 // The scale of the `group` weights at `w`; the whole warp takes part.
 template <class T> __device__ float group_scale(const T* w, unsigned group, float half_range) {
@@ -55,7 +45,7 @@ __device__ void quantize_int8(const T* w, signed char* codes, T* scales, size_t 
     const size_t g = global_warp_id();
     if (g >= groups) return; // the whole warp
     w += g * group;
-    const float scale = group_scale(w, group, 127.5f);
+    const float scale = group_scale(w, group, HALF_RANGE_8);
     for (unsigned i = lane_id(); i < group; i += WARP) {
         const float q = round_to<T>(to_f32(w[i]) / scale);
         codes[g * group + i] = static_cast<signed char>(nearest_code(q, -128, 127));
@@ -70,7 +60,7 @@ __device__ void quantize_int4(const T* w, unsigned char* codes, T* scales, size_
     const size_t g = global_warp_id();
     if (g >= groups) return; // the whole warp
     w += g * group;
-    const float scale = group_scale(w, group, 7.5f);
+    const float scale = group_scale(w, group, HALF_RANGE_4);
     for (unsigned block = 0; block < group; block += WARP) {
         const float q = round_to<T>(to_f32(w[block + lane_id()]) / scale);
         const unsigned low = static_cast<unsigned>(nearest_code(q, -8, 7) + 8);
@@ -94,7 +84,7 @@ __device__ void quantize_row(Load load, signed char* __restrict__ codes, float* 
 #pragma unroll
         for (unsigned i = 0; i < NORM_CHUNK; i++) largest = MaxOrNan()(largest, fabsf(values[i]));
     });
-    const float scale = scale_for<f32>(block_reduce(largest, MaxOrNan()), 127.5f);
+    const float scale = scale_for<f32>(block_reduce(largest, MaxOrNan()), HALF_RANGE_8);
     for_each_chunk(width, blockDim.x, [&](unsigned first) {
         float values[NORM_CHUNK];
         load(first, values);

@@ -70,7 +70,7 @@ template <class Format, unsigned R, unsigned DIM> struct Step {
     static constexpr unsigned RINGS_AT = 1024;
     static constexpr unsigned SUMS_AT = RINGS_AT + WARPS * RING;
     static constexpr unsigned SUMS = Normed::SUMS > Head::SUMS ? Normed::SUMS : Head::SUMS;
-    static constexpr unsigned NORMED_AT = SUMS_AT + SUMS;
+    static constexpr unsigned PREPARED_AT = SUMS_AT + SUMS;
     static constexpr unsigned OP_PIECES = sizeof(Op) / PIECE;
     static_assert(sizeof(Op) % PIECE == 0 && OPS * sizeof(Op) <= RINGS_AT && OP_PIECES <= WARP);
 
@@ -82,7 +82,7 @@ template <class Format, unsigned R, unsigned DIM> struct Step {
     __device__ const Op& op(unsigned i) const { return reinterpret_cast<const Op*>(shared)[i % OPS]; }
 
     template <class P> __device__ typename P::Room room() const {
-        return {shared + RINGS_AT, RING, shared + SUMS_AT, shared + NORMED_AT};
+        return {shared + RINGS_AT, RING, shared + SUMS_AT, shared + PREPARED_AT};
     }
     __device__ Normed normed(unsigned i) const { return {op(i).product, room<Normed>(), blockIdx.x, gridDim.x}; }
     __device__ Product product(unsigned i) const {

@@ -18,6 +18,15 @@
 constexpr unsigned WARPS = 8;
 static_assert(WARPS * WARP == NORM_THREADS, "rows are normed by the threads of a block");
 
+// What tokens are before they become codes; nothing where they do not, or are codes already.
+template <class Format, class = void> struct InputOfFormat {
+    using Type = f32;
+};
+template <class Format> struct InputOfFormat<Format, std::void_t<typename Format::Input>> {
+    using Type = typename Format::Input;
+};
+template <class Format> using InputOf = typename InputOfFormat<Format>::Type;
+
 // Bytes of a warp's ring. Two blocks of up to 8 tokens fit on a multiprocessor; of up to 16, and of several that are normed
 // first, there is one. Less for a single token, so that the next launch would fit beside this one, cost more than it brought:
 // on an H200 a product of one token took a quarter longer than of eight.
@@ -30,9 +39,11 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job, unsigned R
     using Tokens = StepOfTokens<X>;
     using Scales = StepScales<Format, R>;
     static constexpr bool FUSED = std::is_same_v<Job, FusedArgs>;
+    static constexpr bool EXACT = std::is_same_v<Sum, int>;
+    using Prepared = std::conditional_t<EXACT, CodedTokens<InputOf<Format>>, NormedTokens<X>>; // where it is fused
     static constexpr unsigned BLOCKS = TOKEN_BLOCKS == 0 ? 1 : TOKEN_BLOCKS; // of matrix instructions
     static constexpr unsigned TOKENS = TOKEN_BLOCKS == 0 ? 1 : BLOCK * TOKEN_BLOCKS;
-    static constexpr unsigned HALVES = std::is_same_v<Sum, int> ? 1 : 2; // chunks of a lane in a step
+    static constexpr unsigned HALVES = EXACT ? 1 : 2; // chunks of a lane in a step
 
     // A stage of the ring: codes, scales, activations.
     static constexpr unsigned TILE_BYTES = Format::PIECES * WARP * PIECE;
@@ -46,7 +57,7 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job, unsigned R
     static constexpr unsigned PITCH = AT_ONCE * ROWS + 4;
     static constexpr unsigned SUMS = WARPS * TOKENS * PITCH * sizeof(Sum);
     static constexpr unsigned RINGS = WARPS * DEPTH * STAGE;
-    static constexpr unsigned SHARED = RINGS + SUMS; // and what NormedTokens takes
+    static constexpr unsigned SHARED = RINGS + SUMS; // and what Prepared takes
     static_assert(R % AT_ONCE == 0, "tiles are added up in equal parts");
     static_assert(!FUSED || AT_ONCE == R, "a thread that picks keeps to its token");
 
@@ -55,7 +66,7 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job, unsigned R
         unsigned char* rings; // of all warps
         unsigned of_ring;     // bytes from one warp's to the next
         unsigned char* sums;
-        unsigned char* normed; // what NormedTokens takes
+        unsigned char* prepared; // what Prepared takes
 
         // One behind the other.
         static __device__ Room packed(unsigned char* shared) {
@@ -127,9 +138,7 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job, unsigned R
                                             at.step, lane_id());
     }
 
-    __device__ NormedTokens<X> normed_tokens() const {
-        return {room.normed, weight.steps(), args.tokens};
-    }
+    __device__ Prepared prepared() const { return {room.prepared, weight.steps(), args.tokens}; }
 
     // Adds a stage to the sums; `tokens` is where those of the step lie, `there` how many there is room for.
     __device__ void use(const unsigned char* stage, const unsigned char* tokens, unsigned there,
@@ -174,7 +183,7 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job, unsigned R
     __device__ Cursor begin_copying() const {
         Cursor copying = start();
         if constexpr (FUSED) {
-            normed_tokens().copy_weight(job.norm, weight.k);
+            prepared().copy_weight(job.norm, weight.k);
             copies_commit();
         }
 #pragma unroll 1
@@ -205,7 +214,7 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job, unsigned R
         Best best = {0.0f, NONE};
         if constexpr (FUSED) {
             copies_wait<DEPTH - 1>(); // the weight of the norm, which each thread copied for itself
-            normed_tokens().template fill<TOKENS>(job, reinterpret_cast<float*>(warp_sums));
+            prepared().template fill<TOKENS>(job, reinterpret_cast<float*>(warp_sums));
         } else {
             copying = start();
 #pragma unroll 1
@@ -238,7 +247,7 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job, unsigned R
                 copies_commit();
                 filling = next(filling);
                 if constexpr (FUSED) {
-                    use(using_up, normed_tokens().of_step(step), args.tokens, sums);
+                    use(using_up, prepared().of_step(step), args.tokens, sums);
                 } else {
                     use(using_up, using_up + TOKENS_AT, TOKENS, sums);
                 }
@@ -309,10 +318,22 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job, unsigned R
     template <unsigned COUNT, class SumOf> __device__ void finish(unsigned first, SumOf sum_of, Best& best) const {
         if constexpr (FUSED) {
             const auto scaled = [&](unsigned token, unsigned row) {
-                return args.scaled<Format>(token, first + row, sum_of(token, row));
+                if constexpr (EXACT) {
+                    return args.scaled_exact(sum_of(token, row), prepared().scales()[token], first + row);
+                } else {
+                    return args.scaled<Format>(token, first + row, sum_of(token, row));
+                }
             };
             if (job.then == THEN_GATE) return gate<COUNT>(args, first, scaled);
             if (job.then == THEN_PICK) return look<TOKENS, COUNT>(args, first, scaled, best);
+#pragma unroll 1
+            for (unsigned i = threadIdx.x; i < TOKENS * COUNT; i += WARPS * WARP) {
+                const unsigned token = i / COUNT, row = i % COUNT;
+                if (token < args.tokens && first + row < args.weight.n) {
+                    args.outcome.store(token, first + row, scaled(token, row));
+                }
+            }
+            return;
         }
 #pragma unroll 1
         for (unsigned i = threadIdx.x; i < TOKENS * COUNT; i += WARPS * WARP) {
@@ -327,7 +348,7 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job, unsigned R
     static __device__ float as_float(float sum) { return sum; }
     static __device__ float as_float(int sum) { return __int_as_float(sum); }
     static __device__ Sum as_sum(float stored) {
-        if constexpr (std::is_same_v<Sum, int>) {
+        if constexpr (EXACT) {
             return __float_as_int(stored);
         } else {
             return stored;

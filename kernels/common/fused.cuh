@@ -1,23 +1,24 @@
-// What a product of few tokens does in the same launch: before it the norm of its input, after it the gated activation or
-// the choice of the largest result.
+// What a product of few tokens does in the same launch: before it the norm of its input and its rounding to codes, after it
+// the gated activation or the choice of the largest result.
 #pragma once
 
 #include "product.cuh"
 
 #include "best.cuh"
+#include "nearest.cuh"
 #include "norm.cuh"
 #include "silu.cuh"
 
 // What becomes of the results; the values are part of the launch code's contract.
 enum Then : unsigned {
-    THEN_STORE = 0, // they are stored
+    THEN_STORE = 0, // they are stored, or added to what is there
     THEN_GATE = 1,  // rows lie in eights (common/silu.cuh): silu(gate) * up is stored, [tokens, n / 2]
     THEN_PICK = 2,  // the row of the largest of each token is stored, none of them
 };
 
 struct FusedArgs {
-    ProductArgs product;  // its x is normed first
-    const void* norm;     // [k], of the type of x: the weight of the norm
+    ProductArgs product;  // its x is normed first, and becomes codes where the weight's codes are multiplied with those
+    const void* norm;     // [k], of the type of x: the weight of the norm; null, of codes alone, where there is none
     const unsigned* rows; // [tokens]: which rows of x are meant; or null: the first ones
     unsigned x_rows;      // rows that x has; a number beyond gives a row of NaN
     float eps;
@@ -33,6 +34,15 @@ struct FusedArgs {
 __device__ inline const ProductArgs& product_of(const ProductArgs& args) { return args; }
 __device__ inline const ProductArgs& product_of(const FusedArgs& args) { return args.product; }
 
+template <class X> __device__ inline uint4 all_nan() {
+    X nan[NORM_CHUNK];
+#pragma unroll
+    for (unsigned i = 0; i < NORM_CHUNK; i++) nan[i] = from_f32<X>(nanf(""));
+    uint4 raw;
+    memcpy(&raw, nan, sizeof raw);
+    return raw;
+}
+
 // The normed tokens of a block in its shared memory: for each step of columns the tokens as StepOfTokens has them, then the
 // weight of the norm. Every thread fills the chunks that for_each_norm_chunk gives it, so that sums are those of norm.cu.
 template <class X> struct NormedTokens {
@@ -41,6 +51,7 @@ template <class X> struct NormedTokens {
     unsigned char* shared;
     unsigned steps, tokens;
 
+    static __device__ unsigned bytes(unsigned tokens, unsigned steps) { return (tokens + 1) * steps * Tokens::BYTES; }
     __device__ unsigned char* of_step(unsigned step) const { return shared + step * tokens * Tokens::BYTES; }
     // Where the chunk from column `first` on lies.
     __device__ unsigned char* place(unsigned token, unsigned first) const {
@@ -70,7 +81,7 @@ template <class X> struct NormedTokens {
             for_each_norm_chunk(steps * STEP, [&](unsigned first) {
                 // Past the end of the row lie zeros, as in weights there.
                 uint4 raw = {};
-                if (first < k) raw = row < job.x_rows ? *reinterpret_cast<const uint4*>(x + first) : all_nan();
+                if (first < k) raw = row < job.x_rows ? *reinterpret_cast<const uint4*>(x + first) : all_nan<X>();
                 unsigned char* to = place(t, first);
                 *reinterpret_cast<uint4*>(to) = raw;
                 float values[NORM_CHUNK];
@@ -106,13 +117,96 @@ template <class X> struct NormedTokens {
         __syncthreads();
     }
 
-    static __device__ uint4 all_nan() {
-        X nan[NORM_CHUNK];
+};
+
+// The tokens of a block as codes in its shared memory, rounded as quantize.cu does: the codes as StepOfTokens has them, then
+// a row of x, the weight of the norm, and the scale of each token. Every thread fills the chunks that for_each_norm_chunk
+// gives it.
+template <class A> struct CodedTokens {
+    using Tokens = StepOfTokens<signed char>;
+    unsigned char* shared;
+    unsigned steps, tokens;
+
+    static __device__ unsigned bytes(unsigned tokens, unsigned steps) {
+        return steps * (tokens * Tokens::BYTES + 2 * STEP * sizeof(A)) + tokens * sizeof(float);
+    }
+    __device__ unsigned char* of_step(unsigned step) const { return shared + step * tokens * Tokens::BYTES; }
+    // Where the codes of the chunk from column `first` on lie.
+    __device__ unsigned char* place(unsigned token, unsigned first) const {
+        return of_step(first / STEP) + Tokens::place(token, first % STEP / PIECE) + first % PIECE;
+    }
+    __device__ A* row(unsigned first) const { return reinterpret_cast<A*>(of_step(steps)) + first; }
+    __device__ A* weight(unsigned first) const { return row(steps * STEP) + first; }
+    __device__ float* scales() const { return reinterpret_cast<float*>(weight(steps * STEP)); }
+
+    // Begins to copy the weight of the norm, each thread what it will use.
+    __device__ void copy_weight(const void* norm, unsigned k) const {
+        if (norm == nullptr) return;
+        for_each_norm_chunk(k, [&](unsigned first) {
+            copy16<Keep::Long>(weight(first), static_cast<const A*>(norm) + first, true);
+        });
+    }
+
+    // Rounds the tokens; `partial` has room for two numbers per warp. Ends with a barrier.
+    template <unsigned TOKENS> __device__ void fill(const FusedArgs& job, float* partial) const {
+        const unsigned k = job.product.weight.k;
+#pragma unroll 1
+        for (unsigned t = 0; t < tokens; t++) {
+            const unsigned number = job.rows == nullptr ? t : job.rows[t];
+            const A* x = static_cast<const A*>(job.product.x) + static_cast<size_t>(number) * k;
+            float squares = 0.0f;
+            for_each_norm_chunk(k, [&](unsigned first) {
+                const uint4 raw = number < job.x_rows ? load_raw<uint4>(x + first) : all_nan<A>();
+                store_raw(row(first), raw);
+                float values[NORM_CHUNK];
+                load_wide(row(first), values);
+                squares = add_squares(squares, values);
+            });
+            float inverse = 1.0f;
+            if (job.norm != nullptr) inverse = inverse_rms(of_block(squares, Sum(), partial), k, job.eps);
+            float largest = 0.0f;
+            for_each_norm_chunk(k, [&](unsigned first) {
+                float values[NORM_CHUNK];
+                load_wide(row(first), values);
+                if (job.norm != nullptr) {
+                    float weights[NORM_CHUNK];
+                    load_wide(weight(first), weights);
 #pragma unroll
-        for (unsigned i = 0; i < NORM_CHUNK; i++) nan[i] = from_f32<X>(nanf(""));
-        uint4 raw;
-        memcpy(&raw, nan, sizeof raw);
-        return raw;
+                    for (unsigned i = 0; i < NORM_CHUNK; i++) {
+                        values[i] = round_to<A>(normed<A>(values[i], inverse, weights[i]));
+                    }
+                    store_chunk(row(0), first, k, values);
+                }
+#pragma unroll
+                for (unsigned i = 0; i < NORM_CHUNK; i++) largest = MaxOrNan()(largest, fabsf(values[i]));
+            });
+            const float scale = scale_for<f32>(of_block(largest, MaxOrNan(), partial + NORM_THREADS / WARP), HALF_RANGE_8);
+            for_each_norm_chunk(k, [&](unsigned first) {
+                float values[NORM_CHUNK];
+                load_wide(row(first), values);
+                signed char codes[NORM_CHUNK];
+#pragma unroll
+                for (unsigned i = 0; i < NORM_CHUNK; i++) {
+                    codes[i] = static_cast<signed char>(nearest_code(values[i] / scale, -128, 127));
+                }
+                uint2 raw;
+                memcpy(&raw, codes, sizeof raw);
+                store_raw(place(t, first), raw);
+            });
+            if (threadIdx.x == 0) scales()[t] = scale;
+            __syncthreads(); // for the next one too: all have read what warps left
+        }
+    }
+
+    // As block_reduce, but where nobody reads `of_warps` any more.
+    template <class Op> static __device__ float of_block(float value, Op op, float* of_warps) {
+        value = warp_reduce(value, op);
+        if (lane_id() == 0) of_warps[warp_id()] = value;
+        __syncthreads();
+        value = of_warps[0];
+#pragma unroll
+        for (unsigned w = 1; w < NORM_THREADS / WARP; w++) value = op(value, of_warps[w]);
+        return value;
     }
 };
 

@@ -22,11 +22,16 @@ struct ProductArgs {
     template <class Format> __device__ float scaled(unsigned token, unsigned row, typename Format::Sum sum) const {
         float value = static_cast<float>(sum);
         if constexpr (std::is_same_v<typename Format::Sum, int>) {
-            value *= x_scales[token] * load_elem(weight.scales, weight.scale_type, row);
+            value = scaled_exact(sum, x_scales[token], row);
         } else if constexpr (Format::ROW_SCALES) {
             value *= load_elem(weight.scales, weight.scale_type, row);
         }
         return value;
+    }
+
+    // The same of codes times codes, with the scale of the token.
+    __device__ float scaled_exact(int sum, float x_scale, unsigned row) const {
+        return static_cast<float>(sum) * (x_scale * load_elem(weight.scales, weight.scale_type, row));
     }
 
     // It becomes a result.

@@ -209,6 +209,11 @@ struct CodeRows : ByteRows<signed char, Int8Code, void> {
     static __device__ unsigned chunk(unsigned, unsigned quad = lane_quad()) { return quad; }
 };
 
+// The same where tokens are numbers of type A before they become codes in the same launch (common/fused.cuh).
+template <class A> struct CodesOf : CodeRows {
+    using Input = A;
+};
+
 // Where a lane's pieces of a tile and step lie, moved along from step to step.
 template <class Format> struct Source {
     const unsigned char* at;

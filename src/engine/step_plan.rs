@@ -12,10 +12,15 @@ use crate::kernels::silu_mul::GateUp;
 /// same to the bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StepPlan {
-    /// A layer's first norm with the product that gives queries, keys and values.
+    /// A layer's first norm, and the rounding of what it gives to codes where that follows, with the product that gives queries,
+    /// keys and values.
     pub qkv: usize,
     /// Its second norm with the product that gives gate and up, and with their product.
     pub gate_up: usize,
+    /// The rounding of attention's results to codes with the product that takes them.
+    pub output: usize,
+    /// The same of what the gated activation gives.
+    pub down: usize,
     /// The final norm with the head and, where nothing else is wanted, the choice of the most likely token.
     pub head: usize,
     /// The rotation of heads and the writing of the cache with attention, where its kernel can do that, whatever the number of
@@ -30,6 +35,8 @@ impl StepPlan {
     pub const UNFUSED: Self = Self {
         qkv: 0,
         gate_up: 0,
+        output: 0,
+        down: 0,
         head: 0,
         attention: false,
         codes: false,
@@ -42,11 +49,19 @@ impl StepPlan {
             Device::Gpu(gpu) if gpu.fuses() => {}
             Device::Cpu | Device::Gpu(_) => return Self::UNFUSED,
         }
-        let most = |weight: &LinearWeight| FusedLinear::most_tokens(device, weight, weights.act);
-        // What is rounded on its way to a product is not fused with it.
+        let most = |weight: &LinearWeight, codes| {
+            FusedLinear::most_tokens(device, weight, weights.act, codes)
+        };
+        // What is rounded to numbers on its way to a product is not fused with it.
         let of = |projection: &Projection| match projection.input {
-            InputPath::Float => most(&projection.weight),
-            InputPath::Codes | InputPath::Rounded(_) => 0,
+            InputPath::Float => most(&projection.weight, false),
+            InputPath::Codes => most(&projection.weight, true),
+            InputPath::Rounded(_) => 0,
+        };
+        // Without a norm there is something to fuse only where codes are made.
+        let of_codes = |projection: &Projection| match projection.input {
+            InputPath::Codes => of(projection),
+            InputPath::Float | InputPath::Rounded(_) => 0,
         };
         let least = |of: &dyn Fn(&Layer) -> usize| weights.layers.iter().map(of).min().unwrap_or(0);
         let becomes_codes = |projection: &Projection| projection.input == InputPath::Codes;
@@ -56,7 +71,9 @@ impl StepPlan {
                 GateUp::Eights => of(&layer.gate_up),
                 GateUp::Halves => 0,
             }),
-            head: most(weights.head()),
+            output: least(&|layer| of_codes(&layer.output)),
+            down: least(&|layer| of_codes(&layer.down)),
+            head: most(weights.head(), false),
             codes: weights.layers.iter().any(|layer| {
                 [&layer.qkv, &layer.gate_up, &layer.down]
                     .into_iter()
@@ -72,6 +89,8 @@ impl fmt::Display for StepPlan {
         let fused = [
             ("norm + q/k/v", self.qkv),
             ("norm + gate/up + SiLU", self.gate_up),
+            ("codes + o", self.output),
+            ("codes + down", self.down),
             ("norm + head + pick", self.head),
         ];
         let mut parts: Vec<String> = fused
@@ -105,6 +124,8 @@ mod tests {
         let plan = StepPlan {
             qkv: 5,
             gate_up: 4,
+            output: 0,
+            down: 0,
             head: 1,
             attention: true,
             codes: false,
@@ -115,13 +136,14 @@ mod tests {
              rotation + cache + attention"
         );
         let codes = StepPlan {
+            down: 2,
             codes: true,
             attention: true,
             ..StepPlan::UNFUSED
         };
         assert_eq!(
             codes.to_string(),
-            "fused: rotation + cache + attention; norm + codes, SiLU + codes"
+            "fused: codes + down up to 2 tokens; rotation + cache + attention; norm + codes, SiLU + codes"
         );
     }
 }

@@ -255,13 +255,17 @@ impl Scratch {
             RopeAppend(attention).run(device, qkv, head_norms, &self.rope, places, cache)?;
             attention.run(device, qkv, places, cache, attended)?;
         }
-        step.project(
-            &self.attended,
-            &mut self.rounding,
-            &layer.output,
-            true,
-            &mut self.hidden,
-        )?;
+        if count <= self.plan.output {
+            step.fused_codes(&self.attended, &layer.output, &mut self.hidden)?;
+        } else {
+            step.project(
+                &self.attended,
+                &mut self.rounding,
+                &layer.output,
+                true,
+                &mut self.hidden,
+            )?;
+        }
 
         let input = Normed::all(&self.hidden, &layer.mlp_norm, config.norm_eps);
         if count <= self.plan.gate_up {
@@ -281,6 +285,9 @@ impl Scratch {
                 return step.product(input, &layer.down, true, &mut self.hidden);
             }
             silu.run(device, &self.gate_up, &mut self.gated)?;
+        }
+        if count <= self.plan.down {
+            return step.fused_codes(&self.gated, &layer.down, &mut self.hidden);
         }
         step.project(
             &self.gated,
@@ -305,14 +312,11 @@ impl Scratch {
             Source::Feed => &self.feed.rows,
         };
         if count <= self.plan.head {
-            let fused = FusedLinear {
-                tokens: count,
-                then: Then::Store,
-            };
+            let fused = FusedLinear::new(count, Then::Store);
             let input = Normed {
                 x: &self.hidden,
                 rows: Some(rows),
-                weight: &weights.norm,
+                weight: Some(&weights.norm),
                 eps: config.norm_eps,
             };
             return fused.run(device, input, weights.head(), None, &mut self.logits);
@@ -359,17 +363,14 @@ impl Scratch {
             };
             return pick.run(device, &self.logits, &mut self.targets);
         }
-        let fused = FusedLinear {
-            tokens: count,
-            then: Then::Pick,
-        };
+        let fused = FusedLinear::new(count, Then::Pick);
         let input = Normed {
             x: &self.hidden,
             rows: Some(match source {
                 Source::Prompt => &self.prompt.rows,
                 Source::Feed => &self.feed.rows,
             }),
-            weight: &weights.norm,
+            weight: Some(&weights.norm),
             eps: weights.config.norm_eps,
         };
         fused.run(device, input, weights.head(), None, &mut self.targets)
@@ -404,7 +405,7 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// The norm of `input`, a linear layer, and what follows it, in one launch.
+    /// The norm of `input`, its rounding to codes where the layer says so, the layer, and what follows it, in one launch.
     fn fused(
         &self,
         input: Normed<'_>,
@@ -413,11 +414,22 @@ impl Step<'_> {
         out: &mut Buf,
     ) -> Result<()> {
         let op = FusedLinear {
-            tokens: self.tokens,
-            then,
+            codes: projection.input == InputPath::Codes,
+            ..FusedLinear::new(self.tokens, then)
         };
         let (weight, bias) = (&projection.weight, projection.bias.as_ref());
         op.run(self.device, input, weight, bias, out)
+    }
+
+    /// The rounding of `x` to codes and a linear layer, whose results are added to `out`, in one launch.
+    fn fused_codes(&self, x: &Buf, projection: &Projection, out: &mut Buf) -> Result<()> {
+        let op = FusedLinear {
+            codes: true,
+            accumulate: true,
+            ..FusedLinear::new(self.tokens, Then::Store)
+        };
+        let (weight, bias) = (&projection.weight, projection.bias.as_ref());
+        op.run(self.device, Normed::as_is(x), weight, bias, out)
     }
 
     /// The norm of `input`, then a linear layer, by way of buffers for the norm and for what it is rounded to.
@@ -433,12 +445,15 @@ impl Step<'_> {
             width: projection.weight.k,
             eps: input.eps,
         };
+        let of_norm = input
+            .weight
+            .ok_or_else(|| Error::Internal("an input to be normed without a norm".into()))?;
         if let Some(Int8Input { codes, scales }) = self.codes_of(projection, rounding) {
-            norm.run_to_codes(self.device, input.x, input.weight, codes, scales)?;
+            norm.run_to_codes(self.device, input.x, of_norm, codes, scales)?;
             let input = Input::Int8 { codes, scales };
             return self.product(input, projection, false, out);
         }
-        norm.run(self.device, input.x, input.weight, normed)?;
+        norm.run(self.device, input.x, of_norm, normed)?;
         self.project(normed, rounding, projection, false, out)
     }
 
@@ -530,7 +545,7 @@ impl DeviceWeights {
             eps: config.norm_eps,
         };
         let product = |w: &LinearWeight, accumulate| Linear { tokens, accumulate }.cost(w, act);
-        let fused = |w: &LinearWeight, then| FusedLinear { tokens, then }.cost(w, act, act);
+        let fused = |w: &LinearWeight, then| FusedLinear::new(tokens, then).cost(w, act, act);
         let layer = |layer: &super::weights::Layer| {
             let qkv = if tokens <= plan.qkv {
                 fused(&layer.qkv.weight, Then::Store)
@@ -568,11 +583,7 @@ impl DeviceWeights {
             width: config.hidden,
         };
         let head = if logits <= plan.head {
-            FusedLinear {
-                tokens: logits,
-                then: Then::Pick,
-            }
-            .cost(self.head(), act, DType::F32)
+            FusedLinear::new(logits, Then::Pick).cost(self.head(), act, DType::F32)
         } else {
             Linear {
                 tokens: logits,

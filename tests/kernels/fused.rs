@@ -20,6 +20,25 @@ const EPS: f32 = 1e-5;
 #[derive(Clone, Copy, Debug)]
 struct Stored(Option<(CodeFormat, usize, DType, bool)>, DType);
 
+/// What happens to the input on its way to the product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Normed,
+    /// It becomes codes; where results are stored, they are added to what is there.
+    Coded,
+    NormedAndCoded,
+}
+
+impl Way {
+    fn codes(self) -> bool {
+        self != Self::Normed
+    }
+
+    fn accumulates(self, then: Then) -> bool {
+        self == Self::Coded && then == Then::Store
+    }
+}
+
 fn storages() -> Vec<Stored> {
     use CodeFormat::{E4M3, I8, U4};
     let mut all = Vec::new();
@@ -104,6 +123,7 @@ struct Case {
     rows: Option<Buf>,
     norm: Buf,
     bias: Option<Buf>,
+    way: Way,
 }
 
 /// `tokens` rows of `x`, the last of `tokens + 2` first where rows are picked.
@@ -133,6 +153,7 @@ fn case(
         rows: picked.then(|| put_ids(device, &ids)),
         norm: put(device, &norm, act),
         bias: biased.then(|| put(device, &bias, out)),
+        way: Way::Normed,
     }
 }
 
@@ -141,10 +162,15 @@ impl Case {
         Normed {
             x: &self.x,
             rows: self.rows.as_ref(),
-            weight: &self.norm,
+            weight: (self.way != Way::Coded).then_some(&self.norm),
             eps: EPS,
         }
     }
+}
+
+/// What results are added to, where they are.
+fn before(device: &Device, count: usize, out: DType) -> Buf {
+    put(device, &vec![0.375; count], out)
 }
 
 /// What the separate launches give: gather, norm, product, activation or choice.
@@ -175,20 +201,30 @@ fn apart(
         width: k,
         eps: EPS,
     };
-    norm.run(device, &x, &case.norm, &mut normed).unwrap();
+    if case.way == Way::Coded {
+        normed = x;
+    } else {
+        norm.run(device, &x, &case.norm, &mut normed).unwrap();
+    }
+    let mut codes = device.alloc(BufType::U8, tokens * k).unwrap();
+    let mut scales = device.alloc(BufType::Float(DType::F32), tokens).unwrap();
+    let input = if case.way.codes() {
+        let op = QuantizeAct { tokens, width: k };
+        op.run(device, &normed, &mut codes, &mut scales).unwrap();
+        Input::Int8 {
+            codes: &codes,
+            scales: &scales,
+        }
+    } else {
+        Input::Float(&normed)
+    };
     let product = Linear {
         tokens,
-        accumulate: false,
+        accumulate: case.way.accumulates(then),
     };
-    let mut y = device.alloc(BufType::Float(out), tokens * n).unwrap();
+    let mut y = before(device, tokens * n, out);
     product
-        .run(
-            device,
-            Input::Float(&normed),
-            weight,
-            case.bias.as_ref(),
-            &mut y,
-        )
+        .run(device, input, weight, case.bias.as_ref(), &mut y)
         .unwrap();
     match then {
         Then::Store => bits(&get(device, &y)),
@@ -227,19 +263,23 @@ fn fused(
         Then::Gate => weight.n / 2,
         Then::Pick => 1,
     };
-    let kind = match then {
-        Then::Pick => BufType::U32,
-        _ => BufType::Float(out),
+    let accumulate = case.way.accumulates(then);
+    let mut y = match then {
+        Then::Pick => device.alloc(BufType::U32, tokens * width).unwrap(),
+        _ => before(device, tokens * width, out),
     };
-    let mut y = device.alloc(kind, tokens * width).unwrap();
-    let op = FusedLinear { tokens, then };
+    let op = FusedLinear {
+        codes: case.way.codes(),
+        accumulate,
+        ..FusedLinear::new(tokens, then)
+    };
     op.run(device, case.input(), weight, case.bias.as_ref(), &mut y)
         .unwrap();
     y
 }
 
 /// One fused product of every kind against the separate launches, with columns in every number of parts.
-fn check(device: &Device, stored: Stored, [n, k]: [usize; 2], tokens: usize) {
+fn check(device: &Device, stored: Stored, [n, k]: [usize; 2], tokens: usize, way: Way) {
     let Device::Gpu(gpu) = device else {
         panic!("the CPU has nothing to fuse");
     };
@@ -258,14 +298,18 @@ fn check(device: &Device, stored: Stored, [n, k]: [usize; 2], tokens: usize) {
         let [on_cpu, weight] = weights(stored, shape, device, then == Then::Gate);
         let picked = then == Then::Pick || tokens % 2 == 1;
         let biased = then != Then::Pick && tokens != 2;
-        let case_on = |device: &Device| case(device, shape, tokens, act, out, picked, biased);
+        let case_on = |device: &Device| Case {
+            way,
+            ..case(device, shape, tokens, act, out, picked, biased)
+        };
         let here = case_on(device);
         let product = Linear {
             tokens,
             accumulate: false,
         };
         let mut parts = Vec::new();
-        for kernel in product.kernels(device, Some(act), &weight) {
+        let input = (!way.codes()).then_some(act);
+        for kernel in product.kernels(device, input, &weight) {
             let LinearKernel::Few { splits, .. } = kernel else {
                 continue;
             };
@@ -283,7 +327,7 @@ fn check(device: &Device, stored: Stored, [n, k]: [usize; 2], tokens: usize) {
             };
             assert!(
                 got == truth,
-                "{stored:?}, {shape:?}, {tokens} tokens, {then:?} in {splits} parts on {}",
+                "{stored:?}, {shape:?}, {tokens} tokens, {way:?}, {then:?} in {splits} parts on {}",
                 device.kind()
             );
         }
@@ -321,8 +365,26 @@ fn fused_products_give_the_bits_of_separate_launches_for_every_storage() {
             for (t, tokens) in [1, 2, 3, 5, 8].into_iter().enumerate() {
                 // A single token and another number of them for each.
                 if t == 0 || t == 1 + (i + j) % 4 {
-                    check(&device, stored, shape, tokens);
+                    check(&device, stored, shape, tokens, Way::Normed);
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn inputs_become_codes_on_the_way_with_the_bits_of_separate_launches() {
+    let device = one_gpu(77);
+    for act in [DType::BF16, DType::F16] {
+        let stored = Stored(Some((CodeFormat::I8, 0, act, false)), act);
+        for way in [Way::Coded, Way::NormedAndCoded] {
+            for (shape, tokens) in [
+                ([33, 64], 1),
+                ([150, 640], 1),
+                ([150, 640], 3),
+                ([33, 2096], 8),
+            ] {
+                check(&device, stored, shape, tokens, way);
             }
         }
     }
@@ -333,7 +395,7 @@ fn fused_products_are_cut_as_those_whose_kernels_are_found_by_the_clock() {
     let device = timed();
     let [plain, codes] = [0, storages().len() - 1].map(|i| storages().swap_remove(i));
     for (stored, tokens) in [(plain, 1), (codes, 1), (codes, 5)] {
-        check(&device, stored, [150, 640], tokens);
+        check(&device, stored, [150, 640], tokens, Way::Normed);
     }
 }
 
@@ -392,8 +454,8 @@ fn the_order_of_blocks_changes_nothing_of_fused_products() {
     for device in gpus() {
         int4_by_the_cpu(&device);
         let stored = Stored(Some((CodeFormat::U4, 32, DType::BF16, false)), DType::BF16);
-        check(&device, stored, [150, 1312], 1);
-        check(&device, Stored(None, DType::F16), [150, 72], 8);
+        check(&device, stored, [150, 1312], 1, Way::Normed);
+        check(&device, Stored(None, DType::F16), [150, 72], 8, Way::Normed);
     }
 }
 
@@ -441,11 +503,14 @@ fn of_equal_results_the_first_is_picked() {
 fn what_cannot_be_fused_is_refused_and_planned_for() {
     let device = one_gpu(0);
     let [_, weight] = weights(Stored(None, DType::BF16), [33, 64], &device, false);
-    let most = FusedLinear::most_tokens(&device, &weight, DType::BF16);
+    let most = FusedLinear::most_tokens(&device, &weight, DType::BF16, false);
     assert!((1..=8).contains(&most), "{most}");
-    assert_eq!(FusedLinear::most_tokens(&device, &weight, DType::F32), 0);
     assert_eq!(
-        FusedLinear::most_tokens(&Device::Cpu, &weight, DType::BF16),
+        FusedLinear::most_tokens(&device, &weight, DType::F32, false),
+        0
+    );
+    assert_eq!(
+        FusedLinear::most_tokens(&Device::Cpu, &weight, DType::BF16, false),
         0
     );
     let case = case(
@@ -458,7 +523,7 @@ fn what_cannot_be_fused_is_refused_and_planned_for() {
         false,
     );
     let mut out = device.alloc(BufType::Float(DType::BF16), 16 * 33).unwrap();
-    let op = |tokens, then| FusedLinear { tokens, then };
+    let op = |tokens, then| FusedLinear::new(tokens, then);
     let many = op(16, Then::Store).run(&device, case.input(), &weight, None, &mut out);
     let said = many.unwrap_err().to_string();
     assert!(

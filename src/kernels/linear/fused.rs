@@ -1,25 +1,26 @@
-//! A product with what goes before and after it: the norm of its input, and the gated activation or the greedy choice. One
-//! launch on a GPU, for a few tokens.
+//! A product with what goes before and after it: the norm of its input and its rounding to codes, and the gated activation or
+//! the greedy choice. One launch on a GPU, for a few tokens.
 
 use super::{Input, Linear, LinearWeight};
 use crate::error::{Error, Result};
 use crate::kernels::device::{Buf, BufType, Device};
 use crate::kernels::embed::Gather;
 use crate::kernels::norm::RmsNorm;
+use crate::kernels::quantize::QuantizeAct;
 use crate::kernels::sample::Argmax;
 use crate::kernels::silu_mul::{GateUp, SiluMul};
 use crate::kernels::{Cost, check_len, gpu};
 use crate::scheme::DType;
 
-/// An input that is yet to be normalised.
+/// An input that is yet to be normalised, or rounded, or both.
 #[derive(Clone, Copy)]
 pub struct Normed<'a> {
     /// `[rows, k]`.
     pub x: &'a Buf,
     /// Which rows are meant, u32 `[tokens]`; the first ones where `None`.
     pub rows: Option<&'a Buf>,
-    /// The weight of the norm, `[k]`, of the type of `x`.
-    pub weight: &'a Buf,
+    /// The weight of the norm, `[k]`, of the type of `x`; `None` where there is no norm, of inputs that become codes.
+    pub weight: Option<&'a Buf>,
     /// Keeps the root from vanishing.
     pub eps: f32,
 }
@@ -30,8 +31,18 @@ impl<'a> Normed<'a> {
         Self {
             x,
             rows: None,
-            weight,
+            weight: Some(weight),
             eps,
+        }
+    }
+
+    /// The first rows of `x` as they are.
+    pub const fn as_is(x: &'a Buf) -> Self {
+        Self {
+            x,
+            rows: None,
+            weight: None,
+            eps: 0.0,
         }
     }
 }
@@ -47,37 +58,57 @@ pub enum Then {
     Pick,
 }
 
-/// [`RmsNorm`], then [`Linear`], then [`SiluMul`] or [`Argmax`] where asked for. Gives the bits of the separate ops.
+/// [`RmsNorm`], then [`Linear`], then [`SiluMul`] or [`Argmax`] where asked for. Or, where the weight's codes are multiplied with
+/// codes, [`QuantizeAct`] before the product, after a norm or without one. Gives the bits of the separate ops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FusedLinear {
     /// Rows of the input.
     pub tokens: usize,
+    /// Whether they become codes.
+    pub codes: bool,
     /// What becomes of the product.
     pub then: Then,
+    /// Whether what is stored is added to what is there; for [`Then::Store`].
+    pub accumulate: bool,
 }
 
 impl FusedLinear {
+    /// Of inputs that stay numbers; results replace what is there.
+    pub const fn new(tokens: usize, then: Then) -> Self {
+        Self {
+            tokens,
+            codes: false,
+            then,
+            accumulate: false,
+        }
+    }
+
     /// Traffic and arithmetic with `weight`, activations of type `act`, and results of type `out` where they are stored.
     pub fn cost(&self, weight: &LinearWeight, act: DType, out: DType) -> Cost {
         let (m, n, k) = (self.tokens as f64, weight.n as f64, weight.k as f64);
         let (written, more) = match self.then {
-            Then::Store => (m * n * out.size() as f64, 0.0),
+            Then::Store => (
+                m * n * out.size() as f64,
+                m * n * f64::from(self.accumulate),
+            ),
             Then::Gate => (m * n / 2.0 * out.size() as f64, 5.0 * m * n / 2.0),
             Then::Pick => (4.0 * m, 0.0),
         };
         Cost {
-            read: weight.bytes() as f64 + (m + 1.0) * k * act.size() as f64,
+            read: weight.bytes() as f64
+                + (m + 1.0) * k * act.size() as f64
+                + if self.accumulate { written } else { 0.0 },
             written,
             flops: 2.0 * m * n * k + 4.0 * m * k + more,
         }
     }
 
-    /// The most tokens for which a GPU should do this in one launch with `weight` and activations of type `act`; 0 where it
-    /// has no kernel for that, and on the CPU, which has nothing to launch.
-    pub fn most_tokens(device: &Device, weight: &LinearWeight, act: DType) -> usize {
+    /// The most tokens for which a GPU should do this in one launch with `weight` and activations of type `act`, which may
+    /// become `codes`; 0 where it has no kernel for that, and on the CPU, which has nothing to launch.
+    pub fn most_tokens(device: &Device, weight: &LinearWeight, act: DType, codes: bool) -> usize {
         match device {
             Device::Cpu => 0,
-            Device::Gpu(gpu) => gpu::fused_tokens(gpu.facts(), weight, act).worth,
+            Device::Gpu(gpu) => gpu::fused_tokens(gpu.facts(), weight, act, codes).worth,
         }
     }
 
@@ -97,7 +128,18 @@ impl FusedLinear {
     ) -> Result<()> {
         let rows = if input.rows.is_some() { 1 } else { self.tokens };
         check_len("fused input", input.x, rows * weight.k)?;
-        check_len("norm weight", input.weight, weight.k)?;
+        match input.weight {
+            Some(norm) => check_len("norm weight", norm, weight.k)?,
+            None if self.codes => {}
+            None => {
+                return Err(Error::Internal(
+                    "nothing happens to the input of a fused product".into(),
+                ));
+            }
+        }
+        if self.accumulate && self.then != Then::Store {
+            return Err(Error::Internal(format!("{:?} adds to nothing", self.then)));
+        }
         if let Some(rows) = input.rows {
             check_len("numbers of rows", rows, self.tokens)?;
         }
@@ -148,23 +190,35 @@ impl FusedLinear {
                 picked.insert(device.alloc(kind, tokens * k)?),
             )?;
         }
-        let norm = RmsNorm {
-            rows: tokens,
-            width: k,
-            eps: input.eps,
-        };
+        let mut x = picked.as_ref().unwrap_or(input.x);
         let mut normed = device.alloc(kind, tokens * k)?;
-        norm.run(
-            device,
-            picked.as_ref().unwrap_or(input.x),
-            input.weight,
-            &mut normed,
-        )?;
+        if let Some(of_norm) = input.weight {
+            let norm = RmsNorm {
+                rows: tokens,
+                width: k,
+                eps: input.eps,
+            };
+            norm.run(device, x, of_norm, &mut normed)?;
+            x = &normed;
+        }
+        let mut rounded = None;
+        if self.codes {
+            let op = QuantizeAct { tokens, width: k };
+            let (codes, scales) = rounded.insert((
+                device.alloc(BufType::U8, tokens * k)?,
+                device.alloc(BufType::Float(DType::F32), tokens)?,
+            ));
+            op.run(device, x, codes, scales)?;
+        }
+        let x = match &rounded {
+            Some((codes, scales)) => Input::Int8 { codes, scales },
+            None => Input::Float(x),
+        };
         let product = Linear {
             tokens,
-            accumulate: false,
+            accumulate: self.accumulate,
         };
-        let product = |out: &mut Buf| product.run(device, Input::Float(&normed), weight, bias, out);
+        let product = |out: &mut Buf| product.run(device, x, weight, bias, out);
         let whole = |kind| device.alloc(kind, tokens * weight.n);
         match self.then {
             Then::Store => product(out),

@@ -51,8 +51,14 @@ pub(crate) struct FusedTokens {
     pub(crate) worth: usize,
 }
 
-/// Products of a weight with inputs of type `act` that are normed in the same launch, on a GPU with these facts.
-pub(crate) fn fused_tokens(facts: &Facts, weight: &LinearWeight, act: DType) -> FusedTokens {
+/// Products of a weight with inputs of type `act` that are normed, or become `codes`, in the same launch, on a GPU with these
+/// facts.
+pub(crate) fn fused_tokens(
+    facts: &Facts,
+    weight: &LinearWeight,
+    act: DType,
+    codes: bool,
+) -> FusedTokens {
     let ordered = match &weight.data {
         WeightData::Plain(_) => false,
         // Products of their own.
@@ -60,8 +66,8 @@ pub(crate) fn fused_tokens(facts: &Facts, weight: &LinearWeight, act: DType) -> 
         WeightData::Packed(packed) => packed.order.is_some(),
         WeightData::Streamed(bufs) => bufs.order.is_some(),
     };
-    match storage_of(weight, Some(act)) {
-        Some(storage) if !ordered => of_shape(facts, storage, weight.k),
+    match storage_of(weight, (!codes).then_some(act)) {
+        Some(storage) if !ordered && act != DType::F32 => of_shape(facts, storage, weight.k),
         _ => FusedTokens { most: 0, worth: 0 },
     }
 }
@@ -86,6 +92,15 @@ fn of_shape(facts: &Facts, storage: Storage, k: usize) -> FusedTokens {
     // One token is always worth it: what is read and computed for it would be there in the other kernel too.
     let worth = ((LAUNCH / each) as usize).clamp(1, MOST_TOKENS).min(most);
     FusedTokens { most, worth }
+}
+
+/// Shared memory for `tokens` rows of `k` numbers that are normed or become codes: `bytes` of `NormedTokens` and `CodedTokens`.
+pub(in crate::kernels::gpu) fn prepared_bytes(storage: Storage, tokens: usize, k: usize) -> usize {
+    let steps = k.div_ceil(STEP);
+    match storage {
+        Storage::Codes => steps * (tokens * STEP + 2 * STEP_BYTES) + tokens * 4,
+        _ => (tokens + 1) * steps * STEP_BYTES,
+    }
 }
 
 impl Gpu {
@@ -115,8 +130,7 @@ impl FusedKernel {
     /// Every kernel that is compiled for so many tokens.
     fn all(storage: Storage, tokens: usize, splits: usize) -> Vec<Self> {
         let tiles: &[usize] = match (storage, tokens) {
-            (Storage::Codes, _) => &[],
-            (Storage::Plain(_), 1) => &[1, 2],
+            (Storage::Plain(_) | Storage::Codes, 1) => &[1, 2],
             (_, 1) => &[2, 4],
             _ => &[2],
         };
@@ -133,13 +147,12 @@ impl FusedKernel {
         if self.tokens == 1 { 1 } else { MOST_TOKENS }
     }
 
-    /// Dynamic shared memory of a block: `SHARED` of `common/few.cuh` and what `NormedTokens` takes.
+    /// Dynamic shared memory of a block: `SHARED` of `common/few.cuh` and what `NormedTokens` or `CodedTokens` takes.
     fn shared_bytes(self, storage: Storage, k: usize) -> usize {
         let stage = self.tiles * storage.tile_bytes() + storage.scale_bytes(self.tiles);
         let depth = ((12 << 10) / stage).clamp(3, 8);
         let sums = self.columns() * (self.tiles * ROWS + 4) * 4;
-        let normed = (self.tokens + 1) * k.div_ceil(STEP) * STEP_BYTES;
-        WARPS * (depth * stage + sums) + normed
+        WARPS * (depth * stage + sums) + prepared_bytes(storage, self.tokens, k)
     }
 
     /// How many of its blocks a multiprocessor runs at a time.
@@ -204,14 +217,20 @@ pub(crate) fn fused_linear(
         gpu,
         name: "fused_linear",
     };
-    let FusedLinear { tokens, then } = *shape;
+    let FusedLinear {
+        tokens,
+        codes,
+        then,
+        accumulate,
+    } = *shape;
     let (n, k) = (weight.n, weight.k);
     if tokens == 0 || n == 0 {
         return Ok(());
     }
     let act = input.x.dtype()?;
-    let (most, facts) = (fused_tokens(gpu.facts(), weight, act).most, gpu.facts());
-    let storage = storage_of(weight, Some(act)).filter(|_| tokens <= most);
+    let facts = gpu.facts();
+    let most = fused_tokens(facts, weight, act, codes).most;
+    let storage = storage_of(weight, (!codes).then_some(act)).filter(|_| tokens <= most);
     let Some(storage) = storage else {
         return Err(op.bug(&format!(
             "no kernel for {tokens} tokens of {act} with a weight [{n}, {k}], for {most} at most"
@@ -229,15 +248,18 @@ pub(crate) fn fused_linear(
         Some(_) => input.x.len() / k,
     };
     let x = op.reads("x", input.x, kind, &[x_rows, k])?;
-    let results = Results::new(op, shape, weight, bias, out)?;
+    let mut results = Results::new(op, shape, weight, bias, out)?;
+    results.outcome.accumulate = u32::from(accumulate);
     let alone = Product {
         op,
         weight,
         tokens,
+        // Where x becomes codes, there are none yet. What a product of codes takes does not depend on them, and x is longer
+        // than they and their scales.
         input: CheckedInput {
             x,
-            scales: Address::NULL,
-            dtype: Some(act),
+            scales: if codes { x } else { Address::NULL },
+            dtype: (!codes).then_some(act),
         },
         outcome: Outcome {
             row_stride: op.dim("n", n)?,
@@ -270,7 +292,9 @@ pub(crate) fn fused_linear(
     let blocks = kernel.blocks(&problem, facts);
     let mut job = FusedArgs {
         product: args,
-        norm: op.reads("norm", input.weight, kind, &[k])?,
+        norm: input
+            .weight
+            .map_or(Ok(Address::NULL), |norm| op.reads("norm", norm, kind, &[k]))?,
         rows: match input.rows {
             None => Address::NULL,
             Some(rows) => op.reads("rows", rows, BufType::U32, &[tokens])?,
@@ -303,7 +327,7 @@ pub(crate) fn fused_linear(
         ..op.grid(blocks, 1, THREADS)?
     };
     let (tiles, columns) = (kernel.tiles, kernel.columns() / 8);
-    let name = format!("linear_fused_{}_{tiles}x{columns}", storage.name());
+    let name = format!("linear_fused_{}_{tiles}x{columns}", name_of(storage, act));
     // SAFETY: the argument of linear_fused.cu; every array holds its shape, and the kernel checks the numbers of rows.
     unsafe { launch!(gpu, &name, grid; job) }
 }
@@ -384,23 +408,34 @@ impl Results {
     }
 }
 
+/// A storage with inputs of type `act` as kernels are named after it: codes are not named after what becomes them.
+pub(in crate::kernels::gpu) fn name_of(storage: Storage, act: DType) -> String {
+    match storage {
+        Storage::Codes => format!("{}_{act}", storage.name()),
+        _ => storage.name(),
+    }
+}
+
 /// The names of the kernels.
 pub(super) fn names() -> Vec<String> {
-    let of = |storage: Storage, tokens| {
-        FusedKernel::all(storage, tokens, 1)
-            .into_iter()
-            .map(move |kernel| {
+    let mut names = Vec::new();
+    for storage in Storage::all() {
+        let acts = match storage {
+            Storage::Codes => &[DType::BF16, DType::F16][..],
+            // Named already.
+            _ => &[DType::F32],
+        };
+        for (&act, tokens) in acts.iter().flat_map(|act| [(act, 1), (act, MOST_TOKENS)]) {
+            for kernel in FusedKernel::all(storage, tokens, 1) {
                 let (tiles, columns) = (kernel.tiles, kernel.columns() / 8);
-                format!("linear_fused_{}_{tiles}x{columns}", storage.name())
-            })
-    };
-    let all = Storage::all().into_iter();
-    all.flat_map(|storage| {
-        [1, MOST_TOKENS]
-            .into_iter()
-            .flat_map(move |tokens| of(storage, tokens))
-    })
-    .collect()
+                names.push(format!(
+                    "linear_fused_{}_{tiles}x{columns}",
+                    name_of(storage, act)
+                ));
+            }
+        }
+    }
+    names
 }
 
 #[cfg(test)]
