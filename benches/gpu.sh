@@ -498,7 +498,7 @@ bench_of() {
   fi
   if [[ -n $brief ]]; then
     ours single 20 --variants "$variants" --batch 1 --prompt 480 --gen 64
-    ours persistent 20 --variants bf16,int8,w4a16 --persistent on --batch 1 --prompt 480 --gen 64
+    ours persistent 20 --variants "$variants" --persistent on --batch 1 --prompt 480 --gen 64
     ours long 20 --variants "$variants" --batch 8 --prompt 2048 --gen 32
     ours candle 20 --variants bf16 --engine candle --batch 1 --prompt 480 --gen 64
     ours ablate 20 --variants w4a16 --ablate --batch 1 --prompt 480 --gen 64
@@ -506,7 +506,7 @@ bench_of() {
   fi
   # A context of 512 in the middle of what is generated.
   ours single 60 --variants "$variants" --batch 1 --prompt 480 --gen 64
-  ours persistent 60 --variants bf16,int8,w4a16 --persistent on --batch 1 --prompt 480 --gen 64
+  ours persistent 60 --variants "$variants" --persistent on --batch 1 --prompt 480 --gen 64
   ours ablate 60 --variants bf16,w4a16 --ablate --batch 1 --prompt 480 --gen 64
   torch_model torch-single --batch 1 --prompt 480 --gen 64
   ours batches 60 --variants "$variants" --batch '8,64,256' --prompt 128 --gen 64

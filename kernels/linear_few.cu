@@ -22,7 +22,7 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS> __device__ void linea
     DYNAMIC_SHARED(shared);
     using Block = Few<Format, R, TOKEN_BLOCKS, ProductArgs>;
     if (dynamic_shared_bytes() < Block::SHARED) return; // a launch that knows better than this file
-    Block(args, Block::Room::packed(shared), blockIdx.x, gridDim.x).run();
+    Block(args, Block::Room::packed(shared, 0), blockIdx.x, gridDim.x).run();
 }
 
 #define KERNEL_FEW(FORMAT, R, TOKEN_BLOCKS)                                                                            \

@@ -23,9 +23,10 @@
 template <class Format, unsigned R, unsigned TOKEN_BLOCKS> __device__ void linear_fused(const FusedArgs& job) {
     DYNAMIC_SHARED(shared);
     using Block = Few<Format, R, TOKEN_BLOCKS, FusedArgs>;
-    const unsigned prepared = Block::Prepared::bytes(job.product.tokens, job.product.weight.steps());
+    const unsigned steps = job.product.weight.steps();
+    const unsigned prepared = Block::Prepared::bytes(job.product.tokens, steps) + steps * NORM_BYTES;
     if (dynamic_shared_bytes() < Block::SHARED + prepared) return; // a launch that knows better than this file
-    Block(job, Block::Room::packed(shared), blockIdx.x, gridDim.x).run();
+    Block(job, Block::Room::packed(shared, steps), blockIdx.x, gridDim.x).run();
 }
 
 #define KERNEL_FUSED(FORMAT, R, TOKEN_BLOCKS)                                                                          \

@@ -1,10 +1,11 @@
 // step: a whole step of decoding one token in one launch (a persistent kernel): the ops that advance, embed, linear_fused,
 // linear_few and attention_single are launches of elsewhere, one after another.
 //
-//   ops [count] · arrived u32 [count], all zero before and after the launch
+//   ops [count] · arrived u32 [count], all zero before and after the launch · norm: bytes for the weight of any norm
 //
-// step_<weight>_<x>_<head size>   weights of the layers as in linear_fused.cu; the head has those, or plain ones of the type of
-//                                 x; up to 8 query heads for each head of keys. Any number of blocks that all run at once.
+// step_<weight>_<x>_<head size>   weights of the layers and x as in linear_fused.cu; the head has those weights, or plain ones
+//                                 of the type of x; up to 8 query heads for each head of keys. Any number of blocks that all
+//                                 run at once.
 //
 // A launch that depends on the one before it begins with nothing under way: some 5 us on a Hopper, whatever it reads. Here
 // blocks wait for each other between ops instead, and every warp has begun to copy the weights of the next product before
@@ -30,13 +31,14 @@ enum StepKind : unsigned {
     STEP_ADVANCE = 5,
 };
 
-template <class X> struct __align__(16) StepOp {
+// A: the type of activations.
+template <class A> struct __align__(16) StepOp {
     StepKind kind;
     unsigned ranges; // of attention: into how many the parts of the keys are divided
     union {
         FusedArgs product; // of STEP_PRODUCT the first part of it
-        AttentionArgs<X> attention;
-        GatherArgs<X, X> gather;
+        AttentionArgs<A> attention;
+        GatherArgs<A, A> gather;
         AdvanceArgs advance;
     };
 
@@ -49,17 +51,20 @@ struct StepArgs {
     const void* ops; // [count] of StepOp
     unsigned* arrived;
     unsigned count;
+    unsigned norm;
 };
 
 // R: tiles of 16 rows that a block has in hand.
 template <class Format, unsigned R, unsigned DIM> struct Step {
-    using X = typename Format::X;
-    using Op = StepOp<X>;
-    // Of a warp. Two blocks fit on a multiprocessor of compute capability 9.0 where the input of a norm has up to 7168 numbers.
+    // The type of activations.
+    using A = std::conditional_t<std::is_same_v<typename Format::Sum, int>, InputOf<Format>, typename Format::X>;
+    using Op = StepOp<A>;
+    // Of a warp. Two blocks fit on a multiprocessor of compute capability 9.0 where the input of a norm has up to 7168 numbers,
+    // and one where inputs of as many become codes.
     static constexpr unsigned RING = 10 << 10;
     using Normed = Few<Format, R, 0, FusedArgs, RING>;
     using Product = Few<Format, R, 0, ProductArgs, RING>;
-    using Head = Few<PlainRows<X>, 1, 0, FusedArgs, RING>;
+    using Head = Few<PlainRows<A>, 1, 0, FusedArgs, RING>;
     static_assert(Normed::RINGS <= WARPS * RING && Product::RINGS <= WARPS * RING && Head::RINGS <= WARPS * RING);
 
     // Shared memory: the op at hand and those to come, then the rings and what products take beside them, in places that do
@@ -70,11 +75,11 @@ template <class Format, unsigned R, unsigned DIM> struct Step {
     static constexpr unsigned RINGS_AT = 1024;
     static constexpr unsigned SUMS_AT = RINGS_AT + WARPS * RING;
     static constexpr unsigned SUMS = Normed::SUMS > Head::SUMS ? Normed::SUMS : Head::SUMS;
-    static constexpr unsigned PREPARED_AT = SUMS_AT + SUMS;
+    static constexpr unsigned NORM_AT = SUMS_AT + SUMS; // and behind it what products prepare
     static constexpr unsigned OP_PIECES = sizeof(Op) / PIECE;
     static_assert(sizeof(Op) % PIECE == 0 && OPS * sizeof(Op) <= RINGS_AT && OP_PIECES <= WARP);
 
-    using Attention = Single<X, DIM, PlainKv, 1, WARPS>;
+    using Attention = Single<A, DIM, PlainKv, 1, WARPS>;
 
     const StepArgs& args;
     unsigned char* const shared;
@@ -82,7 +87,7 @@ template <class Format, unsigned R, unsigned DIM> struct Step {
     __device__ const Op& op(unsigned i) const { return reinterpret_cast<const Op*>(shared)[i % OPS]; }
 
     template <class P> __device__ typename P::Room room() const {
-        return {shared + RINGS_AT, RING, shared + SUMS_AT, shared + PREPARED_AT};
+        return {shared + RINGS_AT, RING, shared + SUMS_AT, shared + NORM_AT, shared + NORM_AT + args.norm};
     }
     __device__ Normed normed(unsigned i) const { return {op(i).product, room<Normed>(), blockIdx.x, gridDim.x}; }
     __device__ Product product(unsigned i) const {
@@ -201,5 +206,7 @@ template <class Format, unsigned R, unsigned DIM> __device__ void step(const Ste
 #define PLAIN(FORMAT) KERNEL_STEP(FORMAT, 1, 64) KERNEL_STEP(FORMAT, 1, 128)
 #define PACKED(FORMAT) KERNEL_STEP(FORMAT, 2, 64) KERNEL_STEP(FORMAT, 2, 128)
 #define WIDE_SCALES(FORMAT)
-#define CODES(FORMAT)
+using w8a8_bf16 = CodesOf<bf16>;
+using w8a8_f16 = CodesOf<f16>;
+#define CODES(FORMAT) PACKED(FORMAT##_bf16) PACKED(FORMAT##_f16)
 #include "common/storages.cuh"

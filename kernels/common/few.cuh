@@ -27,6 +27,8 @@ template <class Format> struct InputOfFormat<Format, std::void_t<typename Format
 };
 template <class Format> using InputOf = typename InputOfFormat<Format>::Type;
 
+constexpr unsigned NORM_BYTES = STEP * 2; // of a step, of the weight of a norm
+
 // Bytes of a warp's ring. Two blocks of up to 8 tokens fit on a multiprocessor; of up to 16, and of several that are normed
 // first, there is one. Less for a single token, so that the next launch would fit beside this one, cost more than it brought:
 // on an H200 a product of one token took a quarter longer than of eight.
@@ -57,7 +59,7 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job, unsigned R
     static constexpr unsigned PITCH = AT_ONCE * ROWS + 4;
     static constexpr unsigned SUMS = WARPS * TOKENS * PITCH * sizeof(Sum);
     static constexpr unsigned RINGS = WARPS * DEPTH * STAGE;
-    static constexpr unsigned SHARED = RINGS + SUMS; // and what Prepared takes
+    static constexpr unsigned SHARED = RINGS + SUMS; // and what Prepared and the weight of a norm take
     static_assert(R % AT_ONCE == 0, "tiles are added up in equal parts");
     static_assert(!FUSED || AT_ONCE == R, "a thread that picks keeps to its token");
 
@@ -66,11 +68,12 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job, unsigned R
         unsigned char* rings; // of all warps
         unsigned of_ring;     // bytes from one warp's to the next
         unsigned char* sums;
+        unsigned char* norm;     // the weight of a norm
         unsigned char* prepared; // what Prepared takes
 
         // One behind the other.
-        static __device__ Room packed(unsigned char* shared) {
-            return {shared, DEPTH * STAGE, shared + RINGS, shared + SHARED};
+        static __device__ Room packed(unsigned char* shared, unsigned steps) {
+            return {shared, DEPTH * STAGE, shared + RINGS, shared + SHARED, shared + SHARED + steps * NORM_BYTES};
         }
     };
 
@@ -138,7 +141,7 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job, unsigned R
                                             at.step, lane_id());
     }
 
-    __device__ Prepared prepared() const { return {room.prepared, weight.steps(), args.tokens}; }
+    __device__ Prepared prepared() const { return {room.prepared, room.norm, weight.steps(), args.tokens}; }
 
     // Adds a stage to the sums; `tokens` is where those of the step lie, `there` how many there is room for.
     __device__ void use(const unsigned char* stage, const unsigned char* tokens, unsigned there,

@@ -43,21 +43,22 @@ template <class X> __device__ inline uint4 all_nan() {
     return raw;
 }
 
-// The normed tokens of a block in its shared memory: for each step of columns the tokens as StepOfTokens has them, then the
-// weight of the norm. Every thread fills the chunks that for_each_norm_chunk gives it, so that sums are those of norm.cu.
+// The normed tokens of a block in its shared memory: for each step of columns the tokens as StepOfTokens has them. The weight
+// of the norm has a place of its own, where nothing else is, so that it can come while other memory is in use. Every thread fills the chunks that for_each_norm_chunk gives it, so that sums are those of norm.cu.
 template <class X> struct NormedTokens {
     using Tokens = StepOfTokens<X>;
     static_assert(Tokens::PER_CHUNK == NORM_CHUNK, "a chunk is 16 bytes in both");
     unsigned char* shared;
+    unsigned char* norm; // [steps * STEP]
     unsigned steps, tokens;
 
-    static __device__ unsigned bytes(unsigned tokens, unsigned steps) { return (tokens + 1) * steps * Tokens::BYTES; }
+    static __device__ unsigned bytes(unsigned tokens, unsigned steps) { return tokens * steps * Tokens::BYTES; }
     __device__ unsigned char* of_step(unsigned step) const { return shared + step * tokens * Tokens::BYTES; }
     // Where the chunk from column `first` on lies.
     __device__ unsigned char* place(unsigned token, unsigned first) const {
         return of_step(first / STEP) + Tokens::place(token, first % STEP / NORM_CHUNK);
     }
-    __device__ unsigned char* weight(unsigned first) const { return of_step(steps) + first * sizeof(X); }
+    __device__ unsigned char* weight(unsigned first) const { return norm + first * sizeof(X); }
 
     // Begins to copy the weight of the norm, each thread what it will use.
     __device__ void copy_weight(const void* norm, unsigned k) const {
@@ -120,15 +121,16 @@ template <class X> struct NormedTokens {
 };
 
 // The tokens of a block as codes in its shared memory, rounded as quantize.cu does: the codes as StepOfTokens has them, then
-// a row of x, the weight of the norm, and the scale of each token. Every thread fills the chunks that for_each_norm_chunk
-// gives it.
+// a row of x and the scale of each token. The weight of the norm as above. Every thread fills the chunks that
+// for_each_norm_chunk gives it.
 template <class A> struct CodedTokens {
     using Tokens = StepOfTokens<signed char>;
     unsigned char* shared;
+    unsigned char* norm; // [steps * STEP]
     unsigned steps, tokens;
 
     static __device__ unsigned bytes(unsigned tokens, unsigned steps) {
-        return steps * (tokens * Tokens::BYTES + 2 * STEP * sizeof(A)) + tokens * sizeof(float);
+        return steps * (tokens * Tokens::BYTES + STEP * sizeof(A)) + tokens * sizeof(float);
     }
     __device__ unsigned char* of_step(unsigned step) const { return shared + step * tokens * Tokens::BYTES; }
     // Where the codes of the chunk from column `first` on lie.
@@ -136,8 +138,8 @@ template <class A> struct CodedTokens {
         return of_step(first / STEP) + Tokens::place(token, first % STEP / PIECE) + first % PIECE;
     }
     __device__ A* row(unsigned first) const { return reinterpret_cast<A*>(of_step(steps)) + first; }
-    __device__ A* weight(unsigned first) const { return row(steps * STEP) + first; }
-    __device__ float* scales() const { return reinterpret_cast<float*>(weight(steps * STEP)); }
+    __device__ A* weight(unsigned first) const { return reinterpret_cast<A*>(norm) + first; }
+    __device__ float* scales() const { return reinterpret_cast<float*>(row(steps * STEP)); }
 
     // Begins to copy the weight of the norm, each thread what it will use.
     __device__ void copy_weight(const void* norm, unsigned k) const {

@@ -2,7 +2,7 @@
 
 use super::plan::{EngineKind, Plan, Switches};
 use crate::kernels::Device;
-use crate::scheme::{Activations, KvFormat, WeightScheme};
+use crate::scheme::{KvFormat, WeightScheme};
 
 /// The same work by ever more of the engine: candle's models where they can run it, ours with all that may be switched off
 /// switched off, then with one part more each time, up to the whole.
@@ -47,12 +47,6 @@ fn in_one_launch(plan: &Plan) -> Option<Plan> {
             persistent: Some(true),
             ..Switches::default()
         },
-        variants: plan
-            .variants
-            .iter()
-            .filter(|variant| variant.activations == Activations::Float)
-            .cloned()
-            .collect(),
         kv: plan
             .kv
             .iter()
@@ -67,6 +61,6 @@ fn in_one_launch(plan: &Plan) -> Option<Plan> {
             .collect(),
         ..plan.clone()
     };
-    let something = !(one.variants.is_empty() || one.kv.is_empty() || one.cells.is_empty());
+    let something = !(one.kv.is_empty() || one.cells.is_empty());
     something.then_some(one)
 }

@@ -120,7 +120,7 @@ fn assert_same(model: &Model, variant: &str, act: DType, length: (usize, usize),
 fn a_step_in_one_launch_is_the_step_in_many() {
     let model = tiny();
     for device in some_gpus(&[0, 77]) {
-        for variant in ["bf16", "int8", "w4a16"] {
+        for variant in ["bf16", "int8", "w4a16", "w8a8"] {
             assert_same(&model, variant, DType::BF16, (3, 5), &device);
         }
     }
@@ -160,13 +160,6 @@ fn what_cannot_be_one_launch_is_refused_with_the_reason() {
     let device = one_gpu(0);
     let (own, coded) = (KvFormat::Auto, KvFormat::Int8);
     for (model, variant, act, kv, why) in [
-        (
-            &tiny(),
-            "w8a8",
-            DType::BF16,
-            own,
-            "rms_norm_quantize_bf16 is a launch of its own",
-        ),
         (
             &tiny(),
             "bf16",

@@ -8,7 +8,9 @@ use super::attention::AttentionArgs;
 use super::device::{Gpu, GpuBytes, Kept};
 use super::driver::Follows;
 use super::launch::{Address, Grid, KernelArg, Op, launch};
-use super::linear::{FusedArgs, Problem, ProductArgs, ROWS, STEP, Storage};
+use super::linear::{
+    FusedArgs, Problem, ProductArgs, ROWS, Storage, name_of, norm_bytes, prepared_bytes,
+};
 use super::rows::GatherArgs;
 use crate::error::Result;
 use crate::kernels::attention::Attention;
@@ -70,7 +72,7 @@ struct StepArgs {
     ops: Address,
     arrived: Address,
     count: u32,
-    unused: u32,
+    norm: u32,
 }
 
 // SAFETY: the layout of the C++ struct of the same name: the same fields in the same order, none of them a reference.
@@ -99,7 +101,9 @@ enum Gathered {
 #[derive(Default)]
 pub(super) struct Gathering {
     ops: Vec<Gathered>,
-    /// Type of activations, and of the weights of the layers: those of the first product.
+    /// Type of activations: that of the first rows.
+    act: Option<DType>,
+    /// Of the weights of the layers: that of the first product.
     layers: Option<Storage>,
     head_dim: Option<usize>,
     /// Why they cannot be one launch: the first reason.
@@ -122,6 +126,7 @@ impl Gathering {
         if count != 1 || table != out {
             return self.cannot("the gathering of several rows or of another type");
         }
+        self.act.get_or_insert(out);
         self.ops.push(Gathered::Gather(args));
     }
 
@@ -200,7 +205,7 @@ impl Gathering {
             ops: start,
             arrived: start.plus(waits_at),
             count,
-            unused: 0,
+            norm: op.dim("bytes of a norm", plan.norm)?,
         };
         Ok(Ok(OneLaunch {
             kernel: plan.kernel(),
@@ -223,6 +228,7 @@ impl Gathering {
         if let Some(why) = &self.obstacle {
             return Err(why.clone());
         }
+        let act = self.act.ok_or("nothing is embedded in it")?;
         let layers = self.layers.ok_or("there is no product in it")?;
         if !layers.has_step() {
             return Err(format!("no kernel is compiled for {}", layers.name()));
@@ -230,42 +236,26 @@ impl Gathering {
         let head_dim = self.head_dim.ok_or("there is no attention in it")?;
         let mut plan = StepLaunch {
             layers,
+            act,
             head_dim,
-            normed: 0,
+            norm: 0,
+            prepared: 0,
         };
-        let mut normed_before = false;
         for gathered in &self.ops {
-            match gathered {
+            let (product, also) = match gathered {
                 Gathered::Normed(_, product) => {
-                    let storage = product.problem.storage;
-                    if storage != layers && storage != layers.plain() {
-                        return Err(format!(
-                            "a product of {} among {}",
-                            storage.name(),
-                            layers.name()
-                        ));
-                    }
-                    if normed_before {
-                        // The weight of a norm comes while the product before is under way, to where a normed one has its
-                        // tokens.
-                        return Err("two products with norms side by side".into());
-                    }
-                    plan.normed = plan.normed.max(product.problem.k);
-                    normed_before = true;
+                    let Problem { storage, k, .. } = product.problem;
+                    plan.norm = plan.norm.max(norm_bytes(k));
+                    plan.prepared = plan.prepared.max(prepared_bytes(storage, 1, k));
+                    (product, Storage::Plain(act))
                 }
-                Gathered::Product(_, product) => {
-                    let storage = product.problem.storage;
-                    if storage != layers {
-                        return Err(format!(
-                            "a product of {} among {}",
-                            storage.name(),
-                            layers.name()
-                        ));
-                    }
-                    normed_before = false;
-                }
-                Gathered::Attend(..) => normed_before = false,
-                Gathered::Gather(_) | Gathered::Advance(_) => {}
+                Gathered::Product(_, product) => (product, layers),
+                _ => continue,
+            };
+            let storage = product.problem.storage;
+            if storage != layers && storage != also {
+                let (one, all) = (storage.name(), layers.name());
+                return Err(format!("a product of {one} among {all}"));
             }
         }
         let (needs, most) = (plan.shared_bytes(), gpu.facts().shared_bytes);
@@ -285,14 +275,16 @@ const RESERVED: usize = 1 << 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct StepLaunch {
     layers: Storage,
+    act: DType,
     head_dim: usize,
-    /// The most numbers that are normed.
-    normed: usize,
+    /// Bytes for the weight of any norm, and for what any product makes of its input.
+    norm: usize,
+    prepared: usize,
 }
 
 impl StepLaunch {
     fn kernel(self) -> String {
-        kernel_name(self.layers, self.head_dim)
+        kernel_name(self.layers, self.act, self.head_dim)
     }
 
     /// Tiles that a block has in hand of a product of this storage.
@@ -306,7 +298,7 @@ impl StepLaunch {
     /// Dynamic shared memory of a block: products have theirs, or attention.
     fn shared_bytes(self) -> usize {
         let sums = WARPS * (Self::tiles(self.layers) * ROWS + 4) * 4;
-        let products = WARPS * RING + sums + 2 * self.normed.div_ceil(STEP) * STEP * 2;
+        let products = WARPS * RING + sums + self.norm + self.prepared;
         let dim = self.head_dim;
         let stage = 2 * 16 * dim * 2;
         let rows = MOST_HEADS * dim * 4 + (KEY_WARPS + 2) * MOST_HEADS * 8;
@@ -362,18 +354,24 @@ impl StepLaunch {
     }
 }
 
-fn kernel_name(layers: Storage, head_dim: usize) -> String {
-    format!("step_{}_{head_dim}", layers.name())
+fn kernel_name(layers: Storage, act: DType, head_dim: usize) -> String {
+    format!("step_{}_{head_dim}", name_of(layers, act))
 }
 
 /// The names of the kernels.
 pub(super) fn names() -> Vec<String> {
-    let storages = Storage::all()
+    let mut names = Vec::new();
+    for storage in Storage::all()
         .into_iter()
-        .filter(|storage| storage.has_step());
-    storages
-        .flat_map(|storage| HEAD_DIMS.map(|dim| kernel_name(storage, dim)))
-        .collect()
+        .filter(|storage| storage.has_step())
+    {
+        for act in [DType::BF16, DType::F16] {
+            names.extend(HEAD_DIMS.map(|dim| kernel_name(storage, act, dim)));
+        }
+    }
+    names.sort();
+    names.dedup();
+    names
 }
 
 impl Gpu {

@@ -98,9 +98,14 @@ fn of_shape(facts: &Facts, storage: Storage, k: usize) -> FusedTokens {
 pub(in crate::kernels::gpu) fn prepared_bytes(storage: Storage, tokens: usize, k: usize) -> usize {
     let steps = k.div_ceil(STEP);
     match storage {
-        Storage::Codes => steps * (tokens * STEP + 2 * STEP_BYTES) + tokens * 4,
-        _ => (tokens + 1) * steps * STEP_BYTES,
+        Storage::Codes => steps * (tokens * STEP + STEP_BYTES) + tokens * 4,
+        _ => tokens * steps * STEP_BYTES,
     }
+}
+
+/// Shared memory for the weight of a norm of `k` numbers.
+pub(in crate::kernels::gpu) fn norm_bytes(k: usize) -> usize {
+    k.div_ceil(STEP) * STEP_BYTES
 }
 
 impl Gpu {
@@ -152,7 +157,7 @@ impl FusedKernel {
         let stage = self.tiles * storage.tile_bytes() + storage.scale_bytes(self.tiles);
         let depth = ((12 << 10) / stage).clamp(3, 8);
         let sums = self.columns() * (self.tiles * ROWS + 4) * 4;
-        WARPS * (depth * stage + sums) + prepared_bytes(storage, self.tokens, k)
+        WARPS * (depth * stage + sums) + norm_bytes(k) + prepared_bytes(storage, self.tokens, k)
     }
 
     /// How many of its blocks a multiprocessor runs at a time.

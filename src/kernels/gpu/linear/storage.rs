@@ -142,17 +142,7 @@ impl Storage {
             Self::Plain(_) => true,
             Self::Int8 { groups, .. } | Self::E4m3 { groups, .. } => !groups,
             Self::Int4 { wide_scales, .. } => !wide_scales,
-            Self::Codes => false,
-        }
-    }
-
-    /// Plain weights for the same input.
-    pub(in crate::kernels::gpu) const fn plain(self) -> Self {
-        match self {
-            Self::Plain(x) | Self::Int8 { x, .. } | Self::E4m3 { x, .. } | Self::Int4 { x, .. } => {
-                Self::Plain(x)
-            }
-            Self::Codes => Self::Codes,
+            Self::Codes => true,
         }
     }
 
