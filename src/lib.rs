@@ -56,8 +56,8 @@
 //! `kernels/build.rs` compiles every `.cu` into a fatbin of its own with code for sm_80 and sm_90a, in parallel and cached
 //! by content; all are in the binary. Products stream weights into matrix instructions (`linear_few.cu`, `linear_tile.cu`,
 //! `linear_wgmma.cu`) or go to cuBLASLt, whichever the device's own clock finds faster for a shape when it first comes up;
-//! what it found is kept on the disk for later runs. For a few tokens the norm before a product and the gated activation or
-//! greedy choice after it are part of its launch (`linear_fused.cu`), as [`engine::StepPlan`] says, with the same bits; so
+//! what it found is kept on the disk for later runs. For a few tokens the norm before a product, the rounding of its input to
+//! codes and the gated activation or greedy choice after it are part of its launch (`linear_fused.cu`), as [`engine::StepPlan`] says, with the same bits; so
 //! gate and up lie in turn in the rows of one matrix. Attention has a kernel for tokens that are alone in their slot
 //! (`attention_single.cu`), which rotates heads and writes the cache as well, and two for prompts (`attention_runs.cu`, and
 //! on Hopper `attention_wgmma.cu`); the cache is plain or in codes. The other ops have one simple kernel each. A decode step
