@@ -24,7 +24,7 @@
 // The values are part of the launch code's contract.
 enum StepKind : unsigned {
     STEP_GATHER = 0,
-    STEP_NORMED = 1,  // a product of the norm of its input
+    STEP_NORMED = 1,  // a product of the norm of its input, or of its codes
     STEP_PRODUCT = 2, // one of its input
     STEP_HEAD = 3,    // as STEP_NORMED, with plain weights
     STEP_ATTEND = 4,
@@ -51,7 +51,7 @@ struct StepArgs {
     const void* ops; // [count] of StepOp
     unsigned* arrived;
     unsigned count;
-    unsigned norm;
+    unsigned norm; // bytes
 };
 
 // R: tiles of 16 rows that a block has in hand.

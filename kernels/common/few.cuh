@@ -319,30 +319,22 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job, unsigned R
 
     // The rows first .. first + COUNT of all tokens get their sums, sum_of(token, row from `first` on).
     template <unsigned COUNT, class SumOf> __device__ void finish(unsigned first, SumOf sum_of, Best& best) const {
+        const auto scaled = [&](unsigned token, unsigned row) {
+            if constexpr (FUSED && EXACT) {
+                return args.scaled_exact(sum_of(token, row), prepared().scales()[token], first + row);
+            } else {
+                return args.scaled<Format>(token, first + row, sum_of(token, row));
+            }
+        };
         if constexpr (FUSED) {
-            const auto scaled = [&](unsigned token, unsigned row) {
-                if constexpr (EXACT) {
-                    return args.scaled_exact(sum_of(token, row), prepared().scales()[token], first + row);
-                } else {
-                    return args.scaled<Format>(token, first + row, sum_of(token, row));
-                }
-            };
             if (job.then == THEN_GATE) return gate<COUNT>(args, first, scaled);
             if (job.then == THEN_PICK) return look<TOKENS, COUNT>(args, first, scaled, best);
-#pragma unroll 1
-            for (unsigned i = threadIdx.x; i < TOKENS * COUNT; i += WARPS * WARP) {
-                const unsigned token = i / COUNT, row = i % COUNT;
-                if (token < args.tokens && first + row < args.weight.n) {
-                    args.outcome.store(token, first + row, scaled(token, row));
-                }
-            }
-            return;
         }
 #pragma unroll 1
         for (unsigned i = threadIdx.x; i < TOKENS * COUNT; i += WARPS * WARP) {
             const unsigned token = i / COUNT, row = i % COUNT;
             if (token < args.tokens && first + row < args.weight.n) {
-                args.finish<Format>(token, first + row, sum_of(token, row));
+                args.outcome.store(token, first + row, scaled(token, row));
             }
         }
     }

@@ -70,11 +70,15 @@ fn plan() -> Plan {
 
 #[test]
 fn a_study_on_a_gpu_checks_every_way_to_launch_and_accounts_for_its_memory() {
-    for device in some_gpus(&[1]) {
+    for (device, persistent) in some_gpus(&[1])
+        .into_iter()
+        .flat_map(|device| [(device.clone(), None), (device, Some(true))])
+    {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Store::open(folder.path()).unwrap();
         let (environment, interrupt) = (Environment::default(), Interrupt::new());
-        let plan = plan();
+        let mut plan = plan();
+        plan.switches.persistent = persistent;
         let outcome = study::run(
             &plan,
             device.clone(),
@@ -92,11 +96,22 @@ fn a_study_on_a_gpu_checks_every_way_to_launch_and_accounts_for_its_memory() {
             .unwrap()
             .verification
             .checks;
+        let one = "one launch and many give the same tokens";
+        let how = checks.iter().find(|check| check.name == one);
+        let how = how.map_or("", |check| &check.detail);
+        assert_eq!(
+            how.contains("one launch: step_"),
+            persistent.is_some(),
+            "{how}"
+        );
         for name in [
             "graphs and launch by launch give the same tokens",
             "fused and op by op give the same tokens",
             "with and without overlap come the same tokens",
-        ] {
+        ]
+        .into_iter()
+        .chain(persistent.map(|_| one))
+        {
             let check = checks.iter().find(|check| check.name == name);
             assert!(
                 check.is_some_and(|check| check.passed),

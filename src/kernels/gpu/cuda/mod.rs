@@ -13,6 +13,7 @@ use std::sync::Arc;
 use candle_core::Device as CandleDevice;
 use cudarc::driver::sys::{
     self, CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute,
+    CUlimit as Limit,
 };
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DriverError, result,
@@ -73,7 +74,8 @@ impl Cuda {
         };
         let unanswered = |e: DriverError| no_device(&in_words(e));
         // Asked first because the driver says in a few words why it has no such GPU; candle adds a backtrace.
-        CudaContext::new(ordinal).map_err(unanswered)?;
+        let first = CudaContext::new(ordinal).map_err(unanswered)?;
+        let stack = first.get_limit(Limit::CU_LIMIT_STACK_SIZE).ok();
         // A stream of its own: candle's other choice is the per-thread default stream, a different one for every thread.
         let device =
             CandleDevice::new_cuda_with_stream(ordinal).map_err(|e| no_device(&e.to_string()))?;
@@ -84,6 +86,13 @@ impl Cuda {
         unsafe { candle.disable_event_tracking() };
         let stream = candle.cuda_stream();
         let context = stream.context().clone();
+        // The driver keeps local memory for as many threads as fit on the device at once, each with the largest stack that any
+        // kernel has asked for, gigabytes where a library initialises random numbers. What it has grown to goes back; where
+        // the driver refuses, that memory is lost and nothing else.
+        if let Some(stack) = stack {
+            stream.synchronize().map_err(unanswered)?;
+            context.set_limit(Limit::CU_LIMIT_STACK_SIZE, stack).ok();
+        }
         let facts = facts(&context).map_err(unanswered)?;
         pool::keep(&context).map_err(unanswered)?;
         Ok(Self {
