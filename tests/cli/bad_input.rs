@@ -301,7 +301,10 @@ fn flags_that_make_no_sense() {
             "--graphs is for",
         ),
         ("bench --pdl off --device cpu", "--pdl is for"),
-        ("bench --persistent on --device cpu", "--persistent is for"),
+        (
+            "bench --persistent on --batch 1 --device cpu",
+            "--persistent is for",
+        ),
         ("bench --persistent on --batch 1,2", "--batch 1"),
         ("bench --ablate --persistent on", "cannot be used with"),
         ("bench --graphs maybe", "maybe"),

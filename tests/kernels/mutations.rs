@@ -195,8 +195,8 @@ fn what_shares_a_launch_with_a_product_is_noticed() {
     for [from, to] in [
         // A chunk left out of the norm, the gate's own rows in the place of the other's, the best of one block.
         [
-            "squares = add_squares(squares, values);",
-            "if (first > 0) squares = add_squares(squares, values);",
+            "read(to, values);\n                squares = add_squares(squares, values);",
+            "read(to, values);\n                if (first > 0) squares = add_squares(squares, values);",
         ],
         ["scaled(token, row)));", "scaled(token, row % 8)));"],
         ["block < blocks; block += WARP", "block < 1; block += WARP"],
