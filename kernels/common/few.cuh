@@ -186,7 +186,7 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job, unsigned R
     __device__ Cursor begin_copying() const {
         Cursor copying = start();
         if constexpr (FUSED) {
-            prepared().copy_weight(job.norm, weight.k);
+            copy_norm_weight<typename Prepared::Input>(room.norm, job.norm, weight.k);
             copies_commit();
         }
 #pragma unroll 1

@@ -43,9 +43,19 @@ template <class X> __device__ inline uint4 all_nan() {
     return raw;
 }
 
+// Begins to copy the weight of a norm into shared memory, each thread what it will use; nothing where there is no norm.
+template <class X> __device__ inline void copy_norm_weight(unsigned char* to, const void* norm, unsigned k) {
+    if (norm == nullptr) return;
+    for_each_norm_chunk(k, [&](unsigned first) {
+        copy16<Keep::Long>(to + first * sizeof(X), static_cast<const X*>(norm) + first, true);
+    });
+}
+
 // The normed tokens of a block in its shared memory: for each step of columns the tokens as StepOfTokens has them. The weight
-// of the norm has a place of its own, where nothing else is, so that it can come while other memory is in use. Every thread fills the chunks that for_each_norm_chunk gives it, so that sums are those of norm.cu.
+// of the norm has a place of its own, where nothing else is, so that it can come while other memory is in use. Every thread
+// fills the chunks that for_each_norm_chunk gives it, so that sums are those of norm.cu.
 template <class X> struct NormedTokens {
+    using Input = X;
     using Tokens = StepOfTokens<X>;
     static_assert(Tokens::PER_CHUNK == NORM_CHUNK, "a chunk is 16 bytes in both");
     unsigned char* shared;
@@ -59,13 +69,6 @@ template <class X> struct NormedTokens {
         return of_step(first / STEP) + Tokens::place(token, first % STEP / NORM_CHUNK);
     }
     __device__ unsigned char* weight(unsigned first) const { return norm + first * sizeof(X); }
-
-    // Begins to copy the weight of the norm, each thread what it will use.
-    __device__ void copy_weight(const void* norm, unsigned k) const {
-        for_each_norm_chunk(k, [&](unsigned first) {
-            copy16<Keep::Long>(weight(first), static_cast<const X*>(norm) + first, true);
-        });
-    }
 
     static __device__ void read(const unsigned char* at, float (&values)[NORM_CHUNK]) {
         load_wide(reinterpret_cast<const X*>(at), values);
@@ -117,13 +120,13 @@ template <class X> struct NormedTokens {
         }
         __syncthreads();
     }
-
 };
 
 // The tokens of a block as codes in its shared memory, rounded as quantize.cu does: the codes as StepOfTokens has them, then
 // a row of x and the scale of each token. The weight of the norm as above. Every thread fills the chunks that
 // for_each_norm_chunk gives it.
 template <class A> struct CodedTokens {
+    using Input = A;
     using Tokens = StepOfTokens<signed char>;
     unsigned char* shared;
     unsigned char* norm; // [steps * STEP]
@@ -140,14 +143,6 @@ template <class A> struct CodedTokens {
     __device__ A* row(unsigned first) const { return reinterpret_cast<A*>(of_step(steps)) + first; }
     __device__ A* weight(unsigned first) const { return reinterpret_cast<A*>(norm) + first; }
     __device__ float* scales() const { return reinterpret_cast<float*>(row(steps * STEP)); }
-
-    // Begins to copy the weight of the norm, each thread what it will use.
-    __device__ void copy_weight(const void* norm, unsigned k) const {
-        if (norm == nullptr) return;
-        for_each_norm_chunk(k, [&](unsigned first) {
-            copy16<Keep::Long>(weight(first), static_cast<const A*>(norm) + first, true);
-        });
-    }
 
     // Rounds the tokens; `partial` has room for two numbers per warp. Ends with a barrier.
     template <unsigned TOKENS> __device__ void fill(const FusedArgs& job, float* partial) const {

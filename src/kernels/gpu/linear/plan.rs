@@ -10,7 +10,7 @@ use crate::kernels::gpu::driver::Facts;
 /// Rows of a tile.
 pub(in crate::kernels::gpu) const ROWS: usize = 16;
 /// Columns of a step.
-pub(in crate::kernels::gpu) const STEP: usize = 64;
+pub(super) const STEP: usize = 64;
 /// Warps of a block of every kernel that streams.
 pub(super) const WARPS: usize = 8;
 /// Threads of a block of every kernel that streams.
