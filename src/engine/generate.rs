@@ -60,12 +60,13 @@ impl Engine {
         prompts: &[Prompt<'_>],
         steps: usize,
         clock: &dyn Clock,
-        go_on: &mut dyn FnMut(&[u32]) -> bool,
+        go_on: &mut (dyn FnMut(&[u32]) -> bool + Send),
     ) -> Result<Arrivals> {
         self.check(prompts)?;
         self.check_room(prompts, steps)?;
         match self.device.clone() {
-            Device::Cpu => self.generate_here(prompts, steps, clock, go_on),
+            // All of it on the pool: a hand-over between threads at every step would be part of every latency.
+            cpu @ Device::Cpu => cpu.enter(|| self.generate_here(prompts, steps, clock, go_on)),
             Device::Gpu(gpu) => self.generate_ahead(&gpu, prompts, steps, clock, go_on),
         }
     }
@@ -97,7 +98,7 @@ impl Engine {
         prompts: &[Prompt<'_>],
         steps: usize,
         clock: &dyn Clock,
-        go_on: &mut dyn FnMut(&[u32]) -> bool,
+        go_on: &mut (dyn FnMut(&[u32]) -> bool + Send),
     ) -> Result<Arrivals> {
         let start = clock.now();
         let mut next = self.prefill(prompts)?;
@@ -134,7 +135,7 @@ impl Engine {
         prompts: &[Prompt<'_>],
         steps: usize,
         clock: &dyn Clock,
-        go_on: &mut dyn FnMut(&[u32]) -> bool,
+        go_on: &mut (dyn FnMut(&[u32]) -> bool + Send),
     ) -> Result<Arrivals> {
         let mailbox = self.mailbox.clone();
         let watch = Watch {
@@ -184,7 +185,7 @@ impl Engine {
         prompts: &[Prompt<'_>],
         watch: &Watch<'_>,
         [begin, first, last]: &[Event; 3],
-        go_on: &mut dyn FnMut(&[u32]) -> bool,
+        go_on: &mut (dyn FnMut(&[u32]) -> bool + Send),
     ) -> Result<Vec<u32>> {
         let slots: Vec<u32> = prompts.iter().map(|p| p.slot as u32).collect();
         // Of the prompts' last tokens: every step moves one on from there.
