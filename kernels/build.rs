@@ -3,6 +3,9 @@
 //! Each source becomes a fatbin of its own, `$OUT_DIR/<stem>.fatbin`, so that they compile in parallel and only what has
 //! changed compiles again. What ptxas says of kernels, registers and spills is kept beside each, in `<stem>.ptxas`, for
 //! gates to read. `$OUT_DIR/fatbins.rs` lists fatbins and kernels for `src/kernels/gpu/cuda/`.
+//!
+//! Lints and builds have an `OUT_DIR` each. The folder that `CANDLEPOWER_KERNEL_CACHE` names, if it is set, keeps what was
+//! compiled by its content, so that whoever needs both compiles the kernels once.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -93,6 +96,15 @@ fn compile_all() -> Result<()> {
     for variable in VARIABLES {
         println!("cargo::rerun-if-env-changed={variable}");
     }
+    let cache = env::var_os("CANDLEPOWER_KERNEL_CACHE").map(PathBuf::from);
+    if let Some(folder) = &cache {
+        fs::create_dir_all(folder).map_err(|e| {
+            format!(
+                "CANDLEPOWER_KERNEL_CACHE: cannot make {}: {e}",
+                folder.display()
+            )
+        })?;
+    }
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     let nvcc = Nvcc::find()?;
     let mut headers = files("kernels/common", "cuh")?;
@@ -110,7 +122,7 @@ fn compile_all() -> Result<()> {
     let next = AtomicUsize::new(0);
     let compile_some = || -> Result<()> {
         while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-            compile(&nvcc, source, &out)?;
+            compile(&nvcc, source, &out, cache.as_deref())?;
         }
         Ok(())
     };
@@ -139,8 +151,13 @@ struct Source {
     hash: Fnv,
 }
 
-/// Compiles `source` into `out`, unless what lies there was made from the same content.
-fn compile(nvcc: &Nvcc, Source { path, hash }: &Source, out: &Path) -> Result<()> {
+/// Compiles `source` into `out`, unless what lies there, or in the cache, was made from the same content.
+fn compile(
+    nvcc: &Nvcc,
+    Source { path, hash }: &Source,
+    out: &Path,
+    cache: Option<&Path>,
+) -> Result<()> {
     let stem = stem(path);
     let target = |extension: &str| out.join(format!("{stem}.{extension}"));
     let (fatbin, stamp) = (target("fatbin"), target("hash"));
@@ -151,6 +168,18 @@ fn compile(nvcc: &Nvcc, Source { path, hash }: &Source, out: &Path) -> Result<()
     // Until this one is done, nothing vouches for what lies there.
     if stamp.exists() {
         fs::remove_file(&stamp)?;
+    }
+    let log = target("ptxas");
+    let kept = |extension: &str| {
+        cache.map(|folder| folder.join(format!("{stem}-{}.{extension}", hash.hex())))
+    };
+    // The log goes in last and comes out first: where it is, the fatbin is whole.
+    if let (Some(kept_log), Some(kept_fatbin)) = (kept("ptxas"), kept("fatbin"))
+        && fs::copy(&kept_log, &log).is_ok()
+    {
+        fs::copy(&kept_fatbin, &fatbin)?;
+        fs::write(stamp, hash.hex())?;
+        return Ok(());
     }
     let output = nvcc
         .command()
@@ -168,7 +197,15 @@ fn compile(nvcc: &Nvcc, Source { path, hash }: &Source, out: &Path) -> Result<()
     for warning in said.lines().filter(|line| line.contains("warning")) {
         println!("cargo::warning={warning}");
     }
-    fs::write(target("ptxas"), said.as_bytes())?;
+    fs::write(&log, said.as_bytes())?;
+    for (made, kept) in [(&fatbin, kept("fatbin")), (&log, kept("ptxas"))] {
+        if let Some(kept) = kept {
+            // Two builds may be at the same kernel: each puts its own copy in place as a whole.
+            let whole = kept.with_extension(format!("{}", std::process::id()));
+            fs::copy(made, &whole)?;
+            fs::rename(&whole, &kept)?;
+        }
+    }
     fs::write(stamp, hash.hex())?;
     Ok(())
 }
