@@ -12,7 +12,7 @@
 #include <ptx/sync.cuh>
 
 template <class T>
-__device__ void rms_norm(const T* x, const T* __restrict__ weight, T* __restrict__ out, unsigned width, float eps) {
+__device__ void rms_norm(const T* x, const T* weight, T* out, unsigned width, float eps) {
     follow_predecessor();
     const T* from = x + static_cast<size_t>(blockIdx.x) * width;
     T* to = out + static_cast<size_t>(blockIdx.x) * width;

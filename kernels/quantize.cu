@@ -75,7 +75,7 @@ __device__ void quantize_int4(const T* w, unsigned char* codes, T* scales, size_
 // The row of this block to codes and a scale. load(first, values) gives the row's numbers from `first` on, zeros past its
 // end; it is asked for all twice.
 template <class Load>
-__device__ void quantize_row(Load load, signed char* __restrict__ codes, float* __restrict__ scales, unsigned width) {
+__device__ void quantize_row(Load load, signed char* codes, float* scales, unsigned width) {
     codes += static_cast<size_t>(blockIdx.x) * width;
     float largest = 0.0f;
     for_each_chunk(width, blockDim.x, [&](unsigned first) {
@@ -113,7 +113,7 @@ __device__ void quantize_act(const T* x, signed char* codes, float* scales, unsi
 }
 
 template <class T>
-__device__ void rms_norm_quantize(const T* x, const T* __restrict__ weight, signed char* codes,
+__device__ void rms_norm_quantize(const T* x, const T* weight, signed char* codes,
                                   float* scales, unsigned width, float eps) {
     follow_predecessor();
     const T* row = x + static_cast<size_t>(blockIdx.x) * width;

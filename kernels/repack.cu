@@ -1,4 +1,4 @@
-// repack: packed weights from the order of src/scheme/packed.rs to that in which products stream them
+// repack: packed weights from the order of src/scheme/packed/codes.rs to that in which products stream them
 // (common/stream.cuh, NibbleTiles).
 //
 // repack_int4       codes [n, k / 2] in rows, blocks of 32 as in common/weight.cuh, to tiles. Rows and columns past the

@@ -55,7 +55,7 @@ template <class T> __device__ float largest_of(const T* x, unsigned count, unsig
 }
 
 template <class Number, class T>
-__device__ void round_input(const T* __restrict__ x, T* __restrict__ out, unsigned width, unsigned columns,
+__device__ void round_input(const T* x, T* out, unsigned width, unsigned columns,
                             float fixed) {
     follow_predecessor();
     x += static_cast<size_t>(blockIdx.x) * width;

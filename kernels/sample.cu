@@ -17,7 +17,7 @@
 constexpr unsigned THREADS = 1024; // of a block
 
 template <class T>
-__device__ void argmax(const T* x, unsigned* __restrict__ out, unsigned width) {
+__device__ void argmax(const T* x, unsigned* out, unsigned width) {
     __shared__ Best partial[WARP];
     follow_predecessor();
     const size_t r = blockIdx.x;
@@ -34,7 +34,7 @@ __device__ void argmax(const T* x, unsigned* __restrict__ out, unsigned width) {
 }
 
 template <class T>
-__device__ void log_prob(const T* logits, const unsigned* targets, float* __restrict__ out,
+__device__ void log_prob(const T* logits, const unsigned* targets, float* out,
                          unsigned width) {
     follow_predecessor();
     const T* x = logits + static_cast<size_t>(blockIdx.x) * width;

@@ -14,7 +14,7 @@
 
 constexpr unsigned MOST_THREADS = 1024; // of a block, where rows are few
 
-template <class T> __device__ void silu_mul(const T* gate_up, T* __restrict__ out, const GateUp& at) {
+template <class T> __device__ void silu_mul(const T* gate_up, T* out, const GateUp& at) {
     follow_predecessor();
     const size_t t = blockIdx.x;
     const T* row = gate_up + t * 2 * at.width;

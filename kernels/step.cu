@@ -104,21 +104,28 @@ template <class Format, unsigned R, unsigned DIM> struct Step {
         for (unsigned i = 0;;) {
             run_op(i, begun);
             if (++i == args.count) break;
-            if (!begun) begun = begin_copying(i);
-            meet(i - 1);
+            if (!begun && !arrives()) begun = begin_copying(i);
+            meet(i - 1, begun);
         }
         leave();
     }
 
+    // Whether this is the warp that counts the block. It begins to copy after that: what it writes to the counter waits for
+    // what it has under way.
+    static __device__ bool arrives() { return warp_id() == 0; }
+
     // Waits for all blocks after op `i`; meanwhile brings the first op that is not here yet.
-    __device__ void meet(unsigned i) const {
+    __device__ void meet(unsigned i, bool& begun) const {
         __syncthreads(); // all of this block has written, and read op `i`
-        if (threadIdx.x == 0) {
-            arrive_at(args.arrived + i);
-            while (look_at(args.arrived + i) < gridDim.x) {
+        if (arrives()) {
+            if (lane_id() == 0) arrive_at(args.arrived + i);
+            __syncwarp();
+            if (!begun) begun = begin_copying(i + 1);
+            if (lane_id() == 0) {
+                wait_for_count(args.arrived + i, gridDim.x);
+                // All are past the wait before, and its counter is free for the next launch.
+                if (blockIdx.x == 0 && i > 0) args.arrived[i - 1] = 0;
             }
-            // All are past the wait before, and its counter is free for the next launch.
-            if (blockIdx.x == 0 && i > 0) args.arrived[i - 1] = 0;
         } else if (warp_id() == 1 && i + OPS - 1 < args.count) {
             bring(i + OPS - 1);
         }
@@ -181,7 +188,7 @@ template <class Format, unsigned R, unsigned DIM> struct Step {
         if (product.me >= product.items) return;
         product.compute(P::FUSED ? product.copied() : product.start(), [&] {
             __syncwarp(); // all lanes are done with the ring
-            begun = begin_copying(i + 1);
+            if (!arrives()) begun = begin_copying(i + 1);
         });
     }
 

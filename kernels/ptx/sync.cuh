@@ -14,12 +14,15 @@ __device__ inline void arrive_at(unsigned* counter) {
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
 
-// Looks at such a counter. What those wrote before who have counted themselves is visible to the calling thread, and to the
-// threads that a later barrier orders behind it.
-__device__ inline unsigned look_at(const unsigned* counter) {
+// Waits until such a counter has reached `count`. What those wrote before who have counted themselves is visible to the
+// calling thread then, and to the threads that a later barrier orders behind it. Only the last look makes it so: each that
+// does empties the first-level cache, which other blocks of the multiprocessor still use.
+__device__ inline void wait_for_count(const unsigned* counter, unsigned count) {
     unsigned now;
+    do {
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
+    } while (now < count);
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
-    return now;
 }
 
 // Waits until the grids that this one was allowed to overlap are done and their writes visible. Weights may be read before

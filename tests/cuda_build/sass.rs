@@ -400,6 +400,25 @@ fn every_kernel_waits_for_the_launch_before() {
     }
 }
 
+/// What the launch before has written may not be read as if it never changed: the order of such loads is free, and this
+/// launch may have begun before that one has written. A `__restrict__` is enough for the compiler to read so. What measures
+/// memory reads what nobody writes.
+#[test]
+fn nothing_is_read_as_if_it_never_changed() {
+    for fatbin in fatbins() {
+        if fatbin.file_stem().is_some_and(|stem| stem == "stream") {
+            continue;
+        }
+        for code in disassembled(&fatbin) {
+            let constant =
+                |i: &&Instruction| i.opcode.starts_with("LDG") && i.opcode.contains("CONSTANT");
+            if let Some(load) = code.instructions.iter().find(constant) {
+                panic!("{} at {:#x}: {}", code.name(), load.address, load.opcode);
+            }
+        }
+    }
+}
+
 /// A descriptor of memory takes two registers, the first of them even. Where the shared address of a copy has a uniform part
 /// and the copy a cache policy, ptxas 13.0 for sm_90a forgets to say which registers both are in; the disassembler then
 /// shows `[R21+UR0], desc[UR1]`, and the GPU takes it for an illegal instruction.

@@ -233,8 +233,8 @@ fn a_wait_or_an_order_left_out_of_a_step_is_noticed() {
     for (from, to) in [
         // Nobody waits for anybody.
         (
-            "while (look_at(args.arrived + i) < gridDim.x) {",
-            "while (look_at(args.arrived + i) < 1) {",
+            "wait_for_count(args.arrived + i, gridDim.x);",
+            "wait_for_count(args.arrived + i, 1);",
         ),
         // Attention takes the memory of weights that are on their way.
         (

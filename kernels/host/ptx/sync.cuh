@@ -9,9 +9,10 @@ inline unsigned count_up(unsigned* counter, emulator::Site site = emulator::here
 
 inline void arrive_at(unsigned* counter, emulator::Site site = emulator::here()) { atomicAdd(counter, 1u, site); }
 
-inline unsigned look_at(const unsigned* counter, emulator::Site site = emulator::here()) {
-    emulator::ordered_access(emulator::Access::Look, site);
-    return *counter;
+inline void wait_for_count(const unsigned* counter, unsigned count, emulator::Site site = emulator::here()) {
+    do {
+        emulator::ordered_access(emulator::Access::Look, site);
+    } while (*counter < count);
 }
 
 inline void wait_for_predecessor() { emulator::note_wait(); }
