@@ -4,7 +4,7 @@
 //! | tensor | stored as | what |
 //! |---|---|---|
 //! | `qweight` | I32 `[K, N/8]` | codes, unsigned; a word holds eight neighbours along N in an order of its own |
-//! | `qzeros` | I32 `[K/group, N/8]` | zero points in the same order; absent where they are all 8 |
+//! | `qzeros` | I32 `[K/group, N/8]` | zero points in the same order; absent (`zero_point` false) where all are 8 |
 //! | `scales` | F16 or BF16 `[K/group, N]` | |
 //!
 //! `w[n, k] = scales[k/group, n] · (u[n, k] − z[k/group, n])`.
@@ -30,6 +30,8 @@ const ORDER: [usize; EACH] = [0, 2, 4, 6, 1, 3, 5, 7];
 pub(super) struct Awq {
     /// -1 for whole rows.
     group: i64,
+    /// Whether the settings say that there are zero points.
+    zeros: bool,
 }
 
 impl Awq {
@@ -55,7 +57,8 @@ impl Awq {
             Some(group) => group,
             None => settings.integer("q_group_size")?.unwrap_or(128),
         };
-        Ok(Self { group })
+        let zeros = settings.flag("zero_point")?.unwrap_or(false);
+        Ok(Self { group, zeros })
     }
 }
 
@@ -86,6 +89,12 @@ impl Reader for Awq {
             Some(zeros) => {
                 zeros.of_type(WORDS)?.of_shape([k / group, n / EACH])?;
                 LevelForm::Zeros
+            }
+            None if self.zeros => {
+                return Err(parts.fault(
+                    "qzeros",
+                    "missing, though zero_point is true: if the codes are symmetric, set zero_point to false",
+                ));
             }
             None => LevelForm::Symmetric,
         };

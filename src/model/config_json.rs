@@ -163,7 +163,17 @@ impl<'a> Keys<'a> {
                 "the architecture '{name}' is not supported (supported: {supported})"
             )));
         };
-        Ok((family, family.architecture().to_owned()))
+        // Where both are there, transformers goes by the one or the other: nothing says which is meant.
+        match self.text("model_type")? {
+            Some(other) if listed.is_some() && other != family.name() => Err(self.bad(
+                "model_type",
+                format!(
+                    "'{other}' is not the model type of '{name}' under 'architectures', which is '{}': correct either",
+                    family.name()
+                ),
+            )),
+            _ => Ok((family, family.architecture().to_owned())),
+        }
     }
 
     fn refuse_unsupported(&self) -> Result<()> {
@@ -178,36 +188,54 @@ impl<'a> Keys<'a> {
         if slides || self.flag("use_sliding_window")? {
             return Err(self.unsupported("sliding-window attention is not supported"));
         }
+        self.refuse_partial_rotation()
+    }
+
+    fn refuse_partial_rotation(&self) -> Result<()> {
         if self.number_or("partial_rotary_factor", 1.0)? != 1.0 {
             return Err(self.unsupported("a partial rotary embedding is not supported"));
         }
         Ok(())
     }
 
-    fn rope(&self) -> Result<Rope> {
-        let nested = |key: &str| match self.get(key) {
+    /// The object under `key`; one without keys counts as absent.
+    fn nested(&self, key: &str) -> Result<Option<Self>> {
+        match self.get(key) {
             None => Ok(None),
-            Some(Value::Object(keys)) => Ok(Some(Keys {
+            Some(Value::Object(keys)) => Ok((!keys.is_empty()).then_some(Self {
                 path: self.path,
                 keys,
             })),
             Some(value) => Err(self.bad(key, format!("{value}: expected an object"))),
-        };
-        let parameters = nested("rope_parameters")?;
+        }
+    }
+
+    /// As transformers 5 reads it: the rule under `rope_scaling`, or else under `rope_parameters`; its own
+    /// `rope_theta`, or else the outer one. The other rule is read all the same: one that is not supported is refused
+    /// wherever it is.
+    fn rope(&self) -> Result<Rope> {
         let outer_theta = self.number_or("rope_theta", 10_000.0)?;
-        let theta = match &parameters {
-            Some(inner) => inner.number_or("rope_theta", outer_theta)?,
-            None => outer_theta,
-        };
-        let rules = match parameters {
-            Some(inner) => Some(inner),
-            None => nested("rope_scaling")?,
-        };
-        let scaling = rules.map_or(Ok(RopeScaling::None), |rules| rules.rope_scaling())?;
-        Ok(Rope { theta, scaling })
+        let mut found = None;
+        for key in ["rope_scaling", "rope_parameters"] {
+            if let Some(rule) = self.nested(key)? {
+                let theta = rule.number_or("rope_theta", outer_theta)?;
+                let scaling = rule.rope_scaling()?;
+                found.get_or_insert(Rope { theta, scaling });
+            }
+        }
+        Ok(found.unwrap_or(Rope {
+            theta: outer_theta,
+            scaling: RopeScaling::None,
+        }))
     }
 
     fn rope_scaling(&self) -> Result<RopeScaling> {
+        self.refuse_partial_rotation()?;
+        if let Some((layers, _)) = self.keys.iter().find(|(_, value)| value.is_object()) {
+            return Err(self.unsupported(format!(
+                "a RoPE rule for the layers '{layers}' alone is not supported"
+            )));
+        }
         let kind = match self.text("rope_type")? {
             Some(kind) => kind,
             None => self.text("type")?.unwrap_or("default"),
@@ -303,6 +331,9 @@ mod tests {
             ("rope_scaling", json!(7)),
             ("rope_scaling", json!({"type": "linear"})),
             ("rope_scaling", json!({"type": "linear", "factor": 0})),
+            ("rope_scaling", json!({"rope_theta": "big"})),
+            ("rope_parameters", json!([])),
+            ("model_type", json!(7)),
             ("vocab_size", Value::Null),
         ] {
             let error = with(key, value.clone()).unwrap_err();
@@ -330,12 +361,80 @@ mod tests {
                 json!({"rope_type": "yarn", "factor": 4}),
                 "yarn",
             ),
+            (
+                "rope_parameters",
+                json!({"full_attention": {"rope_type": "default"}}),
+                "'full_attention'",
+            ),
+            (
+                "rope_parameters",
+                json!({"rope_type": "default", "partial_rotary_factor": 0.5}),
+                "partial rotary",
+            ),
             ("torch_dtype", json!("float8"), "float8"),
         ] {
             let error = with(key, value).unwrap_err();
             assert_eq!(error.exit_code(), 64, "{error}");
             assert!(error.to_string().contains(named), "{error}");
         }
+    }
+
+    #[test]
+    fn rope_scaling_comes_before_rope_parameters_and_its_theta_before_the_outer_one() {
+        let rope = |scaling: Value, parameters: Value| {
+            let mut config = base();
+            config["rope_theta"] = json!(2e4);
+            config["rope_scaling"] = scaling;
+            config["rope_parameters"] = parameters;
+            ModelConfig::from_json("config.json", &config).map(|config| config.rope)
+        };
+        let linear = |factor: f64| json!({"rope_type": "linear", "factor": factor});
+        let plain = json!({"rope_type": "default", "rope_theta": 5e5});
+        let own_theta = json!({"type": "linear", "factor": 2, "rope_theta": 3e4});
+        for (scaling, parameters, theta, factor) in [
+            (Value::Null, Value::Null, 2e4, None),
+            (linear(2.0), Value::Null, 2e4, Some(2.0)),
+            (own_theta.clone(), Value::Null, 3e4, Some(2.0)),
+            (Value::Null, plain.clone(), 5e5, None),
+            (Value::Null, own_theta, 3e4, Some(2.0)),
+            (linear(2.0), linear(2.0), 2e4, Some(2.0)),
+            (linear(2.0), linear(4.0), 2e4, Some(2.0)),
+            (linear(2.0), plain.clone(), 2e4, Some(2.0)),
+            (plain.clone(), linear(4.0), 5e5, None),
+            (json!({}), plain.clone(), 5e5, None),
+        ] {
+            let found = rope(scaling.clone(), parameters.clone()).unwrap();
+            let scaled = factor.map_or(RopeScaling::None, |factor| RopeScaling::Linear { factor });
+            let wanted = Rope {
+                theta,
+                scaling: scaled,
+            };
+            assert_eq!(found, wanted, "{scaling} {parameters}");
+        }
+        let yarn = json!({"rope_type": "yarn", "factor": 4.0});
+        for (scaling, parameters) in [(yarn.clone(), plain.clone()), (plain, yarn)] {
+            let error = rope(scaling, parameters).unwrap_err();
+            assert_eq!(error.exit_code(), 64, "{error}");
+            assert!(error.to_string().contains("'yarn'"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_architecture_and_a_model_type_of_two_families_are_refused() {
+        for other in ["qwen2", "mistral"] {
+            let error = with("model_type", json!(other)).unwrap_err();
+            assert_eq!(error.exit_code(), 65, "{error}");
+            for named in ["'model_type'", other, "'LlamaForCausalLM'"] {
+                assert!(error.to_string().contains(named), "{error}");
+            }
+        }
+        assert!(with("model_type", json!("llama")).is_ok());
+        // The one alone is enough.
+        let mut config = base();
+        config["architectures"] = Value::Null;
+        config["model_type"] = json!("qwen3");
+        let config = ModelConfig::from_json("config.json", &config).unwrap();
+        assert_eq!(config.family, Family::Qwen3);
     }
 
     #[test]

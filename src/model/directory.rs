@@ -18,6 +18,13 @@ pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const WEIGHTS: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
+/// The names of the two matrices that a tied model has one of.
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// What a quantised output head has instead of [`HEAD`], where its codes have a name of their own.
+const PACKED_HEADS: [&str; 2] = ["lm_head.qweight", "lm_head.weight_packed"];
+
 /// The configuration of a folder; the end tokens are those of `config.json` and of `generation_config.json`, since only
 /// the latter names the end of a turn in some chat models.
 pub(super) fn read_config(folder: &Path) -> Result<ModelConfig> {
@@ -48,13 +55,16 @@ pub(super) fn read_tokenizer(folder: &Path, config: &ModelConfig) -> Result<Opti
     Tokenizer::from_file(&path, config).map(Some)
 }
 
-/// Opens the weights of a folder and checks them against `config`, whose precision is theirs where the file is silent.
-/// The second result lists the files.
+/// Opens the weights of a folder and checks them against `config`, whose precision is theirs where the file is silent,
+/// and which is not tied where they hold a head of their own. The second result lists the files.
 pub(super) fn open_weights(
     folder: &Path,
     config: &mut ModelConfig,
 ) -> Result<(Weights, Vec<PathBuf>)> {
-    let files = find_weights(folder)?;
+    let mut files = find_weights(folder)?;
+    if config.tied {
+        config.tied = tie(&mut files, config)?;
+    }
     let paths = files.paths();
     let weights = match quantised::settings(folder, &folder.join(CONFIG))? {
         None => Weights::safetensors(files),
@@ -67,9 +77,29 @@ pub(super) fn open_weights(
     weights.check(config)?;
     let raw = read_value(&folder.join(CONFIG))?;
     if !names_dtype(&raw) {
-        config.dtype = weights.precision("model.embed_tokens.weight")?;
+        config.dtype = weights.precision(EMBEDDING)?;
     }
     Ok((weights, paths))
+}
+
+/// Whether a model that calls itself tied is, by what is stored; as transformers 5 does. A head that differs from the
+/// embedding, or is quantised, is used; one that is stored without an embedding is both.
+fn tie(files: &mut Safetensors, config: &ModelConfig) -> Result<bool> {
+    if PACKED_HEADS.iter().any(|name| files.contains(name)) {
+        return Ok(false);
+    }
+    match (files.contains(EMBEDDING), files.contains(HEAD)) {
+        (true, true) => files.are_equal(EMBEDDING, HEAD),
+        (false, true) => {
+            // One that cannot be an embedding stays what it is: then the embedding is what is missing.
+            let fits = files.shape(HEAD)? == [config.vocab, config.hidden];
+            if fits && files.precision(HEAD).is_ok() {
+                files.rename(HEAD, EMBEDDING);
+            }
+            Ok(true)
+        }
+        (_, false) => Ok(true),
+    }
 }
 
 fn find_weights(folder: &Path) -> Result<Safetensors> {

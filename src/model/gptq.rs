@@ -6,7 +6,7 @@
 //! | `qweight` | I32 `[K·b/32, N]` | codes, unsigned; a word holds neighbours along K, low bits first |
 //! | `qzeros` | I32 `[groups, N·b/32]` | zero points; a word holds neighbours along N |
 //! | `scales` | F16 or BF16 `[groups, N]` | |
-//! | `g_idx` | I32 `[K]` | the group of each column; may be absent where groups are of neighbours |
+//! | `g_idx` | I32 `[K]` | the group of each column; may be absent where groups are of neighbours (`desc_act` false) |
 //!
 //! `w[n, k] = scales[g, n] · (u[n, k] − z[g, n])`. Version 1 (`gptq`) stores zero points less one, version 2 (`gptq_v2`) as
 //! they are.
@@ -18,7 +18,7 @@ use fancy_regex::Regex;
 use rayon::prelude::*;
 use serde_json::Value;
 
-use super::quantised::{Parts, Reader, Settings, StoredLinear, WORDS, group_of, unpack};
+use super::quantised::{Part, Parts, Reader, Settings, StoredLinear, WORDS, group_of, unpack};
 use crate::error::Result;
 use crate::scheme::{CodeFormat, LevelForm, Levels, PackedForm, PackedWeight};
 
@@ -230,9 +230,21 @@ impl Reader for Gptq {
             .of_type(WORDS)?
             .of_shape([groups, n / each])?;
         let scales = parts.get("scales")?.of_shape([groups, n])?;
-        if let Some(index) = parts.find("g_idx")? {
-            index.of_type(WORDS)?.of_shape([1, k])?;
-        }
+        let ordered = match parts.find("g_idx")? {
+            Some(index) => {
+                let index = index.of_type(WORDS)?.of_shape([1, k])?;
+                // An order is counted where there is one, whatever the settings say.
+                groups > 1 && (ordered || has_order(&index, group)?)
+            }
+            None if ordered && groups > 1 => {
+                return Err(parts.fault(
+                    "g_idx",
+                    "missing, though desc_act is true: nothing says which columns share a scale; if the groups are of \
+                     neighbours, set desc_act to false",
+                ));
+            }
+            None => false,
+        };
         let form = PackedForm {
             n,
             k,
@@ -249,7 +261,7 @@ impl Reader for Gptq {
             } else {
                 LevelForm::Zeros
             },
-            ordered: ordered && groups > 1,
+            ordered,
         };
         Ok(Some(StoredLinear { form, inputs: None }))
     }
@@ -321,6 +333,12 @@ impl Reader for Gptq {
         };
         parts.checked("qweight", weight)
     }
+}
+
+/// Whether the groups of columns, a tensor whose shape has been checked, are not of neighbours.
+pub(super) fn has_order(index: &Part<'_>, group: usize) -> Result<bool> {
+    let order = order_of(&index.all::<i32>()?, group).map_err(|what| index.fault(what))?;
+    Ok(order.is_some())
 }
 
 /// The input of each column once groups stand side by side, from the group of each input; `None` where they do already.

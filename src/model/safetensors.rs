@@ -19,6 +19,9 @@ const HEADER_LIMIT: u64 = 100_000_000;
 /// Most dimensions that a tensor may have.
 const MAX_RANK: usize = 8;
 
+/// Bytes that are compared at a time.
+const CHUNK: u64 = 1 << 20;
+
 /// Name and bits of every element type of the format.
 const TYPES: [(&str, u64); 22] = [
     ("BOOL", 8),
@@ -134,6 +137,35 @@ impl Safetensors {
             )));
         }
         file.read_exact_at(entry.offset + offset, out)
+    }
+
+    /// Whether two tensors are stored alike, to the last bit. Reads no further than the first difference.
+    pub(super) fn are_equal(&self, one: &str, other: &str) -> Result<bool> {
+        let ((file, entry), (other_file, other)) = (self.find(one)?, self.find(other)?);
+        if (entry.stored, &entry.shape) != (other.stored, &other.shape) {
+            return Ok(false);
+        }
+        let (mut left, mut right) = (Vec::new(), Vec::new());
+        let mut at = 0;
+        while at < entry.bytes {
+            let size = CHUNK.min(entry.bytes - at);
+            left.resize(size as usize, 0);
+            right.resize(size as usize, 0);
+            file.read_exact_at(entry.offset + at, &mut left)?;
+            other_file.read_exact_at(other.offset + at, &mut right)?;
+            if left != right {
+                return Ok(false);
+            }
+            at += size;
+        }
+        Ok(true)
+    }
+
+    /// Gives a tensor another name; one that is not there keeps none.
+    pub(super) fn rename(&mut self, from: &str, to: &str) {
+        if let Some(place) = self.tensors.remove(from) {
+            self.tensors.insert(to.to_owned(), place);
+        }
     }
 
     pub(super) fn precision(&self, name: &str) -> Result<DType> {

@@ -247,15 +247,39 @@ fn rope_factors_and_linear_scaling_are_read() {
     let with_factors = model("llama", 0).tensor("rope_freqs.weight", &[32], 0, plain(0, &factors));
     assert_eq!(
         config_of(&with_factors).config.rope.scaling,
-        RopeScaling::Factors(factors)
+        RopeScaling::Factors(factors.clone())
     );
-    let linear = model("llama", 0)
-        .text("llama.rope.scaling.type", "linear")
-        .f32("llama.rope.scaling.factor", 4.0);
+    let both = with_factors.f32("llama.rope.scaling.factor", 2.0);
     assert_eq!(
-        config_of(&linear).config.rope.scaling,
-        RopeScaling::Linear { factor: 4.0 }
+        config_of(&both).config.rope.scaling,
+        RopeScaling::Factors(factors.iter().map(|f| 2.0 * f).collect())
     );
+    let (plain, key) = (|| model("llama", 0), "llama.rope.scaling.type");
+    let linear = RopeScaling::Linear { factor: 4.0 };
+    for (writer, wanted) in [
+        (
+            plain()
+                .text(key, "linear")
+                .f32("llama.rope.scaling.factor", 4.0),
+            linear.clone(),
+        ),
+        // The older key, alone and beside the newer one, which wins.
+        (plain().f32("llama.rope.scale_linear", 4.0), linear.clone()),
+        (
+            plain()
+                .f32("llama.rope.scale_linear", 2.0)
+                .f32("llama.rope.scaling.factor", 4.0),
+            linear,
+        ),
+        (
+            plain()
+                .text(key, "none")
+                .f32("llama.rope.scale_linear", 4.0),
+            RopeScaling::None,
+        ),
+    ] {
+        assert_eq!(config_of(&writer).config.rope.scaling, wanted);
+    }
 }
 
 #[test]
@@ -269,6 +293,13 @@ fn what_is_not_supported_is_named() {
         ),
         (
             model("llama", 0).text("llama.rope.scaling.type", "yarn"),
+            64,
+            "yarn",
+        ),
+        (
+            model("llama", 0)
+                .text("llama.rope.scaling.type", "yarn")
+                .tensor("rope_freqs.weight", &[32], 0, plain(0, &[1.0; 32])),
             64,
             "yarn",
         ),

@@ -1,6 +1,6 @@
 //! Checkpoint folders: one file, shards, what must be refused.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 
 use candlepower::model::{HostSliceMut, ModelConfig};
@@ -9,6 +9,7 @@ use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, serialize};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::common::{FIXTURES, assert_fails, copy_of, fixture, open, read_all, set_config};
 
@@ -107,6 +108,112 @@ fn threads_read_at_the_same_time() {
             });
         }
     });
+}
+
+/// The tied fixture with its tensors (type, shape, bytes) changed.
+fn tied(change: impl FnOnce(&mut BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>)) -> TempDir {
+    let folder = copy_of("tiny-llama-tied");
+    let path = folder.path().join("model.safetensors");
+    let file = fs::read(&path).unwrap();
+    let old = SafeTensors::deserialize(&file).unwrap();
+    let mut tensors = old
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| {
+            let tensor = (view.dtype(), view.shape().to_vec(), view.data().to_vec());
+            (name, tensor)
+        })
+        .collect();
+    change(&mut tensors);
+    let views = tensors.iter().map(|(name, (dtype, shape, data))| {
+        (name, TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
+    fs::write(&path, serialize(views, None).unwrap()).unwrap();
+    folder
+}
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+#[test]
+fn a_tied_model_uses_a_head_that_is_not_its_embedding() {
+    let same = tied(|tensors| {
+        let head = tensors[EMBEDDING].clone();
+        tensors.insert(HEAD.to_owned(), head);
+    });
+    assert!(open(&same).unwrap().config.tied);
+    // The last number alone is another.
+    let other = tied(|tensors| {
+        let mut head = tensors[EMBEDDING].clone();
+        *head.2.last_mut().unwrap() ^= 0x80;
+        tensors.insert(HEAD.to_owned(), head);
+    });
+    let model = open(&other).unwrap();
+    assert!(!model.config.tied);
+    let (mut wanted, head) = (read_all(&model, EMBEDDING), read_all(&model, HEAD));
+    assert_ne!(head, wanted);
+    let last = wanted.last_mut().unwrap();
+    *last = -*last;
+    assert_eq!(head, wanted);
+    // Another type: what is stored is used.
+    let wide = tied(|tensors| {
+        let (_, shape, data) = tensors[EMBEDDING].clone();
+        let head = vec![0; 2 * data.len()];
+        tensors.insert(HEAD.to_owned(), (Dtype::F32, shape, head));
+    });
+    assert!(!open(&wide).unwrap().config.tied);
+    let short = tied(|tensors| {
+        let (dtype, shape, data) = tensors[EMBEDDING].clone();
+        let rows = shape[0] / 2;
+        let half = data[..data.len() / 2].to_vec();
+        tensors.insert(HEAD.to_owned(), (dtype, vec![rows, shape[1]], half));
+    });
+    assert_fails(open(&short), 65, HEAD);
+}
+
+#[test]
+fn a_tied_model_uses_a_quantised_head() {
+    let folder = tied(|tensors| {
+        let [n, k] = tensors[EMBEDDING].1[..] else {
+            panic!("no matrix")
+        };
+        // Codes of 0, zero points of 8 (less one), scales of 1: every weight is -8.
+        for (part, dtype, shape, word) in [
+            ("qweight", Dtype::I32, [k / 8, n], 0),
+            ("qzeros", Dtype::I32, [1, n / 8], 0x7777_7777),
+            ("scales", Dtype::F32, [1, n], 1_f32.to_bits()),
+        ] {
+            let data = word.to_le_bytes().repeat(shape[0] * shape[1]);
+            tensors.insert(format!("lm_head.{part}"), (dtype, shape.to_vec(), data));
+        }
+    });
+    let settings = json!({"quant_method": "gptq", "bits": 4, "group_size": -1});
+    set_config(&folder, "quantization_config", settings);
+    let model = open(&folder).unwrap();
+    assert!(!model.config.tied);
+    assert!(model.weights.stored_linear(HEAD).is_some());
+    assert!(read_all(&model, HEAD).iter().all(|&x| x == -8.0));
+}
+
+#[test]
+fn a_head_without_an_embedding_is_both_if_the_model_is_tied() {
+    let renamed = || {
+        tied(|tensors| {
+            let embedding = tensors.remove(EMBEDDING).unwrap();
+            tensors.insert(HEAD.to_owned(), embedding);
+        })
+    };
+    let model = open(renamed()).unwrap();
+    assert!(model.config.tied);
+    let plain = open(fixture("tiny-llama-tied")).unwrap();
+    assert_eq!(read_all(&model, EMBEDDING), read_all(&plain, EMBEDDING));
+    // Not if it is not, nor if it is no embedding by its shape.
+    let folder = renamed();
+    set_config(&folder, "tie_word_embeddings", json!(false));
+    assert_fails(open(&folder), 65, EMBEDDING);
+    let folder = renamed();
+    set_config(&folder, "vocab_size", json!(300));
+    assert_fails(open(&folder), 65, "embed_tokens.weight': missing");
 }
 
 /// Splits the fixture's weights over two files with an index.
@@ -252,6 +359,10 @@ fn an_output_head_is_needed_unless_tied() {
 
     // Some tied checkpoints store the head nevertheless.
     let folder = copy_of("tiny-llama");
+    rewrite(&folder, |all| {
+        let head = all["model.embed_tokens.weight"].clone();
+        all.insert("lm_head.weight".to_owned(), head);
+    });
     set_config(&folder, "tie_word_embeddings", json!(true));
     let model = open(&folder).unwrap();
     assert!(

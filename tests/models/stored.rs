@@ -45,6 +45,16 @@ pub(crate) fn floats(shape: &[usize], numbers: &[f32]) -> New {
 
 /// The plain fixture with `parts` in the place of one layer's weight, and these settings.
 fn checkpoint(key: &str, settings: Value, parts: Vec<(&str, New)>) -> TempDir {
+    let folder = replace(LAYER, parts);
+    if !settings.is_null() {
+        set_config(&folder, key, settings);
+    }
+    folder
+}
+
+/// The plain fixture with `parts` in the place of the weight of `layer`.
+pub(crate) fn replace(layer: &str, parts: Vec<(&str, New)>) -> TempDir {
+    let replaced = format!("{layer}.weight");
     let folder = copy_of("tiny-llama");
     let path = folder.path().join("model.safetensors");
     let file = fs::read(&path).unwrap();
@@ -52,7 +62,7 @@ fn checkpoint(key: &str, settings: Value, parts: Vec<(&str, New)>) -> TempDir {
     let mut tensors: BTreeMap<String, New> = old
         .tensors()
         .into_iter()
-        .filter(|(name, _)| name != WEIGHT)
+        .filter(|(name, _)| *name != replaced)
         .map(|(name, view)| {
             (
                 name,
@@ -61,15 +71,12 @@ fn checkpoint(key: &str, settings: Value, parts: Vec<(&str, New)>) -> TempDir {
         })
         .collect();
     for (part, new) in parts {
-        tensors.insert(format!("{LAYER}.{part}"), new);
+        tensors.insert(format!("{layer}.{part}"), new);
     }
     let views = tensors.iter().map(|(name, New(dtype, shape, data))| {
         (name, TensorView::new(*dtype, shape.clone(), data).unwrap())
     });
     fs::write(&path, serialize(views, None).unwrap()).unwrap();
-    if !settings.is_null() {
-        set_config(&folder, key, settings);
-    }
     folder
 }
 
@@ -272,9 +279,33 @@ fn gptq_with_activation_order_gathers_columns_of_a_group() {
     // Column k is of group (7 k) % 4: 32 columns each.
     let index: Vec<u32> = (0..K as u32).map(|k| 7 * k % 4).collect();
     let settings = gptq(json!({"desc_act": true}));
-    let (weight, rows) = read(with(settings.clone(), layer.gptq(1, Some(&index))));
-    assert_eq!(rows, layer.weights(|k| 7 * k % 4));
-    assert!(weight.order.is_some());
+    // The order counts as one whatever `desc_act` says of it.
+    for extra in [
+        json!({"desc_act": true}),
+        json!({"desc_act": false}),
+        json!({}),
+    ] {
+        let folder = with(gptq(extra), layer.gptq(1, Some(&index)));
+        let (weight, rows) = read(&folder);
+        assert_eq!(rows, layer.weights(|k| 7 * k % 4));
+        assert!(weight.order.is_some());
+        let stored = open(&folder).unwrap().weights.stored_linear(WEIGHT);
+        assert!(stored.unwrap().form.ordered);
+    }
+    let plain: Vec<u32> = (0..K as u32).map(|k| k / 32).collect();
+    let folder = with(gptq(json!({})), layer.gptq(1, Some(&plain)));
+    let stored = open(&folder).unwrap().weights.stored_linear(WEIGHT);
+    assert!(!stored.unwrap().form.ordered);
+    // Without the tensor nothing says what the groups are, unless there is one group only.
+    let folder = with(settings.clone(), layer.gptq(1, None));
+    assert_fails(
+        open(&folder),
+        65,
+        "up_proj.g_idx': missing, though desc_act",
+    );
+    let whole = Layer::new(4, K);
+    let one = gptq(json!({"desc_act": true, "group_size": K}));
+    assert_eq!(read(with(one, whole.gptq(1, None))).1, whole.weights(|_| 0));
     for (bad, word) in [
         (vec![4; K], "column 0 is of group 4"),
         (vec![u32::MAX - 1; K], "group -2"),
@@ -341,9 +372,17 @@ fn awq_with_and_without_zero_points() {
     let (_, rows) = read(with(settings.clone(), parts(&layer, true)));
     assert_eq!(rows, layer.weights(|k| k / 32));
     let symmetric = Layer::new(4, 32).symmetric();
-    let (weight, rows) = read(with(settings.clone(), parts(&symmetric, false)));
+    let mut without = settings.clone();
+    without["zero_point"] = json!(false);
+    let (weight, rows) = read(with(without, parts(&symmetric, false)));
     assert_eq!(rows, symmetric.weights(|k| k / 32));
     assert_eq!(weight.levels, Levels::Symmetric);
+    let missing = with(settings.clone(), parts(&layer, false));
+    assert_fails(
+        open(missing),
+        65,
+        "up_proj.qzeros': missing, though zero_point",
+    );
     // The order of a word by the research vector: outputs 0 to 7 with the codes 0 to 7.
     assert_eq!(interleaved(&[0, 1, 2, 3, 4, 5, 6, 7]), [0x7531_6420]);
     for (key, value, word) in [
@@ -395,6 +434,16 @@ fn compressed_tensors_with_an_order_of_groups() {
     let (weight, rows) = read(with(settings.clone(), parts));
     assert_eq!(rows, layer.weights(|k| k % 4));
     assert!(weight.order.is_some());
+    // An order that the settings do not mention is one all the same.
+    let mut silent = settings.clone();
+    silent["config_groups"]["group_0"]["weights"]["actorder"] = Value::Null;
+    let mut parts = layer.compressed();
+    parts.push(("weight_g_idx", words(&[K], &index)));
+    let stored = open(with(silent, parts))
+        .unwrap()
+        .weights
+        .stored_linear(WEIGHT);
+    assert!(stored.unwrap().form.ordered);
     // All -1: never set, so the order is plain.
     let mut parts = layer.compressed();
     parts.push(("weight_g_idx", words(&[K], &[u32::MAX; K])));

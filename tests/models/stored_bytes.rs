@@ -60,6 +60,17 @@ fn fp8_in_blocks_rows_and_whole_by_both_names() {
     ));
     assert_eq!(rows, truth);
 
+    // Blocks of more rows than the layer: one of rows, two of columns.
+    let mut wide = float("block");
+    wide["block_structure"] = json!([256, 64]);
+    let (packed, rows) = read(with(
+        compressed(wide, Value::Null, "float-quantized"),
+        vec![weight(), ("weight_scale", floats(&[1, 2], &blocks))],
+    ));
+    let of_columns = (0..N * K).map(|i| numbers[i] * blocks[i % K / 64]);
+    assert_eq!(rows, of_columns.collect::<Vec<_>>());
+    assert_eq!((packed.scale_rows, packed.group), (N, 64));
+
     let whole: Vec<f32> = numbers.iter().map(|x| x * 0.125).collect();
     let fixed = json!({"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": false});
     for format in ["float-quantized", "naive-quantized"] {

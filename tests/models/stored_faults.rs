@@ -8,8 +8,10 @@ use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::common::{assert_fails, copy_of, open};
-use super::stored::{K, Layer, N, New, WEIGHT, bytes, compressed, floats, gptq, with, words};
+use super::common::{assert_fails, copy_of, open, set_config};
+use super::stored::{
+    K, Layer, N, New, WEIGHT, bytes, compressed, floats, gptq, replace, with, words,
+};
 
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
@@ -99,6 +101,64 @@ fn what_is_not_supported_is_refused_by_name() {
         open(with(base(), frozen)),
         64,
         "before they were compressed",
+    );
+}
+
+#[test]
+fn four_bits_of_rows_that_do_not_divide_into_blocks_are_refused() {
+    // 128 outputs of 144 inputs each, which are four blocks of 32 and half a one.
+    const ROWS: usize = 128;
+    const COLUMNS: usize = 144;
+    let ints = |shape: [usize; 2]| words(&shape, &vec![0; shape[0] * shape[1]]);
+    let ones = |shape: [usize; 2]| floats(&shape, &vec![1.0; shape[0] * shape[1]]);
+    let refused = |settings: Value, parts: Vec<(&str, New)>| {
+        let folder = replace("model.layers.1.mlp.down_proj", parts);
+        set_config(&folder, "intermediate_size", json!(COLUMNS));
+        set_config(&folder, "quantization_config", settings);
+        let word = "'model.layers.1.mlp.down_proj': K = 144 of 4-bit codes is not a multiple of 32";
+        assert_fails(open(&folder), 64, word);
+    };
+    for (size, groups) in [(-1, 1), (32, 5)] {
+        let parts = vec![
+            ("qweight", ints([COLUMNS / 8, ROWS])),
+            ("qzeros", ints([groups, ROWS / 8])),
+            ("scales", ones([groups, ROWS])),
+        ];
+        refused(gptq(json!({"group_size": size})), parts);
+    }
+    let parts = vec![
+        ("qweight", ints([COLUMNS, ROWS / 8])),
+        ("qzeros", ints([1, ROWS / 8])),
+        ("scales", ones([1, ROWS])),
+    ];
+    refused(
+        json!({"quant_method": "awq", "bits": 4, "group_size": -1}),
+        parts,
+    );
+    let weights = json!({"num_bits": 4, "strategy": "channel"});
+    let packed = ints([ROWS, COLUMNS / 8]);
+    let single = bytes(Dtype::I8, &[ROWS, COLUMNS], &[0; ROWS * COLUMNS]);
+    for (format, name, codes) in [
+        ("pack-quantized", "weight_packed", packed),
+        ("int-quantized", "weight", single),
+    ] {
+        let parts = vec![(name, codes), ("weight_scale", ones([ROWS, 1]))];
+        refused(compressed(weights.clone(), Value::Null, format), parts);
+    }
+    let state = json!({"blocksize": 16, "shape": [ROWS, COLUMNS]}).to_string();
+    let pairs = [0; ROWS * COLUMNS / 2];
+    let parts = vec![
+        ("weight", bytes(Dtype::U8, &[pairs.len(), 1], &pairs)),
+        ("weight.quant_map", ones([1, 16])),
+        ("weight.absmax", ones([1, ROWS * COLUMNS / 16])),
+        (
+            "weight.quant_state.bitsandbytes__fp4",
+            bytes(Dtype::U8, &[state.len()], state.as_bytes()),
+        ),
+    ];
+    refused(
+        json!({"quant_method": "bitsandbytes", "load_in_4bit": true}),
+        parts,
     );
 }
 

@@ -23,7 +23,7 @@ use super::config::{
 };
 use crate::error::{Error, Result};
 use crate::model::fp8::{fp8_form, read_fp8};
-use crate::model::gptq::order_of;
+use crate::model::gptq::{has_order, order_of};
 use crate::model::quantised::{Part, Parts, Reader, StoredLinear, WORDS, group_of, unpack};
 use crate::scheme::{
     CodeFormat, InputNumber, InputRounding, InputScale, LevelForm, Levels, PackedForm, PackedWeight,
@@ -153,8 +153,10 @@ impl CompressedTensors {
         };
         let ordered = match parts.find("weight_g_idx")? {
             Some(index) => {
-                index.of_type(WORDS)?.of_shape([1, k])?;
-                arguments.actorder == Some(ActOrder::Group)
+                let index = index.of_type(WORDS)?.of_shape([1, k])?;
+                // An order is counted where there is one, whatever the settings call it.
+                groups > 1
+                    && (arguments.actorder == Some(ActOrder::Group) || has_order(&index, group)?)
             }
             None => false,
         };
@@ -370,9 +372,9 @@ impl Reader for CompressedTensors {
                         "FP8 codes that the quantization_config calls something else",
                     ));
                 }
-                let [rows, columns] = sharing(parts, arguments)?;
-                let block = (rows != parts.n).then_some([rows, columns]);
-                fp8_form(parts, block, &[SCALE])?
+                // What shares a scale, the strategy says: a block may well have more rows than the layer.
+                let block = sharing(parts, arguments)?;
+                fp8_form(parts, Some(block), &[SCALE])?
             }
             codes => self.integers(parts, codes, arguments)?,
         };

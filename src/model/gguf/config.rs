@@ -166,26 +166,40 @@ impl Keys<'_> {
         })
     }
 
+    /// As llama.cpp reads it: a factor under either key, which the type `none` switches off, and divisors beside it.
     fn rope_scaling(&self, file: &GgufFile, head_dim: usize) -> Result<RopeScaling> {
-        if file.tensors.contains_key(ROPE_FACTORS) {
-            return read_factors(file, head_dim).map(RopeScaling::Factors);
-        }
-        let factor = self.float("rope.scaling.factor")?.unwrap_or(1.0);
+        // The second is the older key, from before there was a type.
+        let factor = match self.float("rope.scaling.factor")? {
+            Some(factor) => factor,
+            None => self.float("rope.scale_linear")?.unwrap_or(1.0),
+        };
         // A factor without a type is linear, as older files have it.
         let kind = self
             .metadata
             .text(&self.full("rope.scaling.type"))?
             .unwrap_or("linear");
-        match kind {
-            "linear" if factor != 1.0 => Ok(RopeScaling::Linear { factor }),
-            "linear" | "none" => Ok(RopeScaling::None),
-            other => Err(unsupported(
-                self.metadata,
-                format!(
-                    "the RoPE scaling '{other}' is not supported (supported: none, linear, {ROPE_FACTORS})"
-                ),
-            )),
+        let factor = match kind {
+            "linear" => factor,
+            "none" => 1.0,
+            other => {
+                return Err(unsupported(
+                    self.metadata,
+                    format!(
+                        "the RoPE scaling '{other}' is not supported (supported: none, linear, {ROPE_FACTORS})"
+                    ),
+                ));
+            }
+        };
+        if file.tensors.contains_key(ROPE_FACTORS) {
+            let mut factors = read_factors(file, head_dim)?;
+            factors.iter_mut().for_each(|f| *f *= factor as f32);
+            return Ok(RopeScaling::Factors(factors));
         }
+        Ok(if factor == 1.0 {
+            RopeScaling::None
+        } else {
+            RopeScaling::Linear { factor }
+        })
     }
 }
 

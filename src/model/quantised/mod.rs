@@ -22,7 +22,7 @@ use super::json::read_value;
 use super::safetensors::Safetensors;
 use super::{awq, bitsandbytes, compressed_tensors, fp8, gptq};
 use crate::error::{Error, Result};
-use crate::scheme::{InputRounding, PackedForm, PackedWeight};
+use crate::scheme::{BLOCK, CodeFormat, InputRounding, PackedForm, PackedWeight};
 
 /// Rows are read in multiples of this many, of which the rows of packed zero points and of blocks are divisors.
 const ROWS: usize = 128;
@@ -75,7 +75,9 @@ impl Quantised {
         let reader = reader(path, settings)?;
         let mut linears = HashMap::new();
         for tensor in config.tensors().into_iter().filter(may_be_quantised) {
-            if let Some(stored) = reader.describe(&parts(files, &tensor)?)? {
+            let parts = parts(files, &tensor)?;
+            if let Some(stored) = reader.describe(&parts)? {
+                check_width(&parts, &stored.form)?;
                 linears.insert(tensor.name, stored);
             }
         }
@@ -193,6 +195,17 @@ fn reader(path: &Path, settings: &Value) -> Result<Box<dyn Reader>> {
 /// Whether a checkpoint may have quantised this tensor.
 fn may_be_quantised(tensor: &TensorSpec) -> bool {
     tensor.is_linear() || tensor.name == "lm_head.weight"
+}
+
+/// Refuses rows that codes of four bits cannot be packed into, before anything is read.
+fn check_width(parts: &Parts<'_>, form: &PackedForm) -> Result<()> {
+    if form.format == CodeFormat::U4 && !form.k.is_multiple_of(BLOCK) {
+        return Err(parts.unsupported(format!(
+            "K = {} of 4-bit codes is not a multiple of {BLOCK}: quantise this layer to 8 bits, or leave it plain",
+            form.k
+        )));
+    }
+    Ok(())
 }
 
 fn module(weight: &str) -> &str {
