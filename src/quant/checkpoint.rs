@@ -50,6 +50,7 @@ struct Entry {
 /// A checkpoint that is being written.
 pub(super) struct CheckpointWriter {
     wanted: PathBuf,
+    replace: bool,
     folder: TempDir,
     entries: BTreeMap<String, (Entry, bool)>,
     shards: Vec<(String, File, u64)>,
@@ -60,19 +61,14 @@ impl CheckpointWriter {
     /// Begins a checkpoint of `model` that is to stand at `wanted`.
     ///
     /// # Errors
-    /// If something stands there and `replace` is not set, or nothing can be written beside it.
+    /// As [`free`], and if nothing can be written beside it.
     pub(super) fn begin(
         wanted: &Path,
         model: &Model,
         assignment: &Assignment<'_>,
         replace: bool,
     ) -> Result<Self> {
-        if !replace && is_occupied(wanted) {
-            return Err(Error::Usage(format!(
-                "{} is there already: give another --out, or --force to replace it",
-                wanted.display()
-            )));
-        }
+        let wanted = free(wanted, replace)?;
         let config = configuration(model, assignment)?;
         let parent = match wanted.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -107,7 +103,8 @@ impl CheckpointWriter {
             shards.push((name, file, 8 + header.len() as u64));
         }
         Ok(Self {
-            wanted: wanted.to_owned(),
+            wanted,
+            replace,
             folder,
             entries: entries.into_iter().map(|(n, e)| (n, (e, false))).collect(),
             shards,
@@ -179,7 +176,8 @@ impl CheckpointWriter {
     /// Completes the checkpoint and gives it its name.
     ///
     /// # Errors
-    /// If a tensor is missing, or a file cannot be written.
+    /// If a tensor is missing, a file cannot be written, or something came to stand at the wanted place meanwhile.
+    /// Nothing unfinished is left behind then.
     pub(super) fn finish(self, model: &Model, report: &Value) -> Result<PathBuf> {
         if let Some((name, _)) = self.entries.iter().find(|(_, (_, written))| !written) {
             return Err(Error::Internal(format!(
@@ -203,30 +201,87 @@ impl CheckpointWriter {
         companions(&folder, model)?;
         write_json(&folder.join(REPORT), report)?;
         write_json(&folder.join("config.json"), &self.config)?;
-        let taken = self.folder.keep();
-        let failed = |e| Error::io(&self.wanted, "cannot put the checkpoint at", e);
-        let mut old = None;
-        if is_occupied(&self.wanted) {
-            let aside = folder.with_extension("replaced");
-            fs::rename(&self.wanted, &aside).map_err(failed)?;
-            old = Some(aside);
-        }
-        if let Err(e) = fs::rename(&taken, &self.wanted) {
-            let _ = fs::remove_dir_all(&taken);
-            return Err(failed(e));
-        }
-        if let Some(old) = old {
-            fs::remove_dir_all(&old).map_err(|e| Error::io(&old, "cannot remove", e))?;
-        }
+        put(self.folder, &self.wanted, self.replace)?;
         Ok(self.wanted)
     }
 }
 
-/// Whether something stands at `path` that a new folder would not simply replace.
-fn is_occupied(path: &Path) -> bool {
-    match fs::read_dir(path) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(_) => path.exists(),
+/// Where a folder called `wanted` is to stand, links followed, if it may.
+///
+/// # Errors
+/// [`Error::Usage`] if something stands there that is no empty folder and, with `replace`, no checkpoint of this
+/// program either, or if the program runs in it.
+fn free(wanted: &Path, replace: bool) -> Result<PathBuf> {
+    let refused = |why: &str| Err(Error::Usage(format!("{} {why}", wanted.display())));
+    if fs::symlink_metadata(wanted).is_err() {
+        return match wanted.file_name() {
+            Some(_) => Ok(wanted.to_owned()),
+            None => refused("has no name that a folder could get: give another --out"),
+        };
+    }
+    let real = match fs::canonicalize(wanted) {
+        Ok(real) if real.is_dir() => real,
+        _ => return refused("is there already and is no folder: give another --out"),
+    };
+    let here = std::env::current_dir().and_then(fs::canonicalize);
+    if here.is_ok_and(|here| here.starts_with(&real)) {
+        return refused("is the working directory or holds it: give another --out");
+    }
+    let mut entries = fs::read_dir(&real).map_err(|e| Error::io(wanted, "cannot read", e))?;
+    if entries.next().is_none() || (replace && is_ours(&real)) {
+        return Ok(real);
+    }
+    refused(match is_ours(&real) {
+        true => "is there already: give another --out, or --force to replace it",
+        false => {
+            "is there already and is no checkpoint that this program wrote, so --force does not replace it: give \
+             another --out, or remove it first"
+        }
+    })
+}
+
+/// Whether this program wrote all that is in a folder: it writes its report and no folders.
+fn is_ours(folder: &Path) -> bool {
+    let report = read_json(&folder.join(REPORT)).unwrap_or_default();
+    let tool = report.get("tool").and_then(Value::as_str);
+    let is_file = |entry: std::io::Result<fs::DirEntry>| {
+        entry
+            .and_then(|entry| entry.file_type())
+            .is_ok_and(|kind| !kind.is_dir())
+    };
+    tool.is_some_and(|tool| tool.starts_with("candlepower "))
+        && folder.join("config.json").is_file()
+        && fs::read_dir(folder).is_ok_and(|mut entries| entries.all(is_file))
+}
+
+/// Gives a whole folder its name, in place of what may stand there.
+///
+/// # Errors
+/// As [`free`], and if a folder cannot be renamed or removed. Where the new one does not get its name it is removed,
+/// and the old one keeps its own.
+fn put(folder: TempDir, wanted: &Path, replace: bool) -> Result<()> {
+    let wanted = free(wanted, replace)?;
+    let failed = |e| Error::io(&wanted, "cannot put the checkpoint at", e);
+    let mut old = None;
+    if wanted.is_dir() {
+        let mut aside = folder.path().as_os_str().to_owned();
+        aside.push(".replaced");
+        let aside = PathBuf::from(aside);
+        fs::rename(&wanted, &aside).map_err(failed)?;
+        old = Some(aside);
+    }
+    if let Err(e) = fs::rename(folder.path(), &wanted) {
+        if let Some(old) = old {
+            fs::rename(&old, &wanted)
+                .map_err(|e| Error::io(&old, "holds the old checkpoint, cannot put it back", e))?;
+        }
+        return Err(failed(e));
+    }
+    // Its name is gone, so there is nothing to remove.
+    let _ = folder.keep();
+    match old {
+        Some(old) => fs::remove_dir_all(&old).map_err(|e| Error::io(&old, "cannot remove", e)),
+        None => Ok(()),
     }
 }
 
@@ -515,6 +570,107 @@ mod tests {
         let zeros: Vec<u8> = (0..10).flat_map(|i| [i, 15 - i]).collect();
         let packed = words_of_columns(&zeros, 10, 2, CodeFormat::U4);
         assert_eq!(words(&packed), [0x7654_3210, 0x89ab_cdef, 0x98, 0x67]);
+    }
+
+    /// A folder as this program leaves it, but for the weights.
+    fn write_checkpoint(folder: &Path) {
+        fs::create_dir_all(folder).unwrap();
+        fs::write(folder.join("config.json"), "{}").unwrap();
+        fs::write(folder.join(REPORT), r#"{"tool": "candlepower 0.0.1"}"#).unwrap();
+    }
+
+    #[test]
+    fn only_checkpoints_of_this_program_are_replaced() {
+        let scratch = tempfile::tempdir().unwrap();
+        let at = |name: &str| scratch.path().join(name);
+        let refused = |path: &Path, replace: bool, why: &str| {
+            let error = free(path, replace).unwrap_err();
+            let text = error.to_string();
+            assert_eq!(error.exit_code(), 2, "{text}");
+            assert!(
+                text.contains(why) && text.contains(&path.display().to_string()),
+                "{text}"
+            );
+        };
+        assert_eq!(free(&at("new"), false).unwrap(), at("new"));
+        fs::create_dir(at("empty")).unwrap();
+        free(&at("empty"), false).unwrap();
+        write_checkpoint(&at("own"));
+        refused(&at("own"), false, "or --force to replace it");
+        free(&at("own"), true).unwrap();
+
+        write_checkpoint(&at("with-folder"));
+        fs::create_dir(at("with-folder/runs")).unwrap();
+        write_checkpoint(&at("no-config"));
+        fs::remove_file(at("no-config/config.json")).unwrap();
+        write_checkpoint(&at("of-another"));
+        fs::write(at("of-another").join(REPORT), r#"{"tool": "other 1"}"#).unwrap();
+        fs::create_dir(at("thesis")).unwrap();
+        fs::write(at("thesis/chapter.txt"), "text").unwrap();
+        for name in ["with-folder", "no-config", "of-another", "thesis"] {
+            for replace in [false, true] {
+                refused(&at(name), replace, "no checkpoint that this program wrote");
+            }
+        }
+        refused(&at("thesis/chapter.txt"), true, "no folder");
+        let here = std::env::current_dir().unwrap();
+        for folder in here.ancestors() {
+            refused(folder, true, "working directory");
+        }
+        refused(Path::new("."), true, "working directory");
+        refused(Path::new("missing/.."), true, "no name");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let at = |name: &str| scratch.path().join(name);
+        write_checkpoint(&at("own"));
+        std::os::unix::fs::symlink("own", at("link")).unwrap();
+        let real = fs::canonicalize(at("own")).unwrap();
+        assert_eq!(free(&at("link"), true).unwrap(), real);
+        std::os::unix::fs::symlink("nowhere", at("dangling")).unwrap();
+        let error = free(&at("dangling"), true).unwrap_err();
+        assert!(error.to_string().contains("no folder"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_get_its_name_is_removed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let unfinished = || {
+            let folder = tempfile::tempdir_in(scratch.path()).unwrap();
+            fs::write(folder.path().join("config.json"), "new").unwrap();
+            folder
+        };
+        let count = || fs::read_dir(scratch.path()).unwrap().count();
+        let missing = scratch.path().join("missing/out");
+        assert_eq!(
+            put(unfinished(), &missing, true).unwrap_err().exit_code(),
+            70
+        );
+        assert_eq!(count(), 0);
+
+        // What came to stand there meanwhile stays.
+        let own = scratch.path().join("own");
+        write_checkpoint(&own);
+        assert_eq!(put(unfinished(), &own, false).unwrap_err().exit_code(), 2);
+        assert_eq!(
+            (
+                count(),
+                fs::read_to_string(own.join("config.json")).unwrap()
+            ),
+            (1, "{}".to_owned())
+        );
+        put(unfinished(), &own, true).unwrap();
+        assert_eq!(
+            (
+                count(),
+                fs::read_to_string(own.join("config.json")).unwrap()
+            ),
+            (1, "new".to_owned())
+        );
+        assert!(!own.join(REPORT).exists());
     }
 
     #[test]

@@ -233,6 +233,36 @@ fn what_does_not_go_together_is_refused() {
 }
 
 #[test]
+fn only_a_checkpoint_of_this_program_is_replaced() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let line = |out: &str| format!("quantize --device cpu --scheme w4a16:rtn --force --out {out}");
+    fs::create_dir(at("thesis")).unwrap();
+    fs::write(at("thesis/chapter.txt"), "text").unwrap();
+    for out in ["thesis", "thesis/chapter.txt", ".", ".."] {
+        let refused = run(folder.path(), &words(&line(out))).expect(2);
+        let told = refused.error();
+        assert!(
+            told.contains(out) && told.contains("another --out"),
+            "{told}"
+        );
+    }
+    assert_eq!(
+        fs::read_to_string(at("thesis/chapter.txt")).unwrap(),
+        "text"
+    );
+    fs::create_dir(at("out")).unwrap();
+    run(folder.path(), &words(&line("out"))).expect(0);
+    fs::write(at("out/left-over.txt"), "").unwrap();
+    run(folder.path(), &words(&line("out"))).expect(0);
+    assert!(at("out/config.json").is_file() && !at("out/left-over.txt").exists());
+    let names = fs::read_dir(folder.path()).unwrap();
+    let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["out", "thesis"]);
+}
+
+#[test]
 fn ctrl_c_leaves_no_checkpoint_that_looks_whole() {
     let folder = tempdir().unwrap();
     halves(folder.path());
