@@ -8,7 +8,7 @@
 //! | [`error`], [`units`] | the one error with its exit codes; quantities, and the `Clock` through which time enters | anything else |
 //! | [`stats`] | quantiles with validity, bootstrap intervals, paired differences, runs against runs, verdicts, steady state; pure | what the numbers mean |
 //! | [`scheme`] | element types, variants, and the one canonical packed weight | files, models, devices |
-//! | [`kernels`] | the ops, one file each beside its `.cu`: shapes, cost, plan, CPU reference, GPU launch; buffers on a device | a model |
+//! | [`kernels`] | the ops, one file each, with CUDA sources in `kernels/`: shapes, cost, plan, CPU reference, GPU launch; buffers on a device | a model |
 //! | [`model`] | configurations of every family, presets, tokenizers, and one file per checkpoint format | devices, kernels |
 //! | [`engine`] | loading onto a device, the forward pass of every family, the KV cache, sampling; candle's models as the baseline | that it is timed |
 //! | [`quant`] | this program's quantisers: weights and a text in, packed weights and checkpoints out | texts as files, scores, records |
@@ -25,8 +25,8 @@
 //! # What holds it up
 //!
 //! - **One forward pass, two devices.** A step is a short list of ops over buffers that are allocated once
-//!   (`engine::transformer`). Each op's `run` is one call for the CPU reference and the GPU launch, so the engine has no
-//!   branch between them and every kernel has its judge.
+//!   (`engine::transformer`). Each op's `run` is one call for the CPU reference and the GPU launch, so the forward pass
+//!   has no branch between them and every kernel has its judge.
 //! - **One launch layer, two drivers.** What is launched, with which grid and arguments, is in [`kernels::gpu`] and in
 //!   every build. It speaks to a driver: a real GPU's (feature `cuda`), or the emulator's, which runs the same kernels
 //!   compiled for the host, in host memory between guards.
@@ -34,8 +34,8 @@
 //!   scales per row, group, block or tensor, what the codes stand for (symmetric, zero points, offsets, a codebook), and
 //!   the order of the columns. The CPU takes it as it is; a GPU gets it repacked once into what its kernels stream, in the
 //!   place of the original. A checkpoint that is quantised already becomes one layer by layer (variant `as-is`); layers that
-//!   share an input but not a form stand apart. Round-to-nearest needs no data and works row by row, so it is an op ([`kernels::quantize`]) and
-//!   runs where the weights are going to live; the original is never whole on the host.
+//!   share an input but not a form stand apart. Round-to-nearest needs no data and works row by row, so it is an op
+//!   ([`kernels::quantize`]) and runs where the weights are going to live; the original is never whole on the host.
 //! - **The same bits in any batch.** On the CPU every sum runs in one order whatever the number of tokens or the chunk, so
 //!   a row alone, in a batch, or in pieces gives identical logits. Tests hold this exactly. On a GPU it holds of attention:
 //!   where a token's keys are cut into parts follows from its position alone.
@@ -56,16 +56,16 @@
 //! `kernels/build.rs` compiles every `.cu` into a fatbin of its own with code for sm_80 and sm_90a, in parallel and cached
 //! by content; all are in the binary. Products stream weights into matrix instructions (`linear_few.cu`, `linear_tile.cu`,
 //! `linear_wgmma.cu`) or go to cuBLASLt, whichever the device's own clock finds faster for a shape when it first comes up;
-//! what it found is kept on the disk for later runs. For a few tokens the norm before a product, the rounding of its input to
-//! codes and the gated activation or greedy choice after it are part of its launch (`linear_fused.cu`), as [`engine::StepPlan`] says, with the same bits; so
-//! gate and up lie in turn in the rows of one matrix. Attention has a kernel for tokens that are alone in their slot
+//! what it found is kept on the disk for later runs. For a few tokens the norm before a product, the rounding of its input
+//! to codes and the gated activation or greedy choice after it are part of its launch (`linear_fused.cu`), as
+//! [`engine::StepPlan`] says, with the same bits; so gate and up lie in turn in the rows of one matrix. Attention has a kernel for tokens that are alone in their slot
 //! (`attention_single.cu`), which rotates heads and writes the cache as well, and two for prompts (`attention_runs.cu`, and
 //! on Hopper `attention_wgmma.cu`); the cache is plain or in codes. The other ops have one simple kernel each. A decode step
 //! is recorded once for each number of sequences and then replayed as a CUDA graph, or, for one sequence and where it is asked
 //! for, gathered into a single launch that runs the same ops by blocks that wait for each other (`step.cu`,
 //! `kernels/gpu/step.rs`); its tokens are the next one's input and are told to the host by `advance.cu`, so that steps are
-//! asked for ahead (`engine::generate`). `tests/cuda_build` reads the machine
-//! code: spills, widths of loads, budgets of instructions. Without the `cuda` feature none of this is built or needed.
+//! asked for ahead (`engine::generate`). `tests/cuda_build` reads the machine code: spills, widths of loads, budgets of
+//! instructions. Without the `cuda` feature none of this is built or needed.
 
 pub mod cli;
 pub mod engine;

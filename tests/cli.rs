@@ -10,6 +10,8 @@ mod common;
 mod compare;
 #[path = "cli/eval.rs"]
 mod eval;
+#[path = "cli/folder.rs"]
+mod folder;
 #[cfg(unix)]
 #[path = "cli/interrupt.rs"]
 mod interrupt;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Command};
 
 use super::args::parse_positive;
-use super::compare::RuleFlags;
+use super::compare::{Asked, RuleFlags};
 use super::isolation::this_program;
 use super::progress::{say, width};
 use crate::error::{Error, Result};
@@ -63,7 +63,7 @@ fn arguments(own: impl Iterator<Item = OsString>) -> Vec<OsString> {
     kept
 }
 
-/// Measures by turns, compares, prints. Points that failed are what the exit code tells first.
+/// Measures by turns, compares, prints. A regression is what the exit code tells first, then points that failed.
 pub(super) fn run(
     program: &Path,
     rounds: usize,
@@ -111,16 +111,14 @@ pub(super) fn run(
     if json {
         super::print_json(&comparison)?;
     } else {
-        super::print(&comparison.table(width()));
+        super::print(&comparison.table(width()))?;
     }
     let mut records = sides
         .iter()
         .flat_map(|side| &side.runs)
         .flat_map(|run| &run.records);
-    if records.any(|record| record.failure().is_some()) {
-        return Ok(ExitCode::from(super::SOME_FAILED));
-    }
-    Ok(rules.verdict(&[comparison]))
+    let failed = records.any(|record| record.failure().is_some());
+    Ok(rules.verdict(&[comparison], Asked::TheSame, failed))
 }
 
 #[cfg(test)]

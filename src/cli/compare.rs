@@ -7,7 +7,7 @@ use clap::Args as ClapArgs;
 use super::args::parse_percent;
 use super::progress::{say, width};
 use crate::error::{Error, Result};
-use crate::results::compare::{Comparison, History, Reference, Rules, Side, compare};
+use crate::results::compare::{Comparison, History, Reference, Rules, Side, compare, repeated};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
@@ -36,7 +36,8 @@ pub(super) struct Args {
 #[derive(ClapArgs)]
 #[command(next_help_heading = "Comparison")]
 pub(super) struct RuleFlags {
-    /// Exit code 4 if a figure is worse by more than this, and not by chance
+    /// Exit code 4 if a figure is worse by more than this, and not by chance, also where a margin is larger; else 3 if
+    /// a point of the base failed or is missing
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
     pub(super) fail_on: Option<f64>,
     /// Smaller differences of times, rates and energy do not count
@@ -68,24 +69,49 @@ impl RuleFlags {
         }
     }
 
-    /// The exit code after these comparisons; says on standard error what was found beyond the threshold.
-    pub(super) fn verdict(&self, comparisons: &[Comparison]) -> ExitCode {
-        let Some(threshold) = self.fail_on else {
-            return ExitCode::SUCCESS;
-        };
-        let found: Vec<String> = comparisons
-            .iter()
-            .flat_map(|comparison| comparison.failure(threshold))
-            .collect();
-        found.iter().for_each(|line| say(line));
-        match found.is_empty() {
-            true => ExitCode::SUCCESS,
-            false => ExitCode::from(super::REGRESSION),
+    /// The exit code after these comparisons, where points may have `failed`. With a threshold, says on standard error
+    /// what is beyond it, and what could not be judged since the other side has no figure.
+    pub(super) fn verdict(
+        &self,
+        comparisons: &[Comparison],
+        asked: Asked,
+        failed: bool,
+    ) -> ExitCode {
+        let (mut found, mut lost) = (Vec::new(), Vec::new());
+        if let Some(threshold) = self.fail_on {
+            for comparison in comparisons {
+                found.extend(comparison.failure(threshold));
+                lost.extend(comparison.lost(asked == Asked::Anything));
+            }
+        }
+        found.iter().chain(&lost).for_each(|line| say(line));
+        if !found.is_empty() {
+            ExitCode::from(super::REGRESSION)
+        } else if failed || !lost.is_empty() {
+            ExitCode::from(super::SOME_FAILED)
+        } else {
+            ExitCode::SUCCESS
         }
     }
 }
 
+/// What the other side of a comparison was asked to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// What the base was, so that what is missing was lost.
+    TheSame,
+    /// What its own command line says, which may be less.
+    Anything,
+}
+
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    if let Some([first, again]) = repeated(args.runs.iter().flat_map(|list| Side::paths(list))) {
+        return Err(Error::Usage(format!(
+            "{} and {} are the same run, which is no comparison and has no spread: give each run once",
+            first.display(),
+            again.display()
+        )));
+    }
     let sides = args
         .runs
         .iter()
@@ -102,11 +128,11 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         if args.json {
             super::print_json(&comparison)?;
         } else if args.markdown {
-            super::print(&comparison.markdown(args.rules.fail_on));
+            super::print(&comparison.markdown(args.rules.fail_on))?;
         } else {
-            super::print(&comparison.table(width()));
+            super::print(&comparison.table(width()))?;
         }
-        return Ok(args.rules.verdict(&[comparison]));
+        return Ok(args.rules.verdict(&[comparison], Asked::TheSame, false));
     }
     let reference = match args.previous {
         true => Reference::Previous,
@@ -116,9 +142,11 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     if args.json {
         super::print_json(&history)?;
     } else if args.markdown {
-        super::print(&history.markdown());
+        super::print(&history.markdown())?;
     } else {
-        super::print(&history.table(width()));
+        super::print(&history.table(width()))?;
     }
-    Ok(args.rules.verdict(&history.comparisons))
+    Ok(args
+        .rules
+        .verdict(&history.comparisons, Asked::TheSame, false))
 }

@@ -15,6 +15,7 @@ use crate::model::Model;
 use crate::quality::tasks::{Figure, Suite, SuiteScore, layout};
 use crate::results::recovery::Recoveries;
 use crate::scheme::Variant;
+use crate::stats::Interval;
 use crate::study::{Evaluated, Evaluation, evaluate, recoveries};
 
 #[derive(ClapArgs)]
@@ -125,18 +126,18 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
             "{} {} · activations in {}{cache} · {}",
             from.model, from.variant, from.dtype, from.device
         );
-        super::print(&format!("{title}\n\n{}\n", laid_out(&figures(&one.score))));
+        super::print(&format!("{title}\n\n{}\n", laid_out(&figures(&one.score))))?;
     }
     for (variant, base, found) in &against {
         let average = found.average.as_ref();
         let average = average
-            .and_then(|a| Some((a.ratio?, a.stderr)))
+            .and_then(|a| Some((a.ratio?, a.ratio_interval)))
             .map_or_else(
                 || "no average".to_owned(),
-                |(ratio, stderr)| format!("{} on average", percent(ratio, stderr)),
+                |(ratio, interval)| format!("{} on average", percent(ratio, interval)),
             );
         let title = format!("{variant} against {base}: recovery {average}");
-        super::print(&format!("{title}\n\n{}\n", laid_out(&recovery_rows(found))));
+        super::print(&format!("{title}\n\n{}\n", laid_out(&recovery_rows(found))))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -173,9 +174,12 @@ fn compared(found: &[Evaluated]) -> Result<Vec<(&str, &str, Recoveries)>> {
     pairs.collect()
 }
 
-fn percent(ratio: f64, stderr: Option<f64>) -> String {
-    let error = stderr.map_or_else(String::new, |e| format!(" ± {:.2}", 100.0 * e));
-    format!("{:.2}{error} %", 100.0 * ratio)
+/// A ratio with half of its interval.
+fn percent(ratio: f64, interval: Option<Interval>) -> String {
+    let half = interval.map_or_else(String::new, |ends| {
+        format!(" ± {:.2}", 50.0 * (ends.high - ends.low))
+    });
+    format!("{:.2}{half} %", 100.0 * ratio)
 }
 
 /// One line for each task: what is left of the base's figure, and whether chance explains the rest.
@@ -185,7 +189,7 @@ fn recovery_rows(found: &Recoveries) -> Vec<Vec<String>> {
         "metric",
         "base",
         "value",
-        "recovery ± se",
+        "recovery ± CI",
         "difference [95 % CI]",
         "won : lost",
         "p (McNemar)",
@@ -204,7 +208,7 @@ fn recovery_rows(found: &Recoveries) -> Vec<Vec<String>> {
             format!("{:.4}", task.base),
             format!("{:.4}", task.value),
             task.ratio
-                .map_or_else(none, |ratio| percent(ratio, task.stderr)),
+                .map_or_else(none, |ratio| percent(ratio, task.ratio_interval)),
             interval.map_or_else(
                 || format!("{:+.4}", task.difference.mean),
                 |i| {

@@ -6,14 +6,14 @@ use std::process::ExitCode;
 use clap::{Args as ClapArgs, ValueEnum};
 
 use crate::error::{Error, Result};
-use crate::results::{card, export, tasks};
+use crate::results::{card, export, latest, store, tasks};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
   candlepower export candlepower-study --format model-card
   candlepower export candlepower-study/study.json --format csv > study.csv")]
 pub(super) struct Args {
-    /// The folder of a finished study, or a study.json
+    /// The folder of a study, or a study.json
     run: PathBuf,
     /// What it becomes
     #[arg(long, value_enum)]
@@ -35,7 +35,12 @@ enum Format {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    let study = export::read(&args.run)?;
+    // An interrupted run has no study.json yet.
+    let unfinished = latest::is_there(&args.run) && !args.run.join(export::STUDY).is_file();
+    let study = match unfinished {
+        true => latest::assemble(&args.run, &store::read(&args.run)?)?,
+        false => export::read(&args.run)?,
+    };
     let text = match args.format {
         Format::ModelCard => card::model_card(&study),
         Format::Markdown => export::markdown(&study),
@@ -51,7 +56,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             }
         },
     };
-    super::print(&text);
+    super::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

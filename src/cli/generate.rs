@@ -105,7 +105,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         super::print_json(&rows)?;
     } else {
         for text in texts {
-            super::print(&format!("{}{}\n", text.prompt, text.text));
+            super::print(&format!("{}{}\n", text.prompt, text.text))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -138,7 +138,7 @@ fn fit(args: &Args, device: &Device, name: &str) -> Result<ExitCode> {
     if args.json {
         super::print_json(&found)?;
     } else {
-        super::print(&found.table(width()));
+        super::print(&found.table(width()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -153,7 +153,7 @@ fn power(args: &Args, device: &Device, interrupt: &Interrupt) -> Result<ExitCode
         super::print_json(&card)?;
     } else {
         for (name, value) in card.rows() {
-            super::print(&format!("{name:<14} {value}\n"));
+            super::print(&format!("{name:<14} {value}\n"))?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -225,7 +225,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         Err(why) => lines.push(("GPU sensors", format!("unavailable: {why}"))),
     }
     for (name, value) in lines {
-        super::print(&format!("{name:<14} {value}\n"));
+        super::print(&format!("{name:<14} {value}\n"))?;
     }
     let left_out = ceilings.left_out.iter();
     let rows: Vec<(&str, String)> = ceilings
@@ -239,9 +239,9 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         super::print(&format!(
             "{name:<width$} {text}\n",
             width = widest.unwrap_or(0).max(14)
-        ));
+        ))?;
     }
-    super::print(&format!("{:<14} {}\n", "presets", names.join(", ")));
+    super::print(&format!("{:<14} {}\n", "presets", names.join(", ")))?;
     Ok(ExitCode::SUCCESS)
 }
 

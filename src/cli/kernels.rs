@@ -223,7 +223,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         super::print_json(&document)?;
     } else {
         say("");
-        super::print(&table::microbench(&document, width()));
+        super::print(&table::microbench(&document, width()))?;
     }
     if let Some(out) = &args.out {
         say(&format!(

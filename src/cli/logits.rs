@@ -49,6 +49,6 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         &args.ids,
     )?;
     let rows: Vec<&[f32]> = logits.chunks_exact(model.config.vocab).collect();
-    super::print(&format!("{}\n", json!({ "logits": rows })));
+    super::print(&format!("{}\n", json!({ "logits": rows })))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -29,7 +29,7 @@ use clap::{Parser, Subcommand};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
 
-/// Finished, but some points failed.
+/// Finished, but some points failed, or could not be compared though they must.
 const SOME_FAILED: u8 = 3;
 /// A comparison found a regression.
 const REGRESSION: u8 = 4;
@@ -81,8 +81,8 @@ enum Command {
 }
 
 /// Parses the command line, runs the command, and gives the exit code: 0 done, 2 usage, 3 finished but some points
-/// failed, 4 regression found, 64 bad configuration, 65 corrupt model or data, 69 no device, 70 internal, 75 transient device fault, 130
-/// interrupted.
+/// failed or, with `--fail-on`, are missing, 4 regression found, 64 bad configuration, 65 corrupt model or data, 69 no
+/// device, 70 internal, 75 transient device fault, 130 interrupted.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let interrupt = Interrupt::new();
@@ -125,16 +125,24 @@ fn dispatch(command: Command, interrupt: &Interrupt) -> Result<ExitCode> {
 }
 
 /// Writes to standard output; a reader that went away is no error.
-fn print(text: &str) {
-    use std::io::Write;
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+fn print(text: &str) -> Result<()> {
+    use std::io::{ErrorKind, Write};
+    let mut stdout = std::io::stdout().lock();
+    // What stays in the buffer is written at the end of the process, where nobody hears of an error.
+    let written = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
+    match written {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::io("standard output", "cannot write", e))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Writes JSON to standard output, indented.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::Internal(format!("cannot write JSON: {e}")))?;
-    print(&text);
-    print("\n");
-    Ok(())
+    print(&(text + "\n"))
 }

@@ -124,9 +124,9 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
             None => String::new(),
         };
         let variant = format!("{}{cache}", args.variant);
-        super::print(&described(found, &model.name, &variant));
+        super::print(&described(found, &model.name, &variant))?;
         if let (Some(base), Some(variant)) = (&score.base, &args.base) {
-            super::print(&compared(base, found, &variant.name));
+            super::print(&compared(base, found, &variant.name))?;
         }
     }
     if found.stderr.is_none() {

@@ -35,7 +35,7 @@ pub(super) struct Args {
     /// Folder of the checkpoint
     #[arg(long, value_name = "DIR", required_unless_present = "sensitivity")]
     out: Option<PathBuf>,
-    /// Replaces a folder that is there
+    /// Replaces a checkpoint of this program that is there, and nothing else
     #[arg(long, requires = "out")]
     force: bool,
     /// Ranks the parts of all layers by what quantising each alone costs, in divergence of the predictions and in loss
@@ -121,7 +121,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         let found = ranked(&wish, interrupt)?;
         places.extend(found.iter().take(worst).map(|s| s.place));
         if args.sensitivity && !args.json {
-            super::print(&table(&found));
+            super::print(&table(&found))?;
         }
         ranks = Some(found);
     }

@@ -47,8 +47,8 @@ pub(super) struct Args {
     /// Measures points anew that are on record
     #[arg(long)]
     force: bool,
-    /// Adds to a run that was measured on another device, by another version or under another power limit; each record says
-    /// where it comes from
+    /// Adds to a run that was measured on another device, by another version, with another number of threads or under
+    /// another power limit; each record says where it comes from
     #[arg(long)]
     mix: bool,
     /// Prints study.json instead of the table
@@ -224,7 +224,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         super::print_json(&study)?;
     } else {
         say("");
-        super::print(&table::study(&study, width()));
+        super::print(&table::study(&study, width()))?;
     }
     say(&format!(
         "\nwritten: {} (beside it study.json, {}study.csv and records.jsonl)",

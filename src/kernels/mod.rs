@@ -1,5 +1,5 @@
-//! The ops of a forward pass, one file each beside its CUDA source of the same name: what the op is (a struct of
-//! shapes), what it costs, how it is planned, its CPU reference, and its launch on a GPU behind the same `run`.
+//! The ops of a forward pass, one file each: what the op is (a struct of shapes), what it costs, how it is planned, its
+//! CPU reference, and its launch on a GPU behind the same `run`. Its CUDA source is in `kernels/` at the top level.
 //! Nothing here has ever heard of a model.
 
 pub mod advance;

@@ -133,12 +133,13 @@ pub struct GpuProcess {
     pub memory: Option<Bytes>,
 }
 
-/// How many of `processes` are none of `ours`. Where none of ours is among them, one of them is this one under the id that
-/// the host knows it by, which inside a container is another; so ask while this process has a context.
-pub fn others(processes: &[GpuProcess], ours: &[u32]) -> usize {
+/// How many of `processes` are none of `ours`. Where none of ours is among them, the ids are those that the host knows
+/// processes by, which inside a container are others; as many of them as we have `contexts` are then ours, so ask while
+/// all of these are there.
+pub fn others(processes: &[GpuProcess], ours: &[u32], contexts: usize) -> usize {
     let others = processes.iter().filter(|p| !ours.contains(&p.pid)).count();
     if others == processes.len() {
-        others.saturating_sub(1)
+        others.saturating_sub(contexts)
     } else {
         others
     }
@@ -232,10 +233,11 @@ mod tests {
             let process = |&pid| GpuProcess { pid, memory: None };
             pids.iter().map(process).collect()
         };
-        assert_eq!(others(&processes(&[7, 8]), &[7]), 1);
-        assert_eq!(others(&processes(&[7, 8]), &[7, 8]), 0);
-        assert_eq!(others(&processes(&[31_007]), &[7]), 0);
-        assert_eq!(others(&processes(&[31_007, 31_008]), &[7]), 1);
-        assert_eq!(others(&[], &[7]), 0);
+        assert_eq!(others(&processes(&[7, 8]), &[7], 1), 1);
+        assert_eq!(others(&processes(&[7, 8]), &[7, 8], 2), 0);
+        assert_eq!(others(&processes(&[31_007]), &[7], 1), 0);
+        assert_eq!(others(&processes(&[31_007, 31_008]), &[7], 1), 1);
+        assert_eq!(others(&processes(&[31_007, 31_008]), &[7, 8], 2), 0);
+        assert_eq!(others(&[], &[7], 1), 0);
     }
 }

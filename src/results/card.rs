@@ -44,11 +44,11 @@ pub fn model_card(study: &Study) -> String {
     }
     if study.variants.iter().any(|v| v.perplexity.is_some()) {
         out += "- recovery: 100 × the base's perplexity over the variant's; ± one standard error over segments; [ ] 95 % paired \
-                bootstrap interval\n";
+                interval\n";
     }
     if study.variants.iter().any(|v| v.task_average.is_some()) {
-        out += "- tasks are scored by lm_eval's rules; their recovery: 100 × the variant's figure over the base's, ± one standard \
-                error with documents paired; the average gives every task the same weight, a group counting as one\n";
+        out += "- tasks are scored by lm_eval's rules; their recovery: 100 × the variant's figure over the base's, ± half of \
+                its 95 % interval with documents paired; the average gives every task the same weight, a group counting as one\n";
     }
     if let Some(device) = &study.environment.device.name {
         let version = &study.environment.tool_version;
@@ -300,7 +300,7 @@ mod tests {
             "| Average of tasks (%)",
             "| Task average lost per percent faster (%), batch 1 ·",
             "tokens at a recovery of 99 % or more (task average), batch 64 ·",
-            "| Recovery, average of tasks | 100.00 ± 0.00 % |",
+            "| Recovery, average of tasks | 100.00 ± 0.51 % |",
         ] {
             assert!(card.contains(what), "{what}:\n{card}");
         }

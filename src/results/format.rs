@@ -81,6 +81,8 @@ pub(super) fn with_half_width(rate: f64, interval: Option<Interval>) -> String {
     let shown = three_digits(rate);
     match interval.map(|ends| 50.0 * (ends.high - ends.low) / rate) {
         Some(percent) if percent < 0.95 => format!("{shown} ±{percent:.1} %"),
+        // Two trials may say no more than this, and the figures beyond say nothing.
+        Some(percent) if percent >= 100.5 => format!("{shown} ±>100 %"),
         Some(percent) => format!("{shown} ±{percent:.0} %"),
         None => shown,
     }
@@ -208,6 +210,7 @@ mod tests {
         assert_eq!(with_half_width(2271.0, ends(2148.0, 2412.0)), "2271 ±6 %");
         assert_eq!(with_half_width(50.0, ends(49.8, 50.2)), "50.0 ±0.4 %");
         assert_eq!(with_half_width(50.0, None), "50.0");
+        assert_eq!(with_half_width(50.0, ends(-10.0, 110.0)), "50.0 ±>100 %");
         assert_eq!(rate(1_234_567.8), "1\u{202f}234\u{202f}568");
         assert_eq!(rate(12.34), "12.3");
         assert_eq!(

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::environment::Environment;
+use super::record::Key;
 use crate::error::{Error, Result};
 
 /// The name of the file.
@@ -38,6 +39,18 @@ pub struct Manifest {
     pub seeds: BTreeMap<String, u64>,
     /// The models of the latest run.
     pub models: Vec<Model>,
+    /// What the files that are made of records are made of; absent in folders of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latest: Option<Latest>,
+}
+
+/// What the latest run is made of, for whoever puts its study together anew.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Latest {
+    /// Where and when it ran, even if its records join those of an earlier run.
+    pub environment: Environment,
+    /// The addresses of the points of its plan, in the order of the plan, whether or not they are on record.
+    pub points: Vec<Key>,
 }
 
 /// A model, by content.
@@ -123,6 +136,12 @@ fn differences(then: &Environment, now: &Environment) -> Vec<String> {
         let mhz = environment.device.application_sm_clock_mhz;
         mhz.map(|mhz| format!("{mhz} MHz"))
     };
+    // A GPU's figures do not depend on them.
+    let threads = |environment: &Environment| {
+        let on_cpu = environment.device.kind.as_deref() == Some("cpu");
+        let threads = environment.threads.filter(|_| on_cpu);
+        threads.map(|threads| threads.to_string())
+    };
     let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
     let facts = [
         ("device", then.device.name.clone(), now.device.name.clone()),
@@ -140,6 +159,7 @@ fn differences(then: &Environment, now: &Environment) -> Vec<String> {
         ("SM clock of applications", clock(then), clock(now)),
         ("version", some(&then.tool_version), some(&now.tool_version)),
         ("commit", then.git_commit.clone(), now.git_commit.clone()),
+        ("threads", threads(then), threads(now)),
     ];
     let differ = |(what, then, now): (&str, Option<String>, Option<String>)| {
         let (then, now) = (then?, now?);
@@ -161,6 +181,7 @@ mod tests {
             plan: Value::Null,
             seeds: BTreeMap::new(),
             models: Vec::new(),
+            latest: None,
         }
     }
 
@@ -183,9 +204,23 @@ mod tests {
     }
 
     #[test]
+    fn another_number_of_threads_is_turned_away_on_the_cpu() {
+        let on = |kind: &str, threads| {
+            let mut manifest = manifest();
+            manifest.environments[0].device.kind = Some(kind.to_owned());
+            manifest.environments[0].threads = Some(threads);
+            manifest
+        };
+        let error = on("cpu", 1).join(on("cpu", 2), false).unwrap_err();
+        assert!(error.to_string().contains("threads 2, now 1"), "{error}");
+        assert_eq!(on("cpu", 1).join(on("cpu", 2), true).unwrap(), 1);
+        assert_eq!(on("cuda", 1).join(on("cuda", 2), false).unwrap(), 0);
+    }
+
+    #[test]
     fn what_is_not_known_is_no_difference() {
         let mut now = fixture::environment();
-        (now.git_commit, now.device.driver) = (None, None);
+        (now.git_commit, now.device.driver, now.threads) = (None, None, None);
         now.started = Some("later".to_owned());
         assert!(differences(&fixture::environment(), &now).is_empty());
     }

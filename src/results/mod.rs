@@ -3,8 +3,9 @@
 //!
 //! In reading order: [`record`] is what was measured, `wire` and `line` how it is written down, `key` how it is found
 //! again, [`store`] where it is kept; [`study`] is the document made of records, by `assemble` with the help of
-//! `quality`, [`tasks`] (by [`recovery`]), `timing`, [`pareto`] and [`goal`]; `view` answers what [`table`], [`export`],
-//! [`card`] and [`report`] ask it. [`compare`] sets runs against each other; [`microbench`] is the same for single ops.
+//! `quality`, [`tasks`] (by [`recovery`]), `timing`, [`pareto`] and [`goal`], and [`latest`] makes it anew; `view`
+//! answers what [`table`], [`export`], [`card`] and [`report`] ask it. [`compare`] sets runs against each other;
+//! [`microbench`] is the same for single ops.
 //!
 //! Nothing here measures, reads a clock or knows a device; a run directory copied to another machine reports the same.
 
@@ -19,6 +20,7 @@ pub mod export;
 mod format;
 pub mod goal;
 mod key;
+pub mod latest;
 mod line;
 pub mod manifest;
 pub mod microbench;

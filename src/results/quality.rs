@@ -96,11 +96,13 @@ fn delta(base: &Perplexity, other: &Perplexity) -> Option<Delta> {
     };
     let all = |nll: &[f64]| loss(nll, &mut (0..n));
     let (base_loss, other_loss) = (all(&base.segment_nll), all(&other.segment_nll));
-    let ends = (n >= 2).then(|| {
-        stats::bootstrap(n, |drawn| {
-            let exp = |nll: &[f64]| loss(nll, &mut drawn.iter().copied()).exp();
-            exp(&other.segment_nll) - exp(&base.segment_nll)
-        })
+    let (value, stderr) = (
+        other.value - base.value,
+        difference_stderr(base, other, &tokens),
+    );
+    let ends = stats::bootstrap(n, value, stderr, |drawn| {
+        let exp = |nll: &[f64]| loss(nll, &mut drawn.iter().copied()).exp();
+        exp(&other.segment_nll) - exp(&base.segment_nll)
     });
     let differences: Vec<Ratio> = base
         .segment_nll
@@ -117,8 +119,8 @@ fn delta(base: &Perplexity, other: &Perplexity) -> Option<Delta> {
     let relative = |p: &Perplexity| Some(p.stderr? / p.value);
     let ratio = (other_loss - base_loss).exp();
     Some(Delta {
-        value: other.value - base.value,
-        stderr: difference_stderr(base, other, &tokens),
+        value,
+        stderr,
         ci95_low: ends.map(|ends| ends.low),
         ci95_high: ends.map(|ends| ends.high),
         ratio,
@@ -130,7 +132,7 @@ fn delta(base: &Perplexity, other: &Perplexity) -> Option<Delta> {
             high: ends.high,
         }),
         ln_ratio_stderr_unpaired: relative(base).zip(relative(other)).map(|(a, b)| a.hypot(b)),
-        p_value: stats::sign_flip_test(&differences.iter().map(|d| d.part).collect::<Vec<_>>()),
+        p_value: stats::paired_test(&differences),
     })
 }
 
@@ -272,8 +274,22 @@ mod tests {
         let ends = delta.ln_ratio_ci95.unwrap();
         assert!(ends.low <= delta.ln_ratio + 1e-12 && delta.ln_ratio <= ends.high + 1e-12);
         assert!(delta.ln_ratio_stderr_unpaired.unwrap() > 0.1);
-        // All six differences have one sign: two of 64 ways to flip them are as extreme.
-        assert_eq!(delta.p_value, Some(2.0 / 64.0));
+        // Six differences that are all but the same: far from chance by Student's test.
+        assert!(delta.p_value.unwrap() < 1e-9);
+    }
+
+    #[test]
+    fn of_two_segments_the_interval_and_the_p_value_agree() {
+        let (base, other) = (scored(&[2.0, 3.0], 64), scored(&[2.01, 3.03], 64));
+        let delta = delta(&base, &other).unwrap();
+        // Differences of 0.01 and 0.03: a mean of 0.02 and an error of 0.01, two errors from zero. With one degree of
+        // freedom p is 1 − 2 atan(2) / π, and the interval reaches 12.7062 errors.
+        let p = 1.0 - 2.0 * 2f64.atan() / std::f64::consts::PI;
+        assert!((delta.p_value.unwrap() - p).abs() < 1e-6);
+        let ends = delta.ln_ratio_ci95.unwrap();
+        assert!((ends.low - (0.02 - 0.127_062)).abs() < 1e-5, "{ends:?}");
+        assert!((ends.high - (0.02 + 0.127_062)).abs() < 1e-5, "{ends:?}");
+        assert!(delta.ci95_low.unwrap() < 0.0 && 0.0 < delta.ci95_high.unwrap());
     }
 
     #[test]

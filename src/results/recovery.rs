@@ -41,7 +41,9 @@ pub struct Recovery {
     pub ratio: Option<f64>,
     /// Its standard error.
     pub stderr: Option<f64>,
-    /// The difference of the figures, documents paired.
+    /// Its 95 % interval, which a few documents without a difference do not make a point, as they do its error.
+    pub ratio_interval: Option<stats::Interval>,
+    /// The difference of the figures, documents paired; where they are right or wrong, with the score interval.
     pub difference: Paired,
     /// Documents that the variant alone gets right, and those that the base alone does; where they are right or wrong.
     pub discordant: Option<(usize, usize)>,
@@ -64,8 +66,9 @@ pub struct Average {
     pub ratio: Option<f64>,
     /// Its standard error.
     pub stderr: Option<f64>,
-    /// The variant's less the base's, documents paired; its interval is the normal one, since draws within many tasks come
-    /// to that.
+    /// Its 95 % interval.
+    pub ratio_interval: Option<stats::Interval>,
+    /// The variant's less the base's, documents paired; its interval is made of those of the tasks.
     pub difference: Paired,
 }
 
@@ -114,6 +117,7 @@ impl Recoveries {
                 "value": task.value,
                 "recovery": task.ratio,
                 "recovery_stderr": task.stderr,
+                "recovery_interval": task.ratio_interval.map(|i| [i.low, i.high]),
                 "difference": task.difference.mean,
                 "difference_stderr": task.difference.stderr,
                 "difference_interval": interval.map(|i| [i.low, i.high]),
@@ -129,6 +133,7 @@ impl Recoveries {
             "base": base,
             "average_recovery": average.and_then(|a| a.ratio),
             "average_recovery_stderr": average.and_then(|a| a.stderr),
+            "average_recovery_interval": average.and_then(|a| a.ratio_interval).map(|i| [i.low, i.high]),
             "tasks": tasks.collect::<Map<_, _>>(),
         })
     }
@@ -193,13 +198,9 @@ fn units(base: &[Scored<'_>], other: &[Scored<'_>]) -> Option<Vec<Unit>> {
 impl Unit {
     fn recovery(&self) -> Option<Recovery> {
         let ratio = ratio(&[self]);
-        let binary = |values: &[f64]| values.iter().all(|&value| value == 0.0 || value == 1.0);
-        let pairs = || self.base.iter().zip(&self.other);
-        let discordant = (binary(&self.base) && binary(&self.other)).then(|| {
-            let won = pairs().filter(|(base, other)| other > base).count();
-            let lost = pairs().filter(|(base, other)| other < base).count();
-            (won, lost)
-        });
+        let discordant = self.discordant();
+        let mut difference = stats::paired_difference(&self.base, &self.other)?;
+        difference.interval = self.score_interval().or(difference.interval);
         Some(Recovery {
             name: self.name.clone(),
             group: self.group,
@@ -212,10 +213,48 @@ impl Unit {
             value_stderr: self.error(&self.other),
             ratio,
             stderr: ratio.and_then(|ratio| ratio_error(&[self], ratio)),
-            difference: stats::paired_difference(&self.base, &self.other)?,
+            ratio_interval: ratio.and_then(|ratio| ratio_interval(&[self], ratio)),
+            difference,
             discordant,
             p_value: discordant.map(|(won, lost)| stats::mcnemar(won, lost)),
         })
+    }
+
+    /// Documents that the variant alone gets right, and those that the base alone does; `None` where some are neither
+    /// right nor wrong.
+    fn discordant(&self) -> Option<(usize, usize)> {
+        let binary = |values: &[f64]| values.iter().all(|&value| value == 0.0 || value == 1.0);
+        let pairs = || self.base.iter().zip(&self.other);
+        (binary(&self.base) && binary(&self.other)).then(|| {
+            let won = pairs().filter(|(base, other)| other > base).count();
+            let lost = pairs().filter(|(base, other)| other < base).count();
+            (won, lost)
+        })
+    }
+
+    /// The score interval of the difference, where documents are right or wrong.
+    fn score_interval(&self) -> Option<stats::Interval> {
+        let (won, lost) = self.discordant()?;
+        stats::paired_proportions(won, lost, self.other.len())
+    }
+
+    /// How far that reaches below and above the difference found.
+    fn score_reach(&self) -> Option<[f64; 2]> {
+        let (ends, (won, lost)) = (self.score_interval()?, self.discordant()?);
+        let found = (won as f64 - lost as f64) / self.other.len() as f64;
+        Some([found - ends.low, ends.high - found])
+    }
+
+    /// How far an interval of a mean over its documents reaches by its standard error.
+    fn linear_reach(&self, stderr: f64) -> f64 {
+        stats::Interval::student(0.0, stderr, self.other.len()).high
+    }
+
+    /// The standard error of the mean of `other − ratio · base` over its documents.
+    fn residual_error(&self, ratio: f64) -> Option<f64> {
+        let pairs = self.other.iter().zip(&self.base);
+        let residuals: Vec<f64> = pairs.map(|(other, base)| other - ratio * base).collect();
+        stats::standard_error(&residuals)
     }
 
     /// The standard error of the mean of values of its documents, which vary within each task.
@@ -247,6 +286,11 @@ fn average(units: &[&Unit]) -> Option<Average> {
     };
     let ratio = ratio(units);
     let (mean, stderr) = (value - base, error(&differences));
+    let reaches = units.iter().map(|unit| {
+        let linear = unit.linear_reach(unit.error(&differences(unit))?);
+        Some(unit.score_reach().unwrap_or([linear; 2]))
+    });
+    let reach = together(reaches);
     Some(Average {
         tasks: units.len(),
         base,
@@ -254,10 +298,14 @@ fn average(units: &[&Unit]) -> Option<Average> {
         value_stderr: error(&|unit| unit.other.clone()),
         ratio,
         stderr: ratio.and_then(|ratio| ratio_error(units, ratio)),
+        ratio_interval: ratio.and_then(|ratio| ratio_interval(units, ratio)),
         difference: Paired {
             mean,
             stderr,
-            interval: stderr.map(|error| stats::Interval::normal(mean, error)),
+            interval: reach.map(|[below, above]| stats::Interval {
+                low: mean - below / n,
+                high: mean + above / n,
+            }),
         },
     })
 }
@@ -275,13 +323,40 @@ fn ratio(units: &[&Unit]) -> Option<f64> {
 /// The standard error of that ratio by its linearisation: with `R = Σ aₜ / Σ bₜ` over tasks, the errors of the means of
 /// `a − R b` within each task, which are independent, over `Σ bₜ` (Cochran, Sampling Techniques, 3rd ed., section 6.3).
 fn ratio_error(units: &[&Unit], ratio: f64) -> Option<f64> {
-    let squares = units.iter().map(|unit| {
-        let pairs = unit.other.iter().zip(&unit.base);
-        let residuals: Vec<f64> = pairs.map(|(other, base)| other - ratio * base).collect();
-        stats::standard_error(&residuals).map(|error| error * error)
-    });
+    let squares = units
+        .iter()
+        .map(|unit| Some(unit.residual_error(ratio)?.powi(2)));
     let squares: f64 = squares.sum::<Option<f64>>()?;
     Some(squares.sqrt() / sum_of_means(units, |unit| &unit.base))
+}
+
+/// The 95 % interval of that ratio: what each task's figure may be off by is what that linearisation says or the score
+/// interval of its difference, whichever reaches further. Near a ratio of one they agree for many documents, and only
+/// the second is more than zero where no document differs; far above one only the first counts how unsure the base is.
+fn ratio_interval(units: &[&Unit], ratio: f64) -> Option<stats::Interval> {
+    let reaches = units.iter().map(|unit| {
+        let linear = unit.linear_reach(unit.residual_error(ratio)?);
+        let score = unit.score_reach().unwrap_or([linear; 2]);
+        Some(score.map(|reach| reach.max(linear)))
+    });
+    let base = sum_of_means(units, |unit| &unit.base);
+    let [below, above] = together(reaches)?;
+    Some(stats::Interval {
+        low: ratio - below / base,
+        high: ratio + above / base,
+    })
+}
+
+/// How far a sum reaches whose independent parts reach so far below and above: squares add up on either side (Zou and
+/// Donner, "Construction of Confidence Limits about Effect Measures", Statistics in Medicine 27, 2008).
+fn together(reaches: impl Iterator<Item = Option<[f64; 2]>>) -> Option<[f64; 2]> {
+    let mut squares = [0.0; 2];
+    for reach in reaches {
+        let reach = reach?;
+        squares[0] += reach[0] * reach[0];
+        squares[1] += reach[1] * reach[1];
+    }
+    Some(squares.map(f64::sqrt))
 }
 
 #[cfg(test)]
@@ -358,6 +433,38 @@ mod tests {
         let same = compared(&[], &[("a", &[1.0, 0.0], &[1.0, 0.0])]).unwrap();
         let same = same.average.unwrap();
         assert_eq!((same.ratio, same.stderr), (Some(1.0), Some(0.0)));
+    }
+
+    #[test]
+    fn documents_that_all_agree_leave_a_doubt() {
+        let values: Vec<f64> = (0..20).map(|i| f64::from(u8::from(i < 10))).collect();
+        let near = |ends: Option<stats::Interval>, centre: f64, reach: f64| {
+            let ends = ends.unwrap();
+            let found = [ends.low - (centre - reach), ends.high - (centre + reach)];
+            assert!(found.iter().all(|off| off.abs() < 1e-6), "{ends:?}");
+        };
+        let same = compared(&[], &[("a", &values, &values)]).unwrap();
+        let a = &same.tasks[0];
+        assert_eq!((a.ratio, a.stderr), (Some(1.0), Some(0.0)));
+        // Twenty of twenty agree: z² / (20 + z²) is 0.161125, over a base of 0.5.
+        near(a.difference.interval, 0.0, 0.161_125_16);
+        near(a.ratio_interval, 1.0, 0.322_250_32);
+        // Two such tasks: the root of twice the square, over two, and over the base.
+        let same = compared(&[], &[("a", &values, &values), ("b", &values, &values)]).unwrap();
+        let average = same.average.unwrap();
+        near(average.difference.interval, 0.0, 0.113_932_69);
+        near(average.ratio_interval, 1.0, 0.227_865_38);
+        // From 25 of 100 to 50 the base's own error counts. The residuals are −1 and 1, 25 times each, and else 0: an
+        // error of sqrt(0.5 / 99), of which Student's interval of 99 degrees reaches 1.984217 times as far.
+        let of = |right: usize| -> Vec<f64> {
+            (0..100).map(|i| f64::from(u8::from(i < right))).collect()
+        };
+        let twice = compared(&[], &[("a", &of(25), &of(50))]).unwrap();
+        near(
+            twice.tasks[0].ratio_interval,
+            2.0,
+            1.984_217 * (0.5_f64 / 99.0).sqrt() / 0.25,
+        );
     }
 
     #[test]

@@ -180,6 +180,20 @@ impl<R: Entry> RunDir<R> {
         self.put_manifest(&manifest)
     }
 
+    /// Adds to the manifest points that the run is to measure; without a manifest nobody asks for them.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written.
+    pub fn note_points(&self, points: &[Key]) -> Result<()> {
+        let Some(mut manifest) = Manifest::read(&self.dir)? else {
+            return Ok(());
+        };
+        if let Some(latest) = &mut manifest.latest {
+            latest.points.extend_from_slice(points);
+        }
+        self.put_manifest(&manifest)
+    }
+
     /// Adds to the manifest what the device can do at best, which is measured after the run has been let in.
     ///
     /// # Errors
@@ -190,6 +204,9 @@ impl<R: Entry> RunDir<R> {
         };
         if let Some(environment) = manifest.environments.get_mut(self.environment) {
             environment.ceilings = Some(ceilings.clone());
+        }
+        if let Some(latest) = &mut manifest.latest {
+            latest.environment.ceilings = Some(ceilings.clone());
         }
         self.put_manifest(&manifest)
     }
@@ -230,6 +247,14 @@ impl<R: Entry> RunDir<R> {
         write_whole(&path, content)?;
         Ok(path)
     }
+}
+
+/// The records of these points, in the order of the points, without those that have none: a folder may hold more than
+/// what one plan asks.
+pub fn of_points<R: Entry>(records: &[R], points: &[Key]) -> Vec<R> {
+    let known: HashMap<&Key, &R> = records.iter().map(|r| (r.key(), r)).collect();
+    let found = points.iter().filter_map(|point| known.get(point));
+    found.map(|&record| record.clone()).collect()
 }
 
 /// Reads the records of a run directory, or of a records file, without claiming it; a torn last line is left out.
@@ -367,6 +392,15 @@ mod tests {
         assert!(store.contains(&records[0].key));
         assert_eq!(store.get(&records[1].key), Some(&records[1]));
         assert_eq!(read::<Record>(dir.path()).unwrap(), records);
+    }
+
+    #[test]
+    fn points_choose_among_the_records_and_order_them() {
+        let records = fixture::records();
+        let absent = Key("no such point".to_owned());
+        let points = [records[2].key.clone(), absent, records[0].key.clone()];
+        let chosen = of_points(&records, &points);
+        assert_eq!(chosen, [records[2].clone(), records[0].clone()]);
     }
 
     #[test]

@@ -260,7 +260,8 @@ pub struct Delta {
     /// What its standard error would be if the two were measured on texts of their own: what pairing is worth.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ln_ratio_stderr_unpaired: Option<f64>,
-    /// How likely so large a mean difference is if the signs of the segments' differences are chance (sign-flip test, two-sided).
+    /// How likely so large a mean difference is if the signs of the segments' differences are chance (sign-flip test,
+    /// two-sided); of fewer than eight segments, by Student's paired test.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p_value: Option<f64>,
 }

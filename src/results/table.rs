@@ -140,7 +140,7 @@ pub(super) fn quality_columns(study: &Study) -> Vec<Column> {
             let average = v.task_average?;
             Some(format::share_with_error(average.value, average.stderr))
         }),
-        of("recovery ± se\nof tasks", 9, &|v| {
+        of("recovery ± CI\nof tasks", 9, &|v| {
             tasks::recovery(v.task_average?.versus_base?)
         }),
         of(
@@ -522,7 +522,7 @@ mod tests {
         for text in [
             "tasks ± se",
             "of tasks",
-            "100.00 ± 0.00 %",
+            "100.00 ± 0.51 %",
             "1M tokens",
             "at goal: to decode",
             "recovery of task average is at least 99 %",

@@ -3,7 +3,9 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::interval::{Interval, expanded_percentile};
+use super::interval::{FEW_UNITS, Interval, expanded_percentile};
+use super::rate::{Ratio, rate, rate_standard_error};
+use super::summary::{mean, median, standard_error};
 
 /// How many times a bootstrap draws a sample anew.
 pub const RESAMPLES: usize = 2000;
@@ -53,26 +55,33 @@ impl Draws {
     }
 }
 
-/// The 95 % interval of `statistic` over [`RESAMPLES`] draws, with replacement, of `n`
-/// indices below `n`.
-///
-/// # Panics
-/// If `n` is zero.
-pub fn bootstrap(n: usize, mut statistic: impl FnMut(&[usize]) -> f64) -> Interval {
+/// The 95 % interval of `statistic` over [`RESAMPLES`] draws, with replacement, of `n` indices below `n`. Of fewer than
+/// [`FEW_UNITS`] it is Student's about `value`, the statistic of all of them, with its standard error by linearisation;
+/// `None` where that has none, as below two units.
+pub fn bootstrap(
+    n: usize,
+    value: f64,
+    stderr: Option<f64>,
+    mut statistic: impl FnMut(&[usize]) -> f64,
+) -> Option<Interval> {
+    if n < FEW_UNITS {
+        return stderr.map(|stderr| Interval::student(value, stderr, n));
+    }
     let mut draws = Draws::seeded();
     let mut drawn = vec![0; n];
     let values = (0..RESAMPLES).map(|_| {
         drawn.fill_with(|| draws.below(n));
         statistic(&drawn)
     });
-    expanded_percentile(values.collect(), n)
+    Some(expanded_percentile(values.collect(), n))
 }
 
-/// Intervals of the mean and of the median from the same draws of whole units; `None` below two units.
+/// Intervals of the mean and of the median from the same draws of whole units, or Student's where those are few; `None`
+/// below two units.
 pub(super) fn location_intervals(units: &[&[f64]]) -> Option<(Interval, Interval)> {
     let n = units.len();
-    if n < 2 {
-        return None;
+    if n < FEW_UNITS {
+        return few_locations(units);
     }
     let sums: Vec<f64> = units.iter().map(|unit| unit.iter().sum()).collect();
     let mut draws = Draws::seeded();
@@ -89,6 +98,24 @@ pub(super) fn location_intervals(units: &[&[f64]]) -> Option<(Interval, Interval
     Some((
         expanded_percentile(means, n),
         expanded_percentile(medians, n),
+    ))
+}
+
+/// Student's intervals of the mean and of the median of few units: the mean as a rate of sums over counts, the median
+/// by the mean of what each unit has for one, because the median itself has no linearisation.
+fn few_locations(units: &[&[f64]]) -> Option<(Interval, Interval)> {
+    let n = units.len();
+    let sums: Vec<Ratio> = units
+        .iter()
+        .map(|unit| Ratio {
+            part: unit.iter().sum(),
+            whole: unit.len() as f64,
+        })
+        .collect();
+    let medians: Vec<f64> = units.iter().filter_map(|unit| median(unit)).collect();
+    Some((
+        Interval::student(rate(&sums)?, rate_standard_error(&sums)?, n),
+        Interval::student(mean(&medians)?, standard_error(&medians)?, n),
     ))
 }
 
@@ -143,7 +170,7 @@ impl SortedUnits {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Summary, median};
+    use super::super::{Summary, rate_interval};
     use super::*;
 
     #[test]
@@ -154,6 +181,58 @@ mod tests {
         assert!((ends.low - 188.17).abs() < 0.8, "{ends:?}");
         assert!((ends.high - 210.83).abs() < 0.8, "{ends:?}");
         assert_eq!(Summary::of(&samples).unwrap().mean_interval, Some(ends));
+    }
+
+    /// The share of intervals over so many normal units that hold the truth, 10: of the mean, of the median and, over
+    /// parts per whole that vary as well, of the rate.
+    fn coverage(n: usize) -> [f64; 3] {
+        let mut draws = Draws::of_seed(n as u64);
+        let mut held = [0.0; 3];
+        let times = 2000;
+        for _ in 0..times {
+            let samples: Vec<f64> = (0..n).map(|_| 10.0 + draws.normal()).collect();
+            let summary = Summary::of(&samples).unwrap();
+            let ratios: Vec<Ratio> = (0..n)
+                .map(|_| {
+                    let whole = 10.0 + draws.normal();
+                    let part = 10.0 * whole + draws.normal();
+                    Ratio { part, whole }
+                })
+                .collect();
+            let ends = [
+                summary.mean_interval,
+                summary.median_interval,
+                rate_interval(&ratios),
+            ];
+            for (held, ends) in held.iter_mut().zip(ends) {
+                *held += f64::from(u8::from(ends.unwrap().contains(10.0))) / f64::from(times);
+            }
+        }
+        held
+    }
+
+    #[test]
+    fn intervals_of_few_units_cover_what_they_promise() {
+        for n in [2, 3, 5, 7] {
+            let held = coverage(n);
+            let kept = held.iter().all(|share| (0.93..=0.97).contains(share));
+            assert!(kept, "{n} units: {held:?}");
+        }
+    }
+
+    #[test]
+    fn intervals_of_few_units_are_students() {
+        // 1, 2 and 6: a mean of 3, a standard error of sqrt(7 / 3), and 4.3027 of it for two degrees.
+        let ends = Summary::of(&[1.0, 2.0, 6.0])
+            .unwrap()
+            .mean_interval
+            .unwrap();
+        assert!((ends.low + 3.5724).abs() < 1e-3, "{ends:?}");
+        assert!((ends.high - 9.5724).abs() < 1e-3, "{ends:?}");
+        // Trials with medians of 1, 2 and 6 have the same interval of the median, however many samples each has.
+        let trials = [vec![1.0; 3], vec![0.0, 2.0, 9.0], vec![6.0]];
+        let of_trials = Summary::of_trials(&trials).unwrap();
+        assert_eq!(of_trials.median_interval, Some(ends));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A 95 % interval, and how it is read off what a bootstrap drew.
+//! A 95 % interval, read off what a bootstrap drew, or found without one where there is too little to draw.
 
 use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
 
@@ -30,6 +30,11 @@ impl Interval {
         Self::around(centre, student_reach(f64::INFINITY) * stderr)
     }
 
+    /// Student's interval of a figure of `n` units with this standard error.
+    pub fn student(centre: f64, stderr: f64, n: usize) -> Self {
+        Self::around(centre, student_reach(n.saturating_sub(1) as f64) * stderr)
+    }
+
     /// Whether `x` lies inside or on an end.
     pub fn contains(self, x: f64) -> bool {
         self.low <= x && x <= self.high
@@ -48,6 +53,12 @@ impl Interval {
         0.5 * (self.high - self.low) / centre.abs()
     }
 }
+
+/// Below so many units nothing is read off percentiles. What is drawn of `n` units never passes their range, and
+/// percentiles further out cannot make up for that: over normal units the interval of a mean holds the truth in 52 % of
+/// cases of two units, in 74 % of three, 88 % of four and 93 % of six. Student's interval needs no range. The sign-flip
+/// test of so few units has too few ways to flip them.
+pub const FEW_UNITS: usize = 8;
 
 /// The expanded percentile interval of a statistic of `n` drawn units (Efron and Tibshirani, "An Introduction to the
 /// Bootstrap", 1993, §13.3; expanded after Hesterberg, "What Teachers Should Know About the Bootstrap", The American
@@ -128,5 +139,8 @@ mod tests {
         assert!((ten.low - 8.55).abs() < 0.02, "{ten:?}");
         let two = expanded_percentile(values, 2);
         assert!(two.low < 1e-6 && two.high > 1000.0 - 1e-6);
+        // Three with an error of one: the quantile of two degrees to either side.
+        let three = Interval::student(5.0, 1.0, 3);
+        assert!((three.low - 0.6973).abs() < 5e-4 && (three.high - 9.3027).abs() < 5e-4);
     }
 }

@@ -23,8 +23,8 @@ mod summary;
 pub mod verdict;
 
 pub use bootstrap::{Draws, RESAMPLES, bootstrap};
-pub use interval::{CONFIDENCE, Interval};
-pub use paired::{Paired, mcnemar, paired_difference, sign_flip_test};
+pub use interval::{CONFIDENCE, FEW_UNITS, Interval};
+pub use paired::{Paired, mcnemar, paired_difference, paired_proportions, paired_test};
 pub use rate::{Ratio, rate, rate_interval, rate_standard_error};
 pub use summary::{
     Summary, mean, median, pooled_standard_error, quantile, standard_error, supports,

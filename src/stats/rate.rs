@@ -19,15 +19,13 @@ pub fn rate(ratios: &[Ratio]) -> Option<f64> {
     (whole > 0.0).then_some(part / whole)
 }
 
-/// The 95 % bootstrap interval of [`rate`], pairs drawn whole; `None` below two pairs.
+/// The 95 % bootstrap interval of [`rate`], pairs drawn whole, or Student's of few pairs; `None` below two.
 pub fn rate_interval(ratios: &[Ratio]) -> Option<Interval> {
-    if ratios.len() < 2 || rate(ratios).is_none() {
-        return None;
-    }
-    Some(bootstrap(ratios.len(), |drawn| {
+    let (whole, stderr) = (rate(ratios)?, rate_standard_error(ratios));
+    bootstrap(ratios.len(), whole, stderr, |drawn| {
         let (part, whole) = sums(drawn.iter().map(|&i| &ratios[i]));
         part / whole
-    }))
+    })
 }
 
 /// The standard error of [`rate`] by linearisation (Cochran, "Sampling Techniques", 1977, §6.3): with `r = Σp / Σw` and
@@ -67,7 +65,10 @@ mod tests {
             rate_standard_error(&even).unwrap(),
             standard_error(&[1.0, 2.0, 3.0, 4.0, 5.0]).unwrap()
         ));
+        // An error of sqrt(0.5) and Student's quantile of four degrees, 2.7764.
         let ends = rate_interval(&even).unwrap();
-        assert!(ends.low < 3.0 && 3.0 < ends.high);
+        assert!((ends.low - 1.0367).abs() < 1e-3, "{ends:?}");
+        assert!((ends.high - 4.9633).abs() < 1e-3, "{ends:?}");
+        assert_eq!(rate_interval(&even[..1]), None);
     }
 }

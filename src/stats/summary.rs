@@ -163,7 +163,7 @@ pub fn pooled_standard_error(groups: &[(usize, f64)]) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::close;
+    use super::super::{FEW_UNITS, close};
     use super::*;
     use proptest::prelude::*;
 
@@ -250,7 +250,9 @@ mod tests {
             prop_assert!(rising.is_sorted());
             prop_assert!(s.min - 1e-6 <= s.mean && s.mean <= s.max + 1e-6);
             if let Some(ends) = s.median_interval {
-                prop_assert!(ends.low <= ends.high && s.min <= ends.low && ends.high <= s.max);
+                prop_assert!(ends.low <= ends.high);
+                // Few samples have Student's interval, which their range does not bound.
+                prop_assert!(s.n < FEW_UNITS || (s.min <= ends.low && ends.high <= s.max));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What each part of the engine is worth: the same cells without it.
+//! What each part of the engine is worth: the same cells with ever more of the parts.
 
 use super::plan::{EngineKind, Plan, Switches};
 use crate::kernels::Device;

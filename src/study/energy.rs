@@ -69,7 +69,10 @@ pub(super) struct Meter {
     seed: u64,
     /// The draw before anything was opened on the board.
     bare_idle: Result<Watts, Unavailable>,
-    /// The draw of the board as it is loaded now, when nothing runs.
+    /// The processes of the run that have a context on the board, this one among them; empty if it is the only one.
+    peers: RefCell<Vec<u32>>,
+    /// The draw of the board as it is loaded now, when nothing runs. Variants that take turns are all loaded, so the
+    /// contexts of the others are part of it.
     idle: RefCell<Option<Result<Watts, Unavailable>>>,
 }
 
@@ -96,6 +99,7 @@ impl Meter {
             plan,
             seed,
             bare_idle: opened_before(),
+            peers: RefCell::new(Vec::new()),
             idle: RefCell::new(None),
         }
     }
@@ -108,6 +112,11 @@ impl Meter {
     /// The board itself, where there is one.
     pub(super) fn board(&self) -> Option<&dyn Board> {
         self.source.board()
+    }
+
+    /// These are the processes of the run that have a context on the board now, this one among them.
+    pub(super) fn meet(&self, peers: Vec<u32>) {
+        *self.peers.borrow_mut() = peers;
     }
 
     /// Something else is loaded from now on.
@@ -123,11 +132,15 @@ impl Meter {
         if self.plan.window <= Seconds(0.0) {
             return Some(Unavailable::because("switched off: --energy-window 0"));
         }
-        // Ours are this one and the one that has started it.
-        let mut ours = vec![std::process::id()];
+        // Ours are this one, the one that has started it, and those of the variants that it takes turns with. These are
+        // idle now: a run asks one worker at a time and waits for its answer, by when its work on the device is done.
+        let mut ours = self.peers.borrow().clone();
+        let contexts = ours.len().max(1);
+        ours.push(std::process::id());
         #[cfg(unix)]
         ours.push(std::os::unix::process::parent_id());
-        match self.source.processes().map(|list| others(&list, &ours)) {
+        let processes = self.source.processes();
+        match processes.map(|list| others(&list, &ours, contexts)) {
             Some(others @ 1..) => {
                 let them = if others == 1 {
                     "process has"

@@ -11,11 +11,12 @@ use super::run::Stage;
 use super::runner::activation_dtype;
 use crate::error::Result;
 use crate::kernels::Device;
+use crate::measure::trial::StopReason;
 use crate::model::Model;
 use crate::quant::Samples;
 use crate::results::Environment;
 use crate::results::record::{
-    Body, Cell, Failure, Key, Loaded, QualityTask, Record, Subject, TaskQuestion,
+    Body, Cell, Failure, Key, Loaded, QualityTask, Record, Speed, Subject, TaskQuestion,
 };
 use crate::scheme::{DType, KvFormat, Variant};
 
@@ -106,6 +107,29 @@ impl Job<'_> {
     }
 }
 
+/// Says that cells on record have fewer trials than `plan` wants; `None` if all have enough. One that a limit on time
+/// cut short would have no more if it were measured anew under such a limit.
+pub(super) fn too_few_trials(plan: &Plan, records: &[Option<Record>]) -> Option<String> {
+    let wanted = plan.rule.min_trials;
+    let limited = |speed: &Speed| {
+        let limit = StopReason::TimeLimit.name();
+        plan.rule.max_time.is_some() && speed.stop_reason.as_deref() == Some(limit)
+    };
+    let trials = records
+        .iter()
+        .flatten()
+        .filter_map(|record| match &record.body {
+            Body::Speed {
+                outcome: Ok(speed), ..
+            } if !limited(speed) => Some(speed.trials.len()),
+            _ => None,
+        });
+    let fewest = trials.filter(|&trials| trials < wanted).min()?;
+    Some(format!(
+        "{fewest} of {wanted} trials, on record; --force measures anew"
+    ))
+}
+
 /// What a plan comes to, model by model, without reading any weight.
 ///
 /// # Errors
@@ -168,7 +192,7 @@ pub(super) fn jobs<'a>(
                 scheme,
                 activation_dtype: act.name().to_owned(),
                 kv_cache: kv.codes().map(|_| kv.name().to_owned()),
-                engine: plan.engine_name(),
+                engine: plan.engine_on(device),
                 device: device_name.clone(),
                 tool_version: environment.tool_version.clone(),
             };

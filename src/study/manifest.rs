@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::model;
 use crate::quality::tasks::{EXAMPLE_SEED, Limit};
 use crate::results::environment::Environment;
-use crate::results::manifest::{Manifest, Model, ModelFile, Version};
+use crate::results::manifest::{Latest, Manifest, Model, ModelFile, Version};
 
 /// Bytes of each end that are hashed of a large file, and from where on one is large.
 const END: u64 = 16 << 20;
@@ -56,11 +56,16 @@ pub fn manifest(plan: &Plan, environment: Environment, command: Vec<String>) -> 
     }
     Ok(Manifest {
         schema: Version::V1,
-        environments: vec![environment],
+        environments: vec![environment.clone()],
         command,
         plan: plan_in_full(plan),
         seeds,
         models,
+        latest: Some(Latest {
+            environment,
+            // Known once the texts are read; the run adds them.
+            points: Vec::new(),
+        }),
     })
 }
 

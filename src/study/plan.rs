@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::bench::chunk_for;
 use super::energy::EnergyPlan;
 use super::quantise::Quantising;
 use super::runner::check_kv;
@@ -217,8 +218,19 @@ pub fn open_device(choice: DeviceChoice) -> Result<(Device, String)> {
 }
 
 impl Plan {
-    /// What runs the model and how, as records name it.
-    pub fn engine_name(&self) -> String {
+    /// What runs the model on `device` and how, as records name it: with the tokens of a step where they are not the
+    /// device's default. candle's models take a prompt whole.
+    pub fn engine_on(&self, device: &Device) -> String {
+        let own = self.engine == EngineKind::Candlepower;
+        let usual = chunk_for(None, device);
+        match self.chunk.filter(|&chunk| own && chunk != usual) {
+            Some(chunk) => format!("{}, chunk {chunk}", self.engine_name()),
+            None => self.engine_name(),
+        }
+    }
+
+    /// The engine with its switches, whatever the device.
+    pub(super) fn engine_name(&self) -> String {
         let mut name = self.engine.name().to_owned();
         for (_, _, unlike) in self.switches.each() {
             if let Some(unlike) = unlike {

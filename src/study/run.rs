@@ -9,10 +9,10 @@ use std::sync::Arc;
 use super::bench::Turn;
 use super::energy::{Meter, opened_before};
 use super::facts;
-use super::fit::{check_fit, fit_together};
-use super::job::{Job, Point, jobs};
+use super::fit::check_fit;
+use super::job::{Job, Point, jobs, too_few_trials};
 use super::plan::{Plan, positions};
-use super::turns::turns;
+use super::turns::{Group, groups, turns};
 use super::worker::{
     Answer, Child, Fault, FaultKind, Hand, Launch, News, Opening, Phase, Request, Site, Worker,
 };
@@ -21,8 +21,8 @@ use crate::kernels::Device;
 use crate::measure::{Interrupt, SystemClock, Unavailable};
 use crate::model::Model;
 use crate::quality::TextFormat;
-use crate::results::record::{Cell, Loaded, Record};
-use crate::results::{Environment, Store};
+use crate::results::record::{Cell, Key, Loaded, Record};
+use crate::results::{Environment, Store, store};
 use crate::units::Clock;
 
 /// What is being done.
@@ -69,7 +69,7 @@ pub enum Isolation {
 /// What a run came to.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// The records of the plan's points, in its order; fewer if the run was interrupted.
+    /// The records of the plan's points, in its order; those on record if the run was interrupted.
     pub records: Vec<Record>,
     /// Points that failed.
     pub failed: usize,
@@ -113,6 +113,8 @@ pub fn run(
             watcher.text(&job.model.name, text.format, text.layout.tokens_total);
         }
     }
+    let points: Vec<Key> = jobs.iter().flat_map(|job| job.keys(plan)).collect();
+    store.note_points(&points)?;
     let groups = groups(plan, &device, &jobs, watcher);
     let power = facts::power_source(&device);
     let (device, launch) = match isolation {
@@ -169,33 +171,11 @@ pub fn run(
         Err(Error::Interrupted) => true,
         other => other.map(|()| false)?,
     };
-    Ok(session.finish())
-}
-
-/// Variants that are measured together: those that take turns, else each alone.
-struct Group {
-    jobs: Range<usize>,
-    takes_turns: bool,
-}
-
-/// The variants of a model take turns if the plan wants that and all of them fit the device at once.
-fn groups(plan: &Plan, device: &Device, jobs: &[Job<'_>], watcher: &mut dyn Watcher) -> Vec<Group> {
-    let mut groups = Vec::new();
-    let mut start = 0;
-    for of_model in jobs.chunk_by(|a, b| std::ptr::eq(a.model, b.model)) {
-        let jobs = start..start + of_model.len();
-        start = jobs.end;
-        let wanted = plan.turns > 1 && of_model.len() > 1 && !plan.cells.is_empty();
-        let takes_turns = wanted && fit_together(plan, device, of_model);
-        if wanted && !takes_turns {
-            watcher.note(
-                &of_model[0].model.name,
-                "variants do not fit side by side, so each is timed after the other",
-            );
-        }
-        groups.push(Group { jobs, takes_turns });
-    }
-    groups
+    let mut outcome = std::mem::take(&mut session.outcome);
+    drop(session);
+    // As whoever puts the study together anew chooses them.
+    outcome.records = store::of_points(store.records(), &points);
+    Ok(outcome)
 }
 
 /// Gives a variant a worker.
@@ -294,6 +274,9 @@ impl<'a> Session<'a> {
                     self.seats[number].records[point] = Some(record.clone());
                 }
             }
+            if let Some(told) = too_few_trials(self.plan, &self.seats[number].records) {
+                self.watcher.note(&job.variant.name, &told);
+            }
         }
     }
 
@@ -309,7 +292,7 @@ impl<'a> Session<'a> {
                 self.predict_base(job)?;
             }
             if self.may_measure(job, point)? {
-                let answer = self.ask(job, point, &Request::Measure { point }, (0.0, 1.0))?;
+                let answer = self.measure(job, point, &Request::Measure { point }, (0.0, 1.0))?;
                 self.settle(job, point, answer)?;
             }
         }
@@ -362,7 +345,7 @@ impl<'a> Session<'a> {
                 };
                 let done = ((round - 1) as f64 / of as f64).min(1.0);
                 let request = Request::Turn { point, turn };
-                match self.ask(job, point, &request, (done, 1.0 / of as f64))? {
+                match self.measure(job, point, &request, (done, 1.0 / of as f64))? {
                     Answer::Paused { enough: true } => satisfied.push(job),
                     Answer::Paused { enough: false } => {}
                     other => {
@@ -373,7 +356,7 @@ impl<'a> Session<'a> {
             }
         }
         for job in waiting {
-            let answer = self.ask(job, point, &Request::Finish { point }, (1.0, 0.0))?;
+            let answer = self.measure(job, point, &Request::Finish { point }, (1.0, 0.0))?;
             self.settle(job, point, answer)?;
         }
         Ok(())
@@ -465,6 +448,31 @@ impl<'a> Session<'a> {
             self.seats[base].hand = None;
         }
         Ok(())
+    }
+
+    /// Tells the worker of a variant which processes are workers of this run, since each has a context on the device as
+    /// long as it lives. Workers in this process have no others.
+    fn introduce(&mut self, job: usize) -> Result<Answer> {
+        let hands = self.seats.iter_mut().filter_map(|seat| seat.hand.as_mut());
+        let processes: Vec<u32> = hands.filter_map(|hand| hand.process()).collect();
+        match processes.is_empty() {
+            true => Ok(Answer::Done),
+            false => self.ask(job, 0, &Request::Meet { processes }, (0.0, 0.0)),
+        }
+    }
+
+    /// Asks for a part of a point, which may be what its work draws; the span is that of [`ask`](Self::ask).
+    fn measure(
+        &mut self,
+        job: usize,
+        point: usize,
+        request: &Request,
+        span: (f64, f64),
+    ) -> Result<Answer> {
+        match self.introduce(job)? {
+            Answer::Done => self.ask(job, point, request, span),
+            failed => Ok(failed),
+        }
     }
 
     /// Asks the worker of a variant; what it tells is passed on as the part of a point that begins at the first of `span`
@@ -576,15 +584,6 @@ impl<'a> Session<'a> {
     fn overall(&self) -> f64 {
         let of = |seat: &Seat<'_>| seat.records.iter().flatten().count() as f64 + seat.share;
         self.seats.iter().map(of).sum()
-    }
-
-    /// What the run came to.
-    fn finish(self) -> Outcome {
-        let records = self.seats.into_iter().flat_map(|seat| seat.records);
-        Outcome {
-            records: records.flatten().collect(),
-            ..self.outcome
-        }
     }
 }
 

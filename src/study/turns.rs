@@ -1,4 +1,43 @@
-//! In which order variants take turns.
+//! Which variants take turns, and in which order.
+
+use std::ops::Range;
+
+use super::fit::fit_together;
+use super::job::Job;
+use super::plan::Plan;
+use super::run::Watcher;
+use crate::kernels::Device;
+
+/// Variants that are measured together: those that take turns, else each alone.
+pub(super) struct Group {
+    pub(super) jobs: Range<usize>,
+    pub(super) takes_turns: bool,
+}
+
+/// The variants of a model take turns if the plan wants that and all of them fit the device at once.
+pub(super) fn groups(
+    plan: &Plan,
+    device: &Device,
+    jobs: &[Job<'_>],
+    watcher: &mut dyn Watcher,
+) -> Vec<Group> {
+    let mut groups = Vec::new();
+    let mut start = 0;
+    for of_model in jobs.chunk_by(|a, b| std::ptr::eq(a.model, b.model)) {
+        let jobs = start..start + of_model.len();
+        start = jobs.end;
+        let wanted = plan.turns > 1 && of_model.len() > 1 && !plan.cells.is_empty();
+        let takes_turns = wanted && fit_together(plan, device, of_model);
+        if wanted && !takes_turns {
+            watcher.note(
+                &of_model[0].model.name,
+                "variants do not fit side by side, so each is timed after the other",
+            );
+        }
+        groups.push(Group { jobs, takes_turns });
+    }
+    groups
+}
 
 /// The order of a round, counted from one. Forward, backward, backward, forward, and over again: of two variants ABBA BAAB,
 /// so that a drift that is linear in time adds the same to each.

@@ -9,7 +9,7 @@ use tempfile::{TempDir, tempdir};
 use super::common::{copy_model, run, words, write_text};
 
 /// A folder with a model and a text in it.
-fn workplace() -> TempDir {
+fn model_folder() -> TempDir {
     let folder = tempdir().unwrap();
     copy_model(folder.path());
     write_text(folder.path());
@@ -80,17 +80,17 @@ fn a_model_that_is_not_there() {
 
 #[test]
 fn a_folder_without_weights_or_config() {
-    let folder = workplace();
+    let folder = model_folder();
     fs::remove_file(folder.path().join("model/model.safetensors")).unwrap();
     fails_everywhere(folder.path(), 65, &["model"]);
-    let folder = workplace();
+    let folder = model_folder();
     fs::remove_file(folder.path().join("model/config.json")).unwrap();
     fails_everywhere(folder.path(), 65, &["config.json"]);
 }
 
 #[test]
 fn safetensors_that_are_cut_short() {
-    let folder = workplace();
+    let folder = model_folder();
     let path = folder.path().join("model/model.safetensors");
     let bytes = fs::read(&path).unwrap();
     for length in [0, 7, 100, 3000, bytes.len() / 2, bytes.len() - 1] {
@@ -101,7 +101,7 @@ fn safetensors_that_are_cut_short() {
 
 #[test]
 fn an_unknown_architecture() {
-    let folder = workplace();
+    let folder = model_folder();
     set_config(
         folder.path(),
         &[
@@ -118,7 +118,7 @@ fn an_unknown_architecture() {
 
 #[test]
 fn an_unknown_element_type() {
-    let folder = workplace();
+    let folder = model_folder();
     let path = folder.path().join("model/model.safetensors");
     let mut bytes = fs::read(&path).unwrap();
     let at = bytes.windows(6).position(|w| w == b"\"BF16\"").unwrap();
@@ -129,14 +129,14 @@ fn an_unknown_element_type() {
 
 #[test]
 fn a_tensor_of_another_shape_than_the_config_says() {
-    let folder = workplace();
+    let folder = model_folder();
     set_config(folder.path(), &[("intermediate_size", json!(192))]);
     fails_everywhere(folder.path(), 65, &["model.safetensors", "mlp"]);
 }
 
 #[test]
 fn an_index_that_leads_out_of_its_folder() {
-    let folder = workplace();
+    let folder = model_folder();
     fs::remove_file(folder.path().join("model/model.safetensors")).unwrap();
     let index = json!({"metadata": {}, "weight_map": {"model.embed_tokens.weight": "../x"}});
     fs::write(
@@ -149,7 +149,7 @@ fn an_index_that_leads_out_of_its_folder() {
 
 #[test]
 fn a_broken_tokenizer() {
-    let folder = workplace();
+    let folder = model_folder();
     for broken in ["{\"broken", "{}", "[]", ""] {
         fs::write(folder.path().join("model/tokenizer.json"), broken).unwrap();
         fails_everywhere(folder.path(), 65, &["tokenizer.json"]);
@@ -183,7 +183,7 @@ fn a_gguf_file_that_is_none() {
 
 #[test]
 fn texts_that_cannot_be_scored() {
-    let folder = workplace();
+    let folder = model_folder();
     let path = folder.path().join("text.txt");
     fs::write(&path, " \n\n").unwrap();
     fails_everywhere(folder.path(), 65, &["text.txt", "empty"]);
@@ -203,7 +203,7 @@ fn texts_that_cannot_be_scored() {
 
 #[test]
 fn a_context_beyond_the_models() {
-    let folder = workplace();
+    let folder = model_folder();
     fails(
         folder.path(),
         "ppl --model model --text text.txt --context 512 --device cpu",
@@ -220,7 +220,7 @@ fn a_context_beyond_the_models() {
 
 #[test]
 fn a_group_that_fits_nothing() {
-    let folder = workplace();
+    let folder = model_folder();
     let shape = [
         ("hidden_size", 48),
         ("num_attention_heads", 3),
@@ -288,7 +288,7 @@ fn a_gpu_that_is_not_there() {
 
 #[test]
 fn flags_that_make_no_sense() {
-    let folder = workplace();
+    let folder = model_folder();
     for (line, said) in [
         ("study --variants w9 --out out", "unknown variant 'w9'"),
         ("study --variants bf16:g64 --out out", "bf16:g64"),
@@ -354,12 +354,12 @@ fn flags_that_make_no_sense() {
     )
     .expect(2);
     assert!(empty.error().contains("--prompt"));
-    fails(folder.path(), "report nowhere", 65, &["nowhere"]);
+    fails(folder.path(), "report nowhere", 64, &["nowhere"]);
 }
 
 #[test]
 fn records_that_were_tampered_with_are_not_believed() {
-    let folder = workplace();
+    let folder = model_folder();
     fs::create_dir(folder.path().join("out")).unwrap();
     let path = folder.path().join("out/records.jsonl");
     fs::write(&path, "{\"schema\":\"candlepower.record/9\"}\n").unwrap();

@@ -346,3 +346,40 @@ fn info_says_what_of_a_model_fits() {
         "{shown}"
     );
 }
+
+/// A full disk at the other end of standard output is an error; a reader that has seen enough is none.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_cannot_be_printed_is_an_error() {
+    use std::process::Stdio;
+
+    use super::common::command;
+
+    let Ok(full) = fs::OpenOptions::new().write(true).open("/dev/full") else {
+        return;
+    };
+    for line in ["schema", "export . --format csv", "export . --format json"] {
+        let folder = tempdir().unwrap();
+        if line != "schema" {
+            let measure = "bench --device cpu --variants bf16 --batch 1 --prompt 4 --gen 2 --trials 1 --min-time 0 \
+                           --no-ceilings --out .";
+            run(folder.path(), &words(measure)).expect(0);
+        }
+        let output = command(folder.path(), &words(line))
+            .stdout(full.try_clone().unwrap())
+            .output()
+            .unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(70), "{line}: {told}");
+        assert!(
+            told.contains("standard output: cannot write"),
+            "{line}: {told}"
+        );
+        let mut child = command(folder.path(), &words(line))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{line}");
+    }
+}

@@ -83,11 +83,12 @@ fn a_regression_is_found_shown_and_ends_with_four() {
     run(folder.path(), &words(&line("--fail-on 250%"))).expect(0);
     run(folder.path(), &words("compare after before --fail-on 2%")).expect(0);
 
+    stretched(folder.path(), "before", "again", 1.0);
     let schemas = run(folder.path(), &["schema"]).expect(0).json();
     for (line, schema) in [
         ("compare before after --json", "candlepower.comparison/1"),
         (
-            "compare before after before --previous --json",
+            "compare before after again --previous --json",
             "candlepower.history/1",
         ),
     ] {
@@ -100,7 +101,7 @@ fn a_regression_is_found_shown_and_ends_with_four() {
     }
     let history = run(
         folder.path(),
-        &words("compare before after before --run-noise 10%"),
+        &words("compare before after again --run-noise 10%"),
     )
     .expect(0);
     assert!(history.stdout.contains('▲'), "{}", history.stdout);
@@ -111,6 +112,42 @@ fn a_regression_is_found_shown_and_ends_with_four() {
         "{}",
         against.stdout
     );
+}
+
+#[test]
+fn what_the_other_run_lost_does_not_pass() {
+    let folder = tempdir().unwrap();
+    bench(folder.path(), "before");
+    let cut = |name: &str, factor: f64| {
+        stretched(folder.path(), "before", name, factor);
+        let path = folder.path().join(name).join("records.jsonl");
+        let text = fs::read_to_string(&path).unwrap();
+        let batch = |line: &&str| {
+            let record: Value = serde_json::from_str(line).unwrap();
+            record["cell"]["batch"] != 2
+        };
+        let kept: Vec<&str> = text.lines().filter(batch).collect();
+        assert_eq!(kept.len(), 2);
+        fs::write(&path, kept.join("\n") + "\n").unwrap();
+    };
+    cut("part", 1.0);
+    cut("slow", 3.0);
+    let line = |other: &str| format!("compare before {other} --run-noise 10% --fail-on 2%");
+    let lost = run(folder.path(), &words(&line("part"))).expect(3);
+    let told = "not compared: int8, batch 2";
+    assert!(lost.stderr.contains(told), "{}", lost.stderr);
+    assert!(lost.stdout.contains("in before alone"), "{}", lost.stdout);
+    let slow = run(folder.path(), &words(&line("slow"))).expect(4);
+    for part in ["regression beyond 2 %: bf16", told] {
+        assert!(slow.stderr.contains(part), "{part}: {}", slow.stderr);
+    }
+    // Without a threshold, and where the other run has more, nothing is asked for.
+    run(folder.path(), &words("compare before part")).expect(0);
+    run(folder.path(), &words("compare part before --fail-on 2%")).expect(0);
+    // A command that asks for less than what is on record loses nothing.
+    let less = BENCH.replace("--batch 1,2", "--batch 1");
+    let less = format!("{less} --against before --fail-on 2%");
+    run(folder.path(), &words(&less)).expect(0);
 }
 
 #[test]
@@ -143,6 +180,35 @@ fn what_does_not_compare_is_refused() {
     run(folder.path(), &["compare", "two", "one", "--previous"]).expect(2);
     run(folder.path(), &words(&format!("{BENCH} --fail-on 2%"))).expect(2);
     run(folder.path(), &words(&format!("{BENCH} --against nothing"))).expect(65);
+}
+
+#[test]
+fn a_run_is_not_compared_with_itself_and_counts_once() {
+    let folder = tempdir().unwrap();
+    bench(folder.path(), "one");
+    stretched(folder.path(), "one", "two", 1.0);
+    let mut same = vec![
+        "compare one,one two".to_owned(),
+        "compare one two,./one".to_owned(),
+        "compare one one".to_owned(),
+        "compare one two one --previous".to_owned(),
+        "compare one/records.jsonl one/study.json".to_owned(),
+        format!("compare one {}/two/../one", folder.path().display()),
+        format!("{BENCH} --out one --against one"),
+        format!("{BENCH} --out ./one --against two,one"),
+        format!("{BENCH} --against two,two"),
+    ];
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("one", folder.path().join("link")).unwrap();
+        same.push("compare one link".to_owned());
+    }
+    for line in &same {
+        let refused = run(folder.path(), &words(line)).expect(2);
+        let told = refused.error();
+        assert!(told.contains("are the same run"), "{line}: {told}");
+    }
+    run(folder.path(), &words("compare one two")).expect(0);
 }
 
 #[test]

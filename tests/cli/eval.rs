@@ -14,7 +14,7 @@ const ROWS: &str = r#"{"query": "A lamp gives", "choices": ["light", "bread and 
 "#;
 
 /// A folder with a model and a task's rows in it.
-fn workplace() -> TempDir {
+fn model_folder() -> TempDir {
     let folder = tempdir().unwrap();
     copy_model(folder.path());
     fs::write(folder.path().join("rows.jsonl"), ROWS).unwrap();
@@ -32,7 +32,7 @@ fn lines(path: &Path) -> Vec<Value> {
 
 #[test]
 fn results_have_the_layout_of_lm_eval() {
-    let folder = workplace();
+    let folder = model_folder();
     let line = format!("{EVAL} rows.jsonl --json --log-samples log.jsonl --limit 2");
     let found = run(folder.path(), &words(&line)).expect(0).json();
     let acc = number(&found, "/results/rows/acc,none");
@@ -75,7 +75,7 @@ fn results_have_the_layout_of_lm_eval() {
 
 #[test]
 fn a_yaml_task_with_examples_runs_and_its_log_can_hold_texts() {
-    let folder = workplace();
+    let folder = model_folder();
     let task = "task: mine\ndataset_path: json\ndataset_kwargs:\n  data_files: {train: rows.jsonl, test: rows.jsonl}\n\
                 training_split: train\ntest_split: test\noutput_type: multiple_choice\n\
                 doc_to_text: \"Q: {{query}}\\nA:\"\ndoc_to_choice: choices\ndoc_to_target: gold\n\
@@ -97,7 +97,7 @@ fn a_yaml_task_with_examples_runs_and_its_log_can_hold_texts() {
 
 #[test]
 fn free_text_is_held_against_references() {
-    let folder = workplace();
+    let folder = model_folder();
     let rows = "{\"prompt\": \"Say yes:\", \"reference\": \"yes\"}\n{\"prompt\": \"And no:\", \"reference\": [\"no\", \"nay\"]}\n";
     fs::write(folder.path().join("own.jsonl"), rows).unwrap();
     let task = "include: own.jsonl.yaml\ntask: short\ngeneration_kwargs: {until: [\"\\n\"], max_gen_toks: 4}\n";
@@ -116,7 +116,7 @@ fn free_text_is_held_against_references() {
 
 #[test]
 fn a_run_that_was_stopped_goes_on() {
-    let folder = workplace();
+    let folder = model_folder();
     let line = format!("{EVAL} rows.jsonl --json --log-samples log.jsonl");
     let whole = run(folder.path(), &words(&line)).expect(0).json();
     let log = lines(&folder.path().join("log.jsonl"));
@@ -137,7 +137,7 @@ fn a_run_that_was_stopped_goes_on() {
 
 #[test]
 fn variants_are_held_against_the_first() {
-    let folder = workplace();
+    let folder = model_folder();
     let run_of = |variants: &str, json: &str| {
         let line =
             "eval --model model --device cpu --tasks rows.jsonl --log-samples log.jsonl --variants";
@@ -181,7 +181,7 @@ fn fails(folder: &Path, line: &str, code: i32, said: &[&str]) {
 
 #[test]
 fn bad_input_is_named() {
-    let folder = workplace();
+    let folder = model_folder();
     let path = folder.path();
     let write = |name: &str, text: &str| fs::write(path.join(name), text).unwrap();
     fails(

@@ -26,7 +26,7 @@ fn rows() -> String {
 }
 
 /// A folder with a model, two tasks and a group of both.
-fn workplace() -> TempDir {
+fn model_folder() -> TempDir {
     let folder = tempdir().unwrap();
     copy_model(folder.path());
     let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
@@ -65,7 +65,7 @@ fn task<'a>(variant: &'a Value, name: &str) -> &'a Value {
 
 #[test]
 fn a_study_has_the_figures_of_eval_and_resumes() {
-    let folder = workplace();
+    let folder = model_folder();
     let first = run(folder.path(), &words(STUDY)).expect(0);
     for text in [
         "tasks ± se",
@@ -106,13 +106,20 @@ fn a_study_has_the_figures_of_eval_and_resumes() {
             );
         }
     }
-    let same = run(folder.path(), &words("compare out out --json"))
+    fs::create_dir(folder.path().join("copy")).unwrap();
+    for name in ["study.json", "records.jsonl"] {
+        let of = |run: &str| folder.path().join(run).join(name);
+        fs::copy(of("out"), of("copy")).unwrap();
+    }
+    let same = run(folder.path(), &words("compare out copy --json"))
         .expect(0)
         .json();
     let scores = same["points"].as_array().unwrap().iter();
     let scores: Vec<&Value> = scores.filter(|p| p["metric"] == "task_score").collect();
     assert_eq!(scores.len(), 2 * 3);
-    assert!(scores.iter().all(|point| point["verdict"] == "equivalent"));
+    // The same answers to ten documents at most leave room for more than the margin.
+    let unsure = |point: &&Value| point["verdict"] == "inconclusive";
+    assert!(scores.iter().all(unsure), "{scores:#?}");
     let manifest = fs::read(folder.path().join("out/manifest.json")).unwrap();
     let manifest: Value = serde_json::from_slice(&manifest).unwrap();
     assert_eq!(
@@ -185,7 +192,7 @@ fn a_study_has_the_figures_of_eval_and_resumes() {
 
 #[test]
 fn the_axis_and_the_goal_can_be_chosen() {
-    let folder = workplace();
+    let folder = model_folder();
     let path = folder.path();
     let line = "study --model model --device cpu --min-time 0 --trials 1 --warmup 0 --batch 1 --prompt 8 --gen 4 \
                 --no-ceilings --no-kl --no-load-check --ppl-context 64 --ppl-segments 2 --text text.txt --out out \
@@ -240,7 +247,7 @@ fn the_axis_and_the_goal_can_be_chosen() {
 
 #[test]
 fn what_does_not_go_together_is_said_before_anything_is_measured() {
-    let folder = workplace();
+    let folder = model_folder();
     let path = folder.path();
     fs::write(
         path.join("bad.jsonl"),

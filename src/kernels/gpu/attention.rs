@@ -318,7 +318,7 @@ fn check(op: Op<'_>, shape: &Attention) -> Result<()> {
     Ok(())
 }
 
-/// `attention_single.cu`, `attention_runs.cu` or `attention.cu`. A position or slot outside the cache gives NaN.
+/// `attention_single.cu`, `attention_runs.cu`, `attention_wgmma.cu` or `attention.cu`. A position or slot outside the cache gives NaN.
 pub(crate) fn attention(
     gpu: &Gpu,
     shape: &Attention,

@@ -4,12 +4,12 @@
 //! same kernels compiled for the host. So what is launched, with which grid and which arguments, is one piece of code and
 //! tested without a GPU.
 //!
-//! All `unsafe` of the kernels lives here. The launch functions check every buffer against the shapes before they hand
+//! All `unsafe` of launches lives here. The launch functions check every buffer against the shapes before they hand
 //! addresses to the device; what lies in device memory (ids, positions, slots, targets) the kernels check themselves,
 //! answering NaN where it leads outside. So no argument makes a kernel touch memory that is not its own.
 //!
-//! Everything goes to one stream, in the order of the calls; nothing here waits but `download`, `synchronize` and
-//! `elapsed`. A buffer may be longer than its shape: arenas are sized for the largest batch.
+//! Everything goes to one stream, in the order of the calls; what runs a step waits for nothing but `download`,
+//! `synchronize` and `elapsed`. A buffer may be longer than its shape: arenas are sized for the largest batch.
 
 mod advance;
 mod attention;

@@ -336,30 +336,19 @@ impl Point {
     /// Finds the verdict: in time first, then, where it says that there is a difference, in clock cycles, which must say
     /// the same (the idea is that of NVBench's comparison).
     pub(super) fn judge(&mut self, margin: f64) {
-        let (Some(ends), Some(p)) = (self.ratio_ci95, self.p_holm) else {
+        let (Some(ends), Some(p)) = (self.ends(), self.p_holm) else {
             return;
-        };
-        let ends = stats::Interval {
-            low: ends.low.ln(),
-            high: ends.high.ln(),
         };
         let told = Told::of(ends, p, margin);
         self.verdict = Verdict::of(told, self.metric);
         match (told, self.ratio_in_cycles) {
-            (Told::Lower | Told::Higher, Some(cycles)) => {
-                let shift = cycles.ln() - self.ratio.ln();
-                let in_cycles = stats::Interval {
-                    low: ends.low + shift,
-                    high: ends.high + shift,
-                };
-                if Told::of(in_cycles, p, 0.0) != told {
-                    self.verdict = Verdict::Inconclusive;
-                    self.reason = Some(format!(
-                        "the clocks differ: {:+.1} % in time is {:+.1} % in cycles",
-                        100.0 * (self.ratio - 1.0),
-                        100.0 * (cycles - 1.0)
-                    ));
-                }
+            (Told::Lower | Told::Higher, Some(cycles)) if !self.is_so_in_cycles(told) => {
+                self.verdict = Verdict::Inconclusive;
+                self.reason = Some(format!(
+                    "the clocks differ: {:+.1} % in time is {:+.1} % in cycles",
+                    100.0 * (self.ratio - 1.0),
+                    100.0 * (cycles - 1.0)
+                ));
             }
             (Told::Inconclusive, _) if !ends.contains(0.0) => {
                 self.reason = Some(format!("p = {p:.2} among all cells"));
@@ -368,17 +357,49 @@ impl Point {
         }
     }
 
-    /// By what share the other is worse: above zero whether times grew or rates fell.
+    /// The interval of the logarithm of the ratio.
+    fn ends(&self) -> Option<stats::Interval> {
+        let ends = self.ratio_ci95?;
+        Some(stats::Interval {
+            low: ends.low.ln(),
+            high: ends.high.ln(),
+        })
+    }
+
+    /// Whether the difference, if any, is this one in clock cycles too; so it is where those are not on record.
+    fn is_so_in_cycles(&self, told: Told) -> bool {
+        let (Some(ends), Some(p), Some(cycles)) = (self.ends(), self.p_holm, self.ratio_in_cycles)
+        else {
+            return true;
+        };
+        let shift = cycles.ln() - self.ratio.ln();
+        let in_cycles = stats::Interval {
+            low: ends.low + shift,
+            high: ends.high + shift,
+        };
+        Told::of(in_cycles, p, 0.0) == told
+    }
+
+    /// By what share the other is worse: the change as a table shows it, above zero whether times grew or rates fell.
     pub fn loss(&self) -> f64 {
         match self.metric.more_is_better() {
-            true => 1.0 / self.ratio - 1.0,
+            true => 1.0 - self.ratio,
             false => self.ratio - 1.0,
         }
     }
 
-    /// Whether the other is worse, not by chance, and by more than this share.
+    /// Whether the other is worse, not by chance, and by more than this share. The verdict has no part in it: what is
+    /// equivalent within a margin may be worse by more than a smaller threshold, and the surer that is, the less it may
+    /// pass.
     pub fn is_regression(&self, threshold: f64) -> bool {
-        matches!(self.verdict, Verdict::Slower | Verdict::Worse) && self.loss() > threshold
+        let (Some(ends), Some(p)) = (self.ends(), self.p_holm) else {
+            return false;
+        };
+        let worse = match self.metric.more_is_better() {
+            true => Told::Lower,
+            false => Told::Higher,
+        };
+        Told::of(ends, p, 0.0) == worse && self.is_so_in_cycles(worse) && self.loss() > threshold
     }
 }
 

@@ -2,13 +2,13 @@
 
 use super::super::quality;
 use super::super::record::{
-    Body, Cell, Energy, Perplexity, QualityTask, Record, Speed, TaskAnswers,
+    Body, Cell, Energy, EnergyUse, Perplexity, QualityTask, Record, Speed, TaskAnswers,
 };
 use super::super::recovery::{Recoveries, Recovery, Scored};
 use super::super::table::cell_title;
 use super::document::Metric;
 use crate::stats::contrast::{Contrast, Series, Spread};
-use crate::stats::{Interval, Ratio, mean, sign_flip_test};
+use crate::stats::{Interval, Ratio, mean, paired_test};
 
 /// A figure of both sides, before it is judged.
 #[derive(Debug, Clone)]
@@ -140,16 +140,49 @@ fn series(metric: Metric, cell: Cell, speed: &Speed) -> Option<Series> {
             Some(Series::Ratios(rates.collect()))
         }
         Metric::JPerGeneratedToken => match &speed.energy {
-            Energy::Measured(used) if used.generated_tokens > 0 => {
+            Energy::Measured(used) => {
+                let joules = per_token(used).ok()?;
                 Some(Series::Ratios(vec![Ratio {
-                    part: used.decode.0,
-                    whole: used.generated_tokens as f64,
+                    part: joules,
+                    whole: 1.0,
                 }]))
             }
-            _ => None,
+            Energy::Unavailable { .. } => None,
         },
         Metric::Perplexity | Metric::TaskScore => None,
     }
+}
+
+/// Joules per generated token as tables show them, or why there are none to compare.
+fn per_token(used: &EnergyUse) -> Result<f64, String> {
+    let joules = used.per_generated_token().filter(|joules| *joules > 0.0);
+    let unknown = || "what a token drew, without pauses, is not known".to_owned();
+    joules.ok_or_else(|| used.rejected.clone().unwrap_or_else(unknown))
+}
+
+/// Why energies that both sides measured are not compared; `None` where they are, or where a run has none.
+pub(super) fn without_energy(base: &[&Record], other: &[&Record]) -> Option<String> {
+    let what = question(base.first()?);
+    let (base, other) = (energies(base)?, energies(other)?);
+    let sides = [("the base", base), ("the other", other)];
+    sides.into_iter().find_map(|(whose, runs)| {
+        let why = runs.into_iter().find_map(|used| per_token(used).err())?;
+        Some(format!(
+            "{what}: J/token is left out, since {whose} has none: {why}"
+        ))
+    })
+}
+
+/// What each of these runs drew; `None` if one of them does not know, or there is none.
+fn energies<'a>(records: &[&'a Record]) -> Option<Vec<&'a EnergyUse>> {
+    let speeds = speeds(records).into_iter();
+    let all: Vec<&EnergyUse> = speeds
+        .map(|(_, speed)| match &speed.energy {
+            Energy::Measured(used) => Some(&**used),
+            Energy::Unavailable { .. } => None,
+        })
+        .collect::<Option<_>>()?;
+    (!all.is_empty()).then_some(all)
 }
 
 /// The mean SM clock of all runs, where each has it on record.
@@ -208,23 +241,30 @@ fn perplexities(base: &[&Record], other: &[&Record]) -> Option<Found> {
 fn scores(base: &[&Record], other: &[&Record]) -> Option<Found> {
     let (base, other) = (answers(base)?, answers(other)?);
     let found = paired(base, other)?;
-    let ratio = found.ratio.filter(|&ratio| ratio > 0.0)?;
-    // The error of a logarithm is the relative error.
-    let error = found.stderr.map(|stderr| stderr / ratio);
-    let differences = || -> Option<Vec<f64>> {
+    // A score that fell to zero is a loss of all of it, whose logarithm is no number but compares like one.
+    let ratio = found.ratio?.max(0.0);
+    // A ratio may be as low as zero, whose logarithm has no end.
+    let interval = found
+        .ratio_interval
+        .map(|ends| ends.map(|ratio| ratio.max(0.0).ln()));
+    let differences = || -> Option<Vec<Ratio>> {
         let pairs = base.main()?.values.iter().zip(&other.main()?.values);
-        Some(pairs.map(|(base, other)| other - base).collect())
+        let difference = |(base, other): (&f64, &f64)| Ratio {
+            part: other - base,
+            whole: 1.0,
+        };
+        Some(pairs.map(difference).collect())
     };
     Some(Found {
         metric: Metric::TaskScore,
         base: found.base,
         other: found.value,
         ln_ratio: ratio.ln(),
-        interval: error.map(|error| Interval::normal(ratio.ln(), error)),
-        p_value: found.p_value.or_else(|| sign_flip_test(&differences()?)),
+        interval,
+        p_value: found.p_value.or_else(|| paired_test(&differences()?)),
         spread: None,
         ln_clocks: None,
-        reason: error
+        reason: interval
             .is_none()
             .then(|| "a single document has no spread".to_owned()),
     })
@@ -237,9 +277,7 @@ pub(super) fn without(base: &[&Record], other: &[&Record]) -> Option<String> {
     let why = match (base.main(), paired(base, other)) {
         (None, _) => "no figure of which more is better",
         (_, None) => "other documents in either",
-        (_, Some(found)) if found.ratio.is_none_or(|ratio| ratio <= 0.0) => {
-            "a score of zero, so there is no ratio"
-        }
+        (_, Some(found)) if found.ratio.is_none() => "the base scores zero, so there is no ratio",
         _ => return None,
     };
     Some(format!("{what} is left out: {why}"))

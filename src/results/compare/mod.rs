@@ -15,7 +15,7 @@ use std::collections::HashMap;
 
 pub use document::Comparison;
 pub use history::{History, Reference};
-pub use side::{Run, Side};
+pub use side::{Run, Side, repeated};
 
 use super::record::{Body, Key, Record, Subject};
 use crate::error::{Error, Result};
@@ -98,6 +98,11 @@ pub fn compare(base: &Side, other: &Side, rules: &Rules) -> Result<Comparison> {
         pairs
             .iter()
             .filter_map(|pair| figures::without(&pair.base, &pair.other)),
+    );
+    warnings.extend(
+        pairs
+            .iter()
+            .filter_map(|pair| figures::without_energy(&pair.base, &pair.other)),
     );
     Ok(Comparison {
         schema: Version::V1,

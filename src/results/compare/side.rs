@@ -1,6 +1,7 @@
 //! What is compared: a run, or several of the same thing.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use super::super::environment::Environment;
 use super::super::manifest::Manifest;
@@ -63,6 +64,31 @@ impl Run {
     }
 }
 
+/// The first two of these paths that name one run, however they are written.
+pub fn repeated<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Option<[&'a Path; 2]> {
+    let mut seen: Vec<(PathBuf, &Path)> = Vec::new();
+    for path in paths {
+        // What is not there is told when it is read.
+        let Ok(records) = fs::canonicalize(records_of(path)) else {
+            continue;
+        };
+        if let Some((_, first)) = seen.iter().find(|(own, _)| *own == records) {
+            return Some([first, path]);
+        }
+        seen.push((records, path));
+    }
+    None
+}
+
+/// The file with the records of a run that is named by its folder, by its study.json, or by this file.
+fn records_of(path: &Path) -> PathBuf {
+    match path.file_name() {
+        _ if path.is_dir() => path.join(RECORDS),
+        Some(name) if name == export::STUDY => path.with_file_name(RECORDS),
+        _ => path.to_owned(),
+    }
+}
+
 /// One run, or several of the same thing, whose spread then tells what differs from run to run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Side {
@@ -81,14 +107,19 @@ impl Side {
         }
     }
 
+    /// The runs that a list with commas names.
+    pub fn paths(list: &str) -> impl Iterator<Item = &Path> {
+        let paths = list.split(',').filter(|path| !path.is_empty());
+        paths.map(Path::new)
+    }
+
     /// Reads the runs of a list with commas.
     ///
     /// # Errors
     /// As [`Run::open`].
     pub fn open(list: &str) -> Result<Self> {
-        let paths = list.split(',').filter(|path| !path.is_empty());
-        let runs = paths
-            .map(|path| Run::open(Path::new(path)))
+        let runs = Self::paths(list)
+            .map(Run::open)
             .collect::<Result<Vec<_>>>()?;
         if runs.is_empty() {
             return Err(Error::Usage(format!("'{list}' names no run")));

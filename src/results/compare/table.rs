@@ -8,7 +8,7 @@ use super::super::format;
 use super::super::study::Interval;
 use super::super::table::cell_title;
 use super::conditions;
-use super::document::{Comparison, Metric, Point, Shape, Verdict, Whose};
+use super::document::{Comparison, Metric, Point, Shape, Unmatched, Verdict, Whose};
 
 impl Comparison {
     /// In a terminal of so many columns.
@@ -42,19 +42,42 @@ impl Comparison {
         out
     }
 
-    /// What is worse by more than `threshold`, each in a line; nothing if there is nothing.
+    /// What is worse by more than `threshold`, each in a line with the change that the table shows; nothing if there is
+    /// nothing.
     pub fn failure(&self, threshold: f64) -> Vec<String> {
         let of = |point: &&Point| {
             format!(
-                "regression beyond {}: {}, {}: {} by {:.1} %",
+                "regression beyond {}: {}, {}: {} {}",
                 percent(threshold),
                 point.variant,
                 point.place(),
                 point.metric.short(),
-                100.0 * point.loss()
+                change(point.ratio, point.ratio_ci95)
             )
         };
         self.regressions(threshold).iter().map(of).collect()
+    }
+
+    /// What the base measured and the other did not, each in a line; `tried` leaves out what the other did not try.
+    pub fn lost(&self, tried: bool) -> Vec<String> {
+        let lost = self
+            .unmatched
+            .iter()
+            .filter(|lost| lost.measured_by == Whose::Base && (lost.reason.is_some() || !tried));
+        lost.map(|lost| format!("not compared: {}", self.whereabouts(lost)))
+            .collect()
+    }
+
+    /// Which side has what the other has not, and why.
+    fn whereabouts(&self, lost: &Unmatched) -> String {
+        let (own, other) = match lost.measured_by {
+            Whose::Base => (&self.base.name, &self.other.name),
+            Whose::Other => (&self.other.name, &self.base.name),
+        };
+        match &lost.reason {
+            Some(reason) => format!("{}: in {own}; in {other} it failed: {reason}", lost.what),
+            None => format!("{}: in {own} alone", lost.what),
+        }
     }
 
     fn title(&self) -> String {
@@ -91,14 +114,7 @@ impl Comparison {
             }
         }
         for lost in &self.unmatched {
-            let (own, other) = match lost.measured_by {
-                Whose::Base => (&self.base.name, &self.other.name),
-                Whose::Other => (&self.other.name, &self.base.name),
-            };
-            lines.push(match &lost.reason {
-                Some(reason) => format!("{}: in {own}; in {other} it failed: {reason}", lost.what),
-                None => format!("{}: in {own} alone", lost.what),
-            });
+            lines.push(self.whereabouts(lost));
         }
         lines.extend(conditions::advice(self));
         let of = |metric| self.points.iter().any(|point| point.metric == metric);

@@ -1,9 +1,9 @@
 use super::document::{Comparison, Metric, Verdict};
 use super::*;
 use crate::results::fixture::{self, Imagined};
-use crate::results::record::Energy;
+use crate::results::record::{Energy, EnergyUse};
 use crate::results::{Environment, Record};
-use crate::units::Seconds;
+use crate::units::{Seconds, Watts};
 
 /// A run of bf16 and int8 in two cells, every time stretched by `factor`.
 fn side(name: &str, factor: f64) -> Side {
@@ -80,7 +80,12 @@ fn what_takes_longer_is_slower_in_times_and_in_rates() {
     for metric in [Metric::TtftMs, Metric::ItlMs, Metric::DecodeTokensPerSecond] {
         for point in of(&found, metric) {
             assert_eq!(point.verdict, Verdict::Slower, "{point:?}");
-            assert!((point.loss() - 0.1).abs() < 1e-9, "{point:?}");
+            // As the table shows it: a tenth more time is an eleventh less of a rate.
+            let loss = match metric {
+                Metric::DecodeTokensPerSecond => 1.0 / 11.0,
+                _ => 0.1,
+            };
+            assert!((point.loss() - loss).abs() < 1e-9, "{point:?}");
             assert!((0.0..=0.001).contains(&point.p_holm.unwrap()));
         }
     }
@@ -89,6 +94,31 @@ fn what_takes_longer_is_slower_in_times_and_in_rates() {
     let back = compared(&side("b", 1.1), &side("a", 1.0));
     assert_eq!(verdicts(&back, Metric::ItlMs), [Verdict::Faster; 4]);
     assert!(back.regressions(0.0).is_empty());
+}
+
+#[test]
+fn a_threshold_is_judged_by_itself() {
+    let wide = Rules {
+        margin: 0.05,
+        ..Rules::default()
+    };
+    let found = compare(&side("a", 1.0), &side("b", 1.03), &wide).unwrap();
+    assert_eq!(verdicts(&found, Metric::ItlMs), [Verdict::Equivalent; 4]);
+    // Below the margin, above it, and no more than what is there.
+    assert_eq!(found.regressions(0.01).len(), 3 * 4);
+    assert_eq!(found.regressions(0.0295).len(), 2 * 4);
+    assert!(found.regressions(0.06).is_empty());
+    let back = compare(&side("b", 1.03), &side("a", 1.0), &wide).unwrap();
+    assert!(back.regressions(0.0).is_empty());
+
+    let found = compared(&side("a", 1.0), &side("b", 1.5));
+    let table = found.table(120);
+    for line in found.failure(0.02) {
+        let shown = line.rsplit_once(" %").unwrap().0;
+        let shown = shown.rsplit(' ').next().unwrap();
+        assert!(["+50.0", "-33.3"].contains(&shown), "{line}");
+        assert!(table.contains(&format!("{shown} % [")), "{table}");
+    }
 }
 
 #[test]
@@ -116,6 +146,7 @@ fn time_that_is_no_time_in_cycles_is_inconclusive() {
         assert_eq!(point.verdict, Verdict::Inconclusive);
         assert!((point.ratio_in_cycles.unwrap() - 1.0).abs() < 1e-9);
         assert!(point.reason.as_ref().unwrap().contains("in cycles"));
+        assert!(!point.is_regression(0.02));
     }
     let rate = of(&found, Metric::DecodeTokensPerSecond)[0];
     assert!(
@@ -130,6 +161,76 @@ fn time_that_is_no_time_in_cycles_is_inconclusive() {
     assert_eq!(found.warnings[1], "throttled by: nothing and thermal");
     let same = compared(&base, &clocked("b", 1.1, 1980.0));
     assert_eq!(verdicts(&same, Metric::ItlMs), [Verdict::Slower; 4]);
+}
+
+/// A run whose energies are changed so.
+fn with_energy(name: &str, change: impl Fn(&mut EnergyUse)) -> Side {
+    let mut side = side(name, 1.0);
+    for record in &mut side.runs[0].records {
+        if let Body::Speed {
+            outcome: Ok(speed), ..
+        } = &mut record.body
+            && let Energy::Measured(used) = &mut speed.energy
+        {
+            change(used);
+        }
+    }
+    side
+}
+
+#[test]
+fn energy_is_compared_as_tables_show_it() {
+    let base = side("a", 1.0);
+    let paused = |used: &mut EnergyUse| {
+        // Half of what the window drew went into pauses.
+        used.after_work_power = Some(Watts(0.5 * used.decode.0));
+        used.decode_check.as_mut().unwrap().pauses = Seconds(1.0);
+    };
+    let found = compared(&base, &with_energy("b", paused));
+    let points = of(&found, Metric::JPerGeneratedToken);
+    assert_eq!(points.len(), 4);
+    for point in points {
+        assert!((point.ratio - 0.5).abs() < 1e-9, "{point:?}");
+    }
+    assert!(found.warnings.is_empty(), "{:?}", found.warnings);
+}
+
+#[test]
+fn a_rejected_energy_is_left_out_and_its_reason_is_told() {
+    let (usual, reason) = (side("a", 1.0), "in decode, 43 % apart");
+    let rejected = with_energy("b", |used| used.rejected = Some(reason.to_owned()));
+    let unknown = with_energy("c", |used| {
+        used.after_work_power = None;
+        used.decode_check.as_mut().unwrap().pauses = Seconds(1.0);
+    });
+    for (base, other, whose, why) in [
+        (&usual, &rejected, "the other", reason),
+        (&rejected, &usual, "the base", reason),
+        (&usual, &unknown, "the other", "is not known"),
+    ] {
+        let found = compared(base, other);
+        assert!(of(&found, Metric::JPerGeneratedToken).is_empty());
+        assert_eq!(of(&found, Metric::ItlMs).len(), 4);
+        assert_eq!(found.warnings.len(), 4, "{:?}", found.warnings);
+        let first = &found.warnings[0];
+        assert!(
+            first.starts_with("bf16, ") && first.contains(whose) && first.ends_with(why),
+            "{first}"
+        );
+    }
+    // What was not measured at all stands on its own record.
+    let mut none = side("d", 1.0);
+    for record in &mut none.runs[0].records {
+        if let Body::Speed {
+            outcome: Ok(speed), ..
+        } = &mut record.body
+        {
+            let reason = "no board".to_owned();
+            speed.energy = Energy::Unavailable { reason };
+        }
+    }
+    let found = compared(&usual, &none);
+    assert!(of(&found, Metric::JPerGeneratedToken).is_empty() && found.warnings.is_empty());
 }
 
 #[test]
@@ -218,6 +319,20 @@ fn what_only_one_side_measured_is_said() {
     let found = compared(&base, &other);
     assert_eq!(found.unmatched.len(), 4, "{:?}", found.unmatched);
     assert_eq!(found.unmatched[0].reason.as_deref(), Some("out of memory"));
+    // What the other side lost of the base's; what it measured beyond is no loss.
+    let (all, tried) = (found.lost(false), found.lost(true));
+    assert_eq!((all.len(), tried.len()), (4, 1), "{all:?}");
+    assert!(
+        tried[0].starts_with("not compared: bf16, batch 8"),
+        "{}",
+        tried[0]
+    );
+    assert!(
+        tried[0].ends_with("in b it failed: out of memory"),
+        "{}",
+        tried[0]
+    );
+    assert!(compared(&other, &base).lost(false).is_empty());
     let nothing = side_of("c", fixture::records_of(&usual[2..3], &[1]).into_iter());
     let error = compare(&base, &nothing, &Rules::default()).unwrap_err();
     assert_eq!(error.exit_code(), 64);
@@ -291,12 +406,44 @@ fn tasks(name: &str, wrong: impl Fn(usize) -> bool) -> Side {
     side_of(name, records.into_iter())
 }
 
+/// A task of four documents, each scored so.
+fn few(value: f64) -> Side {
+    let mut records = fixture::task_records();
+    records.truncate(1);
+    let Body::Task { outcome, .. } = &mut records[0].body else {
+        panic!("no task");
+    };
+    let answers = outcome.as_mut().unwrap();
+    answers.documents.truncate(4);
+    for figure in &mut answers.figures {
+        figure.values = vec![value; 4];
+        figure.value = value;
+    }
+    side_of("few", records.into_iter())
+}
+
 #[test]
 fn scores_of_tasks_are_compared_document_by_document() {
     let base = tasks("a", |_| false);
     let same = compared(&base, &tasks("b", |_| false));
     let all = verdicts(&same, Metric::TaskScore);
-    assert_eq!(all, [Verdict::Equivalent; 6], "three tasks of two variants");
+    assert_eq!(all.len(), 6, "three tasks of two variants");
+    // No document of n differs: the difference may still be z² / (n + z²), and the ratio that over the base's score.
+    for point in of(&same, Metric::TaskScore) {
+        let documents = [900.0, 300.0, 350.0];
+        let ends = point.ratio_ci95.unwrap();
+        let fits =
+            |n: &f64| (ends.high - 1.0 - 3.841_46 / (n + 3.841_46) / point.base).abs() < 1e-5;
+        assert!(documents.iter().any(fits), "{point:?}");
+        let within = -0.01 < ends.low.ln() && ends.high.ln() < 0.01;
+        let expected = if within {
+            Verdict::Equivalent
+        } else {
+            Verdict::Inconclusive
+        };
+        assert_eq!(point.verdict, expected, "{point:?}");
+        assert!(ends.low < 1.0 && 1.0 < ends.high);
+    }
     assert!(same.warnings.is_empty() && same.unmatched.is_empty());
     let first = of(&same, Metric::TaskScore)[0];
     assert_eq!(
@@ -324,15 +471,34 @@ fn scores_of_tasks_are_compared_document_by_document() {
     let point = points.iter().find(int8).unwrap();
     assert!(!point.is_regression(0.0), "{point:?}");
 
+    // All of them are lost: a loss of 100 %, not a figure that is missing.
     let nothing = compared(&base, &tasks("b", |_| true));
-    assert_eq!(of(&nothing, Metric::TaskScore).len(), 5);
-    assert!(
+    let points = of(&nothing, Metric::TaskScore);
+    let point = points.iter().find(int8).unwrap();
+    assert_eq!((point.other, point.ratio, point.loss()), (0.0, 0.0, 1.0));
+    assert_eq!(point.verdict, Verdict::Worse, "{point:?}");
+    assert!(point.p_holm.unwrap() < 0.001, "{point:?}");
+    assert_eq!(nothing.regressions(0.02), [*point]);
+    assert!(nothing.failure(0.02)[0].contains("score -100 % [-100, "));
+    assert!(nothing.warnings.is_empty(), "{:?}", nothing.warnings);
+    let value = serde_json::to_value(&nothing).unwrap();
+    assert_eq!(
+        serde_json::from_value::<Comparison>(value).unwrap(),
         nothing
-            .warnings
+    );
+    let few = compared(&few(1.0), &few(0.0));
+    let point = of(&few, Metric::TaskScore)[0];
+    assert_eq!((point.verdict, point.loss()), (Verdict::Inconclusive, 1.0));
+    assert!(!point.is_regression(0.02), "four of four may be chance");
+
+    let rise = compared(&tasks("b", |_| true), &base);
+    assert_eq!(of(&rise, Metric::TaskScore).len(), 5);
+    assert!(
+        rise.warnings
             .iter()
             .any(|text| text.contains("int8, arc_easy") && text.contains("no ratio")),
         "{:?}",
-        nothing.warnings
+        rise.warnings
     );
     let shown = worse.table(100);
     assert!(

@@ -142,6 +142,7 @@ fn time_with_interval(figures: &Figures) -> String {
     let time = format::plain(figures.cold.us.p50);
     match figures.cold.half_width_percent() {
         Some(percent) if percent < 9.95 => format!("{time} ±{percent:.1} %"),
+        Some(percent) if percent >= 100.5 => format!("{time} ±>100 %"),
         Some(percent) => format!("{time} ±{percent:.0} %"),
         None => time,
     }

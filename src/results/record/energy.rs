@@ -34,7 +34,8 @@ pub struct EnergyUse {
     pub mean_power: Option<Watts>,
     /// What the board draws before anything is opened on it.
     pub idle_power_without_context: Option<Watts>,
-    /// What the board draws with the model loaded and nothing running.
+    /// What the board draws with the model loaded and nothing running; of variants that take turns, with all of them
+    /// loaded.
     pub idle_power: Option<Watts>,
     /// What it draws right after work, its clocks still up.
     pub after_work_power: Option<Watts>,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::record::{self, TaskAnswers, TaskQuestion};
 use super::recovery::{Average, Recoveries, Recovery, Scored};
 use super::study::{Interval, Variant, is_zero};
-use crate::stats::Paired;
+use crate::stats::{self, Paired};
 
 /// A task, or a group of tasks whose documents are taken together. Where it failed, the reason stands and there are no
 /// figures.
@@ -117,26 +117,35 @@ pub struct VersusBase {
     pub recovery_percent: Option<f64>,
     /// Its standard error.
     pub recovery_percent_stderr: Option<f64>,
+    /// Its 95 % interval. Documents that all agree make the error zero, and still leave this doubt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery_percent_ci95: Option<Interval>,
     /// The difference, the base's taken from this one's.
     pub difference: f64,
     /// Its standard error.
     pub difference_stderr: Option<f64>,
-    /// Its 95 % interval: of a task a paired bootstrap, of an average the normal one.
+    /// Its 95 % interval: of a task the score interval where documents are right or wrong, else a paired bootstrap; of
+    /// an average what those of its tasks come to.
     pub difference_ci95: Option<Interval>,
 }
 
 impl VersusBase {
-    fn new(base: f64, ratio: Option<f64>, stderr: Option<f64>, difference: Paired) -> Self {
+    fn new(
+        base: f64,
+        ratio: Option<f64>,
+        stderr: Option<f64>,
+        ratio_interval: Option<stats::Interval>,
+        difference: Paired,
+    ) -> Self {
+        let percent = |ratio: f64| 100.0 * ratio;
         Self {
             base_value: base,
-            recovery_percent: ratio.map(|ratio| 100.0 * ratio),
-            recovery_percent_stderr: stderr.map(|error| 100.0 * error),
+            recovery_percent: ratio.map(percent),
+            recovery_percent_stderr: stderr.map(percent),
+            recovery_percent_ci95: ratio_interval.map(|ends| ends.map(percent).into()),
             difference: difference.mean,
             difference_stderr: difference.stderr,
-            difference_ci95: difference.interval.map(|ends| Interval {
-                low: ends.low,
-                high: ends.high,
-            }),
+            difference_ci95: difference.interval.map(Interval::from),
         }
     }
 }
@@ -151,6 +160,7 @@ impl TaskAverage {
                 average.base,
                 average.ratio,
                 average.stderr,
+                average.ratio_interval,
                 average.difference,
             )),
         }
@@ -237,6 +247,7 @@ impl Task {
             found.base,
             found.ratio,
             found.stderr,
+            found.ratio_interval,
             found.difference,
         ));
         self.won = found.discordant.map(|(won, _)| won);

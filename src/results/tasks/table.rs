@@ -11,9 +11,9 @@ const SIGNIFICANT: f64 = 0.05;
 /// How much is said of a figure, from all that there is to what a narrow terminal holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Detail {
-    /// The figure and its recovery, both with their errors.
+    /// The figure with its error, and its recovery with half of its interval.
     Whole,
-    /// Recovery without its error, which the averages have.
+    /// Recovery without its interval, which the averages have.
     FigureError,
 }
 
@@ -22,7 +22,7 @@ impl Detail {
     pub(in super::super) const fn title(self) -> &'static str {
         match self {
             Self::Whole => {
-                "Tasks: figures in % ± standard error; after the dot, recovery: what that is of the base's, ± its standard error"
+                "Tasks: figures in % ± standard error; after the dot, recovery: what that is of the base's, ± half of its 95 % interval"
             }
             Self::FigureError => {
                 "Tasks: figures in % ± standard error; after the dot, recovery: what that is of the base's"
@@ -43,13 +43,13 @@ impl Detail {
     }
 }
 
-/// What is left of the base's figure, with its error.
+/// What is left of the base's figure, with half of its interval.
 pub(in super::super) fn recovery(versus_base: VersusBase) -> Option<String> {
     let recovery = versus_base.recovery_percent?;
-    Some(format::percent_with_error(
-        recovery,
-        versus_base.recovery_percent_stderr,
-    ))
+    let half = versus_base
+        .recovery_percent_ci95
+        .map(|ends| 0.5 * (ends.high - ends.low));
+    Some(format::percent_with_error(recovery, half))
 }
 
 /// Every task of every variant and their average, with all that there is. No columns if there are no tasks.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::error::Error;
-use crate::measure::gpu::{GpuProcess, GpuState};
+use crate::measure::gpu::{GpuFacts, GpuProcess, GpuState, PowerReading, ThrottleTime};
 use crate::measure::sampler::Recording;
 use crate::measure::tape::recorded::{SCRIPTS, script};
 use crate::measure::{Sample, VirtualClock};
@@ -197,6 +197,60 @@ fn what_stands_in_the_way_is_a_reason_and_no_zero() {
     let meter = Meter::new(PowerSource::Tape(Box::new(usual())), clock, PLAN, 0);
     let ended = meter.cell(&mut rounds, &interrupt, &mut |_| ());
     assert!(matches!(ended, Err(Error::Interrupted)));
+}
+
+/// A board that tells who uses it, and nothing else.
+#[derive(Debug)]
+struct Used(Vec<u32>);
+
+impl Board for Used {
+    fn facts(&self) -> GpuFacts {
+        GpuFacts::default()
+    }
+
+    fn power(&self) -> Result<PowerReading, Unavailable> {
+        Ok(PowerReading::default())
+    }
+
+    fn state(&self) -> GpuState {
+        GpuState::default()
+    }
+
+    fn throttle_time(&self) -> ThrottleTime {
+        ThrottleTime::default()
+    }
+
+    fn processes(&self) -> Option<Vec<GpuProcess>> {
+        let process = |&pid| GpuProcess { pid, memory: None };
+        Some(self.0.iter().map(process).collect())
+    }
+}
+
+#[test]
+fn variants_that_take_turns_are_no_strangers_to_each_other() {
+    let own = std::process::id();
+    // Ids that no process has.
+    let (left, right, stranger) = (u32::MAX, u32::MAX - 1, u32::MAX - 2);
+    let obstacle = |users: &[u32], peers: &[u32]| {
+        let source = PowerSource::Board(Arc::new(Used(users.to_vec())));
+        let meter = Meter::new(source, Arc::new(VirtualClock::new()), PLAN, 0);
+        meter.meet(peers.to_vec());
+        meter.obstacle().map(|why| why.reason)
+    };
+    let peers = [left, own, right];
+    assert_eq!(obstacle(&peers, &peers), None);
+    let why = obstacle(&[left, own, right, stranger], &peers).unwrap();
+    assert!(why.contains("1 other process has"), "{why}");
+    // In the host's numbers, none of which is known here.
+    let foreign: Vec<u32> = (1..=5).map(|i| u32::MAX - 10 * i).collect();
+    assert_eq!(obstacle(&foreign[..3], &peers), None);
+    let why = obstacle(&foreign[..4], &peers).unwrap();
+    assert!(why.contains("1 other process has"), "{why}");
+    let why = obstacle(&foreign, &peers).unwrap();
+    assert!(why.contains("2 other processes have"), "{why}");
+    // Without peers there is this process alone.
+    assert_eq!(obstacle(&foreign[..1], &[]), None);
+    assert!(obstacle(&foreign[..2], &[]).is_some());
 }
 
 #[test]

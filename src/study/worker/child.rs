@@ -190,6 +190,11 @@ impl Hand for Child {
         };
         answer.unwrap_or_else(|fault| Answer::Failed { fault })
     }
+
+    fn process(&mut self) -> Option<u32> {
+        let runs = matches!(self.process.try_wait(), Ok(None));
+        runs.then(|| self.process.id())
+    }
 }
 
 impl Drop for Child {
@@ -279,15 +284,20 @@ fn killed_by(_: ExitStatus) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// A child that does what a shell does with this script, and what it answers to one request.
-    fn ask(script: &str, patience: f64) -> (Answer, Vec<News>) {
+    /// A child that does what a shell does with this script.
+    fn start(script: &str, patience: f64) -> Child {
         let launch = Launch {
             program: PathBuf::from("/bin/sh"),
             name: OsString::from("sh"),
             arguments: vec![OsString::from("-c"), OsString::from(script)],
             patience: Seconds(patience),
         };
-        let mut child = Child::start(&launch, &Interrupt::new()).unwrap();
+        Child::start(&launch, &Interrupt::new()).unwrap()
+    }
+
+    /// What such a child answers to one request.
+    fn ask(script: &str, patience: f64) -> (Answer, Vec<News>) {
+        let mut child = start(script, patience);
         let mut news = Vec::new();
         let answer = child.ask(&Request::Load, &mut |one| news.push(one));
         (answer, news)
@@ -309,6 +319,20 @@ mod tests {
         assert!(matches!(answer, Answer::Done));
         let text = "half".to_owned();
         assert_eq!(news, [News::Note { text }]);
+    }
+
+    #[test]
+    fn a_child_is_a_process_until_it_ends() {
+        let mut child = start(&format!("read r; {DONE}; read r"), 60.0);
+        let process = child.process().unwrap();
+        assert_ne!(process, std::process::id());
+        assert!(matches!(
+            child.ask(&Request::Load, &mut |_| ()),
+            Answer::Done
+        ));
+        assert_eq!(child.process(), Some(process));
+        child.kill();
+        assert_eq!(child.process(), None);
     }
 
     #[test]

@@ -37,6 +37,11 @@ pub(in crate::study) enum Request {
         /// Which.
         point: usize,
     },
+    /// Know who else works for the run. Comes before all that may look who has a context on the device.
+    Meet {
+        /// The processes of all workers there are now, this one's among them. Each has a context.
+        processes: Vec<u32>,
+    },
     /// Put the predictions of the variant on the disk, for others to be compared with.
     Predict,
     /// Hold no more than the weights, while others run.

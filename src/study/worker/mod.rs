@@ -25,4 +25,7 @@ pub(super) use site::{Site, Worker};
 pub(super) trait Hand {
     /// Does what is asked; `tell` hears how far it is.
     fn ask(&mut self, request: &Request, tell: &mut dyn FnMut(News)) -> Answer;
+
+    /// The process that it is, if it is one of its own and has not ended.
+    fn process(&mut self) -> Option<u32>;
 }

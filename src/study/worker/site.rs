@@ -100,6 +100,10 @@ impl Hand for Worker<'_> {
                 fault: error.into(),
             })
     }
+
+    fn process(&mut self) -> Option<u32> {
+        None
+    }
 }
 
 /// Tells the share of a phase that is done.
@@ -149,6 +153,10 @@ impl Worker<'_> {
                 Ok(Answer::Paused { enough })
             }
             Request::Finish { point } => self.finish(point, tell),
+            Request::Meet { ref processes } => {
+                self.site.meter.meet(processes.clone());
+                Ok(Answer::Done)
+            }
             Request::Predict => {
                 if let Some((_, file)) = self.job.base.as_ref().filter(|_| self.job.is_base) {
                     self.score(Role::Base(file), false, tell)?;

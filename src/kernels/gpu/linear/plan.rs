@@ -67,7 +67,7 @@ pub enum LinearKernel {
         /// Tiles at a time.
         tiles: usize,
     },
-    /// `linear.cu` or `linear_w8a8.cu`: any shape and type, and none of them fast.
+    /// `linear_any.cu` or `linear_any_w8a8.cu`: any shape and type, and none of them fast.
     Any,
 }
 
