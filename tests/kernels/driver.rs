@@ -179,13 +179,16 @@ fn a_kernel_that_writes_outside_its_buffer_is_named() {
 
 #[test]
 fn an_argument_of_another_size_is_named() {
-    let end = "T* out, unsigned width, float eps)";
-    let said = said_of((end, "T* out, unsigned width, double eps)"));
+    const FROM: &str = "T* weight, T* out, unsigned width, float eps) {   ";
+    let said = said_of((FROM, "T* weight, T* out, unsigned width, double eps) { "));
     assert!(
         said.contains("argument 4") && said.contains("'rms_norm_f32'"),
         "{said}"
     );
-    let said = said_of((end, "T* out, unsigned width, float eps, int more)"));
+    let said = said_of((
+        FROM,
+        "T* weight, T* out, unsigned width, float eps, int more) { ",
+    ));
     assert!(
         said.contains("6 arguments") && said.contains("'rms_norm_f32'"),
         "{said}"
