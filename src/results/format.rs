@@ -76,14 +76,22 @@ pub(super) fn factor(ratio: f64) -> String {
     )
 }
 
+/// Half of an interval in percent of its figure, with a decimal where it is below `fine`.
+pub(super) fn half_width(percent: f64, fine: f64) -> String {
+    match percent {
+        // As rounded it would be that.
+        _ if percent < fine - 0.05 => format!("±{percent:.1} %"),
+        // Two trials may say no more than this, and the digits beyond say nothing.
+        _ if percent >= 100.5 => "±>100 %".to_owned(),
+        _ => format!("±{percent:.0} %"),
+    }
+}
+
 /// A rate with half of its interval as a share of it.
 pub(super) fn with_half_width(rate: f64, interval: Option<Interval>) -> String {
     let shown = three_digits(rate);
     match interval.map(|ends| 50.0 * (ends.high - ends.low) / rate) {
-        Some(percent) if percent < 0.95 => format!("{shown} ±{percent:.1} %"),
-        // Two trials may say no more than this, and the figures beyond say nothing.
-        Some(percent) if percent >= 100.5 => format!("{shown} ±>100 %"),
-        Some(percent) => format!("{shown} ±{percent:.0} %"),
+        Some(percent) => format!("{shown} {}", half_width(percent, 1.0)),
         None => shown,
     }
 }

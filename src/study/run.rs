@@ -292,7 +292,7 @@ impl<'a> Session<'a> {
                 self.predict_base(job)?;
             }
             if self.may_measure(job, point)? {
-                let answer = self.measure(job, point, &Request::Measure { point }, (0.0, 1.0))?;
+                let answer = self.ask(job, point, &Request::Measure { point }, (0.0, 1.0))?;
                 self.settle(job, point, answer)?;
             }
         }
@@ -345,7 +345,7 @@ impl<'a> Session<'a> {
                 };
                 let done = ((round - 1) as f64 / of as f64).min(1.0);
                 let request = Request::Turn { point, turn };
-                match self.measure(job, point, &request, (done, 1.0 / of as f64))? {
+                match self.ask(job, point, &request, (done, 1.0 / of as f64))? {
                     Answer::Paused { enough: true } => satisfied.push(job),
                     Answer::Paused { enough: false } => {}
                     other => {
@@ -356,7 +356,7 @@ impl<'a> Session<'a> {
             }
         }
         for job in waiting {
-            let answer = self.measure(job, point, &Request::Finish { point }, (1.0, 0.0))?;
+            let answer = self.ask(job, point, &Request::Finish { point }, (1.0, 0.0))?;
             self.settle(job, point, answer)?;
         }
         Ok(())
@@ -461,20 +461,6 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Asks for a part of a point, which may be what its work draws; the span is that of [`ask`](Self::ask).
-    fn measure(
-        &mut self,
-        job: usize,
-        point: usize,
-        request: &Request,
-        span: (f64, f64),
-    ) -> Result<Answer> {
-        match self.introduce(job)? {
-            Answer::Done => self.ask(job, point, request, span),
-            failed => Ok(failed),
-        }
-    }
-
     /// Asks the worker of a variant; what it tells is passed on as the part of a point that begins at the first of `span`
     /// and is as long as the second.
     fn ask(
@@ -484,6 +470,12 @@ impl<'a> Session<'a> {
         request: &Request,
         span: (f64, f64),
     ) -> Result<Answer> {
+        if request.may_read_power() {
+            match self.introduce(job)? {
+                Answer::Done => {}
+                failed => return Ok(failed),
+            }
+        }
         let name = &self.jobs[job].variant.name;
         let others = self.overall() - self.seats[job].share;
         let total = self.total();

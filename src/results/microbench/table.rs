@@ -141,9 +141,7 @@ fn is_fastest(shape: &Shape, cell: &Cell) -> bool {
 fn time_with_interval(figures: &Figures) -> String {
     let time = format::plain(figures.cold.us.p50);
     match figures.cold.half_width_percent() {
-        Some(percent) if percent < 9.95 => format!("{time} ±{percent:.1} %"),
-        Some(percent) if percent >= 100.5 => format!("{time} ±>100 %"),
-        Some(percent) => format!("{time} ±{percent:.0} %"),
+        Some(percent) => format!("{time} {}", format::half_width(percent, 10.0)),
         None => time,
     }
 }

@@ -50,6 +50,16 @@ pub(in crate::study) enum Request {
     Stop,
 }
 
+impl Request {
+    /// Whether what it asks for may end with what the work draws, which needs to know who else has a context.
+    pub(in crate::study) fn may_read_power(&self) -> bool {
+        matches!(
+            self,
+            Self::Measure { .. } | Self::Turn { .. } | Self::Finish { .. }
+        )
+    }
+}
+
 /// The variant that a worker is for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in crate::study) struct Opening {
