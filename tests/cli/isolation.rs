@@ -288,8 +288,9 @@ fn a_folder_that_goes_away_takes_no_record_with_it() {
     // What was measured is in that file, and the same command goes on from it.
     fs::create_dir(folder.path().join("out")).unwrap();
     fs::rename(kept, folder.path().join("out/records.jsonl")).unwrap();
+    // One only if the folder went away while that one was on its way to the disk.
     let known = lines_of(folder.path()).len();
-    assert!(known >= 2, "{known}");
+    assert!((1..4).contains(&known), "{known}");
     let quick = SLOW.replace("--min-time 1", "--min-time 0");
     let again = run(folder.path(), &words(&quick)).expect(0);
     assert_eq!(again.stderr.matches("on record").count(), known);
