@@ -1,5 +1,5 @@
-// attention_runs: causal attention of tokens that stand in runs, one after another in the same slot, as in prompts: bound by
-// arithmetic.
+// attention_runs: causal attention of tokens that stand in runs, one after another in the same slot, as in prompts: bound
+// by arithmetic.
 //
 //   arguments and the formula are in common/attention.cuh
 //

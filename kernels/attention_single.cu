@@ -2,8 +2,8 @@
 //
 //   arguments and the formula are in common/attention.cuh
 //
-// attention_single_<type>[_int8|_fp8]_<head size>x<heads>   up to 8 or 16 query heads for each head of keys. blockIdx.x counts
-//                                                           ranges of parts of the keys, blockIdx.y heads of keys,
+// attention_single_<type>[_int8|_fp8]_<head size>x<heads>   up to 8 or 16 query heads for each head of keys. blockIdx.x
+//                                                           counts ranges of parts of the keys, blockIdx.y heads of keys,
 //                                                           blockIdx.z tokens.
 //
 // How: common/single.cuh.

@@ -3,12 +3,12 @@
 //
 //   arguments and the formula are in common/attention.cuh
 //
-// attention_wgmma_<type>_<head size>   up to 128 query heads for each head of keys. blockIdx.x counts tiles of tokens from the
-//                                      last one on, blockIdx.y heads of keys.
+// attention_wgmma_<type>_<head size>   up to 128 query heads for each head of keys. blockIdx.x counts tiles of tokens from
+//                                      the last one on, blockIdx.y heads of keys.
 //
-// A block is two groups of four warps with 64 rows each, which are the query heads of neighbouring tokens; both read the same
-// keys and values, 64 at a time, from a ring of copies with one barrier for each of them. The values of one tile are added up
-// beside the softmax of the next. Rows of a tile with tokens of several slots go through those one after
+// A block is two groups of four warps with 64 rows each, which are the query heads of neighbouring tokens; both read the
+// same keys and values, 64 at a time, from a ring of copies with one barrier for each of them. The values of one tile are
+// added up beside the softmax of the next. Rows of a tile with tokens of several slots go through those one after
 // another, and see only their own.
 //
 // Keys are multiplied as they lie, along their elements; values across, along the keys: both in cores of 8 positions by 16
@@ -176,8 +176,8 @@ template <class T, unsigned DIM> struct Warpgroups : TileOfTokens<WARPS * QUERIE
         warpgroup_commit();
     }
 
-    // Scores of the keys from `first` on become weights, in f32, and `shrink` what earlier sums are to be multiplied by. Row g
-    // sees the keys below limits[0], row g + 8 those below limits[1].
+    // Scores of the keys from `first` on become weights, in f32, and `shrink` what earlier sums are to be multiplied by.
+    // Row g sees the keys below limits[0], row g + 8 those below limits[1].
     __device__ void soften(State& state, unsigned first, float (&scores)[KEYS / 2], float (&shrink)[2],
                            const unsigned (&limits)[2]) const {
         if (!__all_sync(ALL_LANES, min(limits[0], limits[1]) >= first + KEYS)) {
@@ -226,8 +226,8 @@ template <class T, unsigned DIM> struct Warpgroups : TileOfTokens<WARPS * QUERIE
         }
     }
 
-    // Starts copies of the keys and values from `vector` on, of which `there` exist; zeros for the others. Eight threads side by
-    // side fill a core, so that no two write to one bank at a time.
+    // Starts copies of the keys and values from `vector` on, of which `there` exist; zeros for the others. Eight threads
+    // side by side fill a core, so that no two write to one bank at a time.
     __device__ void copy_tile(unsigned char* stage, size_t vector, unsigned there) const {
         const auto* k = static_cast<const unsigned char*>(args.cache.k) + vector * DIM * sizeof(T);
         const auto* v = static_cast<const unsigned char*>(args.cache.v) + vector * DIM * sizeof(T);

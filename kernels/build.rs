@@ -60,8 +60,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Tells the program which commit it is built from, marked where files differ from it: what `CANDLEPOWER_COMMIT` says,
-/// else what git says. Without git, or with an empty variable, it does not know.
+/// Tells the program which commit it is built from, marked with a hash of what differs where files do, so that two builds
+/// of changed files are not taken for one: what `CANDLEPOWER_COMMIT` says, else what git says. Without git, or with an
+/// empty variable, it does not know.
 fn tell_commit() {
     println!("cargo::rerun-if-env-changed=CANDLEPOWER_COMMIT");
     if env::var_os("CANDLEPOWER_COMMIT").is_some() {
@@ -69,7 +70,7 @@ fn tell_commit() {
     }
     let git = |arguments: &[&str]| -> Option<String> {
         let output = Command::new("git").args(arguments).output().ok()?;
-        let text = String::from_utf8(output.stdout).ok()?;
+        let text = String::from_utf8_lossy(&output.stdout);
         output.status.success().then(|| text.trim().to_owned())
     };
     // The repository of whoever unpacked this package elsewhere is not this program's.
@@ -85,10 +86,23 @@ fn tell_commit() {
     let status = ["status", "--porcelain", "--"];
     let changed = git(&[&status, BUILT_FROM].concat());
     let mark = match changed.as_deref() {
-        Some("") => "",
-        _ => "-dirty",
+        Some("") => String::new(),
+        _ => format!("-dirty-{}", changes(&git).hex()),
     };
     println!("cargo::rustc-env=CANDLEPOWER_COMMIT={commit}{mark}");
+}
+
+/// A hash of what differs from the commit: changed files as a patch, and new ones whole.
+fn changes(git: &impl Fn(&[&str]) -> Option<String>) -> Fnv {
+    // The plumbing, whose patch no setting of a user changes.
+    let patch = ["diff-index", "--patch", "--binary", "HEAD", "--"];
+    let patch = git(&[&patch, BUILT_FROM].concat()).unwrap_or_default();
+    let new = ["ls-files", "--others", "--exclude-standard", "--"];
+    let new = git(&[&new, BUILT_FROM].concat()).unwrap_or_default();
+    new.lines().fold(Fnv::new().text(&patch), |hash, path| {
+        let bytes = fs::read(path).unwrap_or_default();
+        hash.text(path).text(&String::from_utf8_lossy(&bytes))
+    })
 }
 
 fn compile_all() -> Result<()> {

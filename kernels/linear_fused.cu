@@ -4,12 +4,12 @@
 //   out[t, i] = silu(gate) * up of the rows that common/silu.cuh names, as in silu_mul.cu
 //   picked[t] = the n of the largest out[t, n], as argmax of sample.cu has it; out is not stored
 //
-// linear_fused_<weight>_<x>_<rows>x<tokens>   weights and x as in linear_few.cu. Of w8a8, x are numbers which become codes as
-//                                             in quantize.cu, and there need not be a norm before that.
+// linear_fused_<weight>_<x>_<rows>x<tokens>   weights and x as in linear_few.cu. Of w8a8, x are numbers which become codes
+//                                             as in quantize.cu, and there need not be a norm before that.
 //
-// Every block norms all tokens into its own shared memory (common/fused.cuh), while its weights are already on their way. That
-// costs less than a launch where tokens are few. Sums are rounded where separate launches round them and taken in their
-// order, so the bits are theirs.
+// Every block norms all tokens into its own shared memory (common/fused.cuh), while its weights are already on their way.
+// That costs less than a launch where tokens are few. Sums are rounded where separate launches round them and taken in
+// their order, so the bits are theirs.
 //
 // What the loop over steps may take per lane and weight, as in linear_few.cu. Held by tests/cuda_build.
 // gate plain_bf16 2x0: 3.7 0.2

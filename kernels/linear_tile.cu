@@ -1,4 +1,5 @@
-// linear_tile: out[t, n] (+)= sum_k x[t, k] * w[n, k] (+ bias[n]) for tokens enough to share what is read: from about 17 on.
+// linear_tile: out[t, n] (+)= sum_k x[t, k] * w[n, k] (+ bias[n]) for tokens enough to share what is read: from about 17
+// on.
 //
 // linear_tile_<weight>_<x>_<rows>x<tokens>   weights and activations as in linear_few.cu; a block computes 128 R rows for
 //                                            8 B tokens, or a part of their columns.
@@ -33,17 +34,16 @@ template <class Format, unsigned R, unsigned B> struct Tile : BlockOfTiles<Forma
 
     // Adds a stage to the sums.
     __device__ void use(const unsigned char* stage, Sum (&sums)[R][B][4]) const {
-        const unsigned char* own = stage + warp_id() * OWN;
         const unsigned char* x = stage + WARPS * OWN;
         uint32_t a[R][INSTRUCTIONS][4];
         float scale[R][2][2]; // of each half, for rows g and g + 8
 #pragma unroll
         for (unsigned r = 0; r < R; r++) {
-            this->widen(own, r, a[r]);
+            this->widen(stage, r, a[r]);
             if constexpr (SCALED) {
 #pragma unroll
                 for (unsigned i = 0; i < 4; i++) {
-                    scale[r][i / 2][i % 2] = Scales::scale(own + R * TILE_BYTES, args.weight, r, i / 2,
+                    scale[r][i / 2][i % 2] = Scales::scale(this->scales_of(stage), args.weight, r, i / 2,
                                                            lane_row() + i % 2 * 8);
                 }
             }
@@ -89,18 +89,20 @@ template <class Format, unsigned R, unsigned B> struct Tile : BlockOfTiles<Forma
 
     __device__ void run() const {
         Sum sums[R][B][4] = {};
-        Source<Format> source(args.weight, tile, begin);
+        auto sources = this->sources();
         // Weights do not depend on what ran before; activations do.
 #pragma unroll 1
         for (unsigned i = 0; i < DEPTH - 1; i++) {
-            if (begin + i < end) this->copy_weights(shared + i * STAGE, source, begin + i);
-            source.advance(1);
+            if (begin + i < end) this->copy_weights(shared + i * STAGE, sources, begin + i);
+            sources.weights.advance(1);
         }
+        this->bring_rows();
         let_successor_start();
         wait_for_predecessor();
 #pragma unroll 1
         for (unsigned i = 0; i < DEPTH - 1; i++) {
-            if (begin + i < end) this->copy_tokens(shared + i * STAGE, begin + i);
+            if (begin + i < end) this->copy_tokens(shared + i * STAGE, sources, begin + i);
+            sources.tokens.advance(1);
             copies_commit();
         }
         unsigned char* filling = shared + (DEPTH - 1) * STAGE;
@@ -114,10 +116,11 @@ template <class Format, unsigned R, unsigned B> struct Tile : BlockOfTiles<Forma
             __syncthreads(); // all copies of this stage have arrived, and all are done with the one that is filled next
             const unsigned ahead = step + DEPTH - 1;
             if (ahead < end) {
-                this->copy_weights(filling, source, ahead);
-                this->copy_tokens(filling, ahead);
+                this->copy_weights(filling, sources, ahead);
+                this->copy_tokens(filling, sources, ahead);
             }
-            source.advance(1);
+            sources.weights.advance(1);
+            sources.tokens.advance(1);
             copies_commit();
             filling = next(filling);
             use(using_up, sums);

@@ -6,7 +6,8 @@
 // repack_scales_<from>_<to>   scales [n / rows_per_scale, groups] to [n / 16, groups, 16]; rows past the end get zero. One
 //                   thread per number of the result.
 // repack_zeros      the same of codes of zero, bytes; rows past the end get 8.
-// pair_rows_<bytes> rows of the matrix [gate; up] to eight of each in turn (common/silu.cuh): out [2 * half, units] of units
+// pair_rows_<bytes> rows of the matrix [gate; up] to eight of each in turn (common/silu.cuh): out [2 * half, units] of
+// units
 //                   of that many bytes, from a matrix where `rows_per_source` rows share one. One thread per unit.
 #include <ptx/kernel.cuh>
 #include <ptx/sync.cuh>

@@ -4,8 +4,8 @@
 //   once.
 //
 // Source: Shazeer, "GLU Variants Improve Transformer", 2020.
-// Kernels: silu_mul_<type>. One block per token. The same followed by rounding to codes is in quantize.cu, and at the end of
-// a product in linear_fused.cu.
+// Kernels: silu_mul_<type>. One block per token. The same followed by rounding to codes is in quantize.cu, and at the end
+// of a product in linear_fused.cu.
 #include "common/elem.cuh"
 #include "common/silu.cuh"
 

@@ -3,9 +3,9 @@
 //
 //   ops [count] · arrived u32 [count], all zero before and after the launch · norm: bytes for the weight of any norm
 //
-// step_<weight>_<x>_<head size>   weights of the layers and x as in linear_fused.cu; the head has those weights, or plain ones
-//                                 of the type of x; up to 8 query heads for each head of keys. Any number of blocks that all
-//                                 run at once.
+// step_<weight>_<x>_<head size>   weights of the layers and x as in linear_fused.cu; the head has those weights, or plain
+//                                 ones of the type of x; up to 8 query heads for each head of keys. Any number of blocks
+//                                 that all run at once.
 //
 // A launch that depends on the one before it begins with nothing under way: some 5 us on a Hopper, whatever it reads. Here
 // blocks wait for each other between ops instead, and every warp has begun to copy the weights of the next product before
@@ -59,8 +59,8 @@ template <class Format, unsigned R, unsigned DIM> struct Step {
     // The type of activations.
     using A = std::conditional_t<std::is_same_v<typename Format::Sum, int>, InputOf<Format>, typename Format::X>;
     using Op = StepOp<A>;
-    // Of a warp. Two blocks fit on a multiprocessor of compute capability 9.0 where the input of a norm has up to 7168 numbers,
-    // and one where inputs of as many become codes.
+    // Of a warp. Two blocks fit on a multiprocessor of compute capability 9.0 where the input of a norm has up to 7168
+    // numbers, and one where inputs of as many become codes.
     static constexpr unsigned RING = 10 << 10;
     using Normed = Few<Format, R, 0, FusedArgs, RING>;
     using Product = Few<Format, R, 0, ProductArgs, RING>;
@@ -147,8 +147,8 @@ template <class Format, unsigned R, unsigned DIM> struct Step {
         if (args.count > 1) last[-1] = 0;
     }
 
-    // Begins with the weights of the next product from op `i` on, by each warp for itself; false if this block has to attend
-    // before that, which takes the memory of the rings.
+    // Begins with the weights of the next product from op `i` on, by each warp for itself; false if this block has to
+    // attend before that, which takes the memory of the rings.
     __device__ bool begin_copying(unsigned i) const {
         const unsigned end = min(args.count, i + AHEAD);
         while (i < end && !op(i).is_product()) {

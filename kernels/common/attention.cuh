@@ -38,8 +38,8 @@ template <class T> struct AttentionArgs {
         unsigned stop, keys;
     };
 
-    // The run that begins at `start`, ending before `end` at the latest. The whole warp takes part, a lane for each token: one
-    // after another, waiting for their places would take longer than their keys.
+    // The run that begins at `start`, ending before `end` at the latest. The whole warp takes part, a lane for each token:
+    // one after another, waiting for their places would take longer than their keys.
     __device__ Run run_from(unsigned start, unsigned end, unsigned slot) const {
         unsigned stop = start, keys = 0;
         while (stop < end) {

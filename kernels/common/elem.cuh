@@ -29,6 +29,8 @@ template <class T> __device__ float round_to(float x) { return to_f32(from_f32<T
 // An element type that is known at run time; the values are part of the launch code's contract.
 enum ElemType : unsigned { ELEM_F32 = 0, ELEM_F16 = 1, ELEM_BF16 = 2 };
 
+__device__ inline unsigned bytes_of(ElemType type) { return type == ELEM_F32 ? 4 : 2; }
+
 // Element `i` of an array whose type is known at run time. The branch is the same for a whole grid.
 __device__ inline float load_elem(const void* data, ElemType type, size_t i) {
     switch (type) {

@@ -30,8 +30,8 @@ template <class Format> using InputOf = typename InputOfFormat<Format>::Type;
 constexpr unsigned NORM_BYTES = STEP * 2; // of a step, of the weight of a norm
 
 // Bytes of a warp's ring. Two blocks of up to 8 tokens fit on a multiprocessor; of up to 16, and of several that are normed
-// first, there is one. Less for a single token, so that the next launch would fit beside this one, cost more than it brought:
-// on an H200 a product of one token took a quarter longer than of eight.
+// first, there is one. Less for a single token, so that the next launch would fit beside this one, cost more than it
+// brought: on an H200 a product of one token took a quarter longer than of eight.
 constexpr unsigned ring_of(unsigned token_blocks) { return (token_blocks < 2 ? 12 : 24) << 10; }
 
 // `Job` is ProductArgs, or FusedArgs for a product with what goes before and after it.
@@ -131,9 +131,9 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job, unsigned R
         const unsigned here = min(R, weight.tiles() - at.tile);
 #pragma unroll
         for (unsigned r = 0; r < R; r++) {
-            if (r < here) at.source.copy(stage + r * TILE_BYTES, weight, r, at.step);
+            if (r < here) at.source.copy(stage + r * TILE_BYTES + lane_id() * PIECE, weight, r, at.step);
         }
-        Scales::copy(stage + SCALES_AT, weight, at.tile, here, at.step);
+        typename Scales::Source(weight, at.tile, here, at.step).copy(stage + SCALES_AT, weight, at.step);
     }
 
     __device__ void copy_tokens(unsigned char* stage, const Cursor& at) const {
@@ -197,7 +197,18 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job, unsigned R
             }
             if constexpr (FUSED) copies_commit();
         }
+        bring_rows();
         return copying;
+    }
+
+    // What the rows of this block's items have to themselves, a tile for each thread at a time.
+    __device__ void bring_rows() const {
+        for (unsigned i = threadIdx.x;; i += WARPS * WARP) {
+            const unsigned item = me + i / R * blocks;
+            if (item >= items) break;
+            const unsigned tile = item / args.splits * R + i % R;
+            if (tile < weight.tiles()) args.template bring_rows<Format>(tile);
+        }
     }
 
     // Where begin_copying got to.
@@ -210,8 +221,8 @@ template <class Format, unsigned R, unsigned TOKEN_BLOCKS, class Job, unsigned R
         return copying;
     }
 
-    // All of it but that beginning, for a block that has items. `ring_is_free` is called by each warp when it has used the last
-    // of its weights, before it meets the others.
+    // All of it but that beginning, for a block that has items. `ring_is_free` is called by each warp when it has used the
+    // last of its weights, before it meets the others.
     template <class RingIsFree> __device__ void compute(Cursor copying, RingIsFree ring_is_free) const {
         Sum sums[R][BLOCKS][4] = {};
         Best best = {0.0f, NONE};

@@ -29,8 +29,8 @@ template <unsigned ROW_BYTES> struct RowsInShared {
         return (row * PIECES + (piece ^ swap)) * PIECE;
     }
 
-    // The place of piece `first` + 2 `two`, of a row `rows` (a multiple of eight) further on, from the `place` of piece `first`
-    // (0 or 1) of `row`. One instruction where `two` and `rows` are known: no register has to hold every place.
+    // The place of piece `first` + 2 `two`, of a row `rows` (a multiple of eight) further on, from the `place` of piece
+    // `first` (0 or 1) of `row`. One instruction where `two` and `rows` are known: no register has to hold every place.
     static __device__ unsigned place_from(unsigned place, unsigned row, unsigned first, unsigned rows, unsigned two) {
         if constexpr ((PIECES & (PIECES - 1)) == 0) {
             return (place ^ two * 2 * PIECE) + rows * ROW_BYTES;
@@ -39,8 +39,8 @@ template <unsigned ROW_BYTES> struct RowsInShared {
         }
     }
 
-    // Copies rows 0 .. ROWS of `from`, of which the first `valid` exist, by thread `me` of THREADS; zeros for the others, but
-    // leaves row `but` alone.
+    // Copies rows 0 .. ROWS of `from`, of which the first `valid` exist, by thread `me` of THREADS; zeros for the others,
+    // but leaves row `but` alone.
     template <unsigned ROWS, unsigned THREADS>
     static __device__ void copy(unsigned char* to, const void* from, unsigned valid, unsigned me, unsigned but = ROWS) {
         static_assert(ROWS * PIECES % THREADS == 0, "every thread copies as much");
@@ -89,8 +89,8 @@ template <class T, unsigned DIM, class Kv, unsigned KEYS> struct KvTile {
 // Where the queries are while keys are taken.
 enum class Queries { Held, Shared };
 
-// Lane 4g + t has of row g, and of row g + 8 where there are two EIGHTS of rows: four of every 16 elements of the queries, two
-// of every 8 of the sums.
+// Lane 4g + t has of row g, and of row g + 8 where there are two EIGHTS of rows: four of every 16 elements of the queries,
+// two of every 8 of the sums.
 template <class T, unsigned DIM, class Kv, unsigned EIGHTS = 2, Queries WHERE = Queries::Held> struct Rows {
     static_assert(EIGHTS == 1 || EIGHTS == 2, "a fragment has sixteen rows");
     static constexpr unsigned STEPS = DIM / 16;
@@ -136,8 +136,8 @@ template <class T, unsigned DIM, class Kv, unsigned EIGHTS = 2, Queries WHERE = 
         return Kv::CODED ? block / 2 * 16 + 4 * t() + 2 * i + block % 2 : block * 8 + 2 * t() + i;
     }
 
-    // Of row g + 8 r, two sums that lie side by side, those of lane 4g + `t`; which element the first of them is. Once for each
-    // `block`.
+    // Of row g + 8 r, two sums that lie side by side, those of lane 4g + `t`; which element the first of them is. Once for
+    // each `block`.
     __device__ unsigned neighbours(unsigned block, unsigned r, unsigned t, float (&two)[2]) const {
         if constexpr (Kv::CODED) {
             const unsigned even = block / 2 * 2, i = block % 2;

@@ -23,8 +23,8 @@ struct FusedArgs {
     unsigned x_rows;      // rows that x has; a number beyond gives a row of NaN
     float eps;
     Then then;
-    // Of THEN_PICK: where each block leaves its best, [blocks, tokens]; how many have, zero before and after the launch; and
-    // where the row goes, NONE where all is NaN.
+    // Of THEN_PICK: where each block leaves its best, [blocks, tokens]; how many have, zero before and after the launch;
+    // and where the row goes, NONE where all is NaN.
     float* best_values;
     unsigned* best_rows;
     unsigned* arrived;
@@ -43,6 +43,14 @@ template <class X> __device__ inline uint4 all_nan() {
     return raw;
 }
 
+// The chunk of token `t` from column `first` on, which lies within the row.
+template <class X> __device__ inline uint4 chunk_of_input(const FusedArgs& job, unsigned t, unsigned first) {
+    const unsigned row = job.rows == nullptr ? t : job.rows[t];
+    if (row >= job.x_rows) return all_nan<X>();
+    const X* x = static_cast<const X*>(job.product.x) + static_cast<size_t>(row) * job.product.weight.k;
+    return load_raw<uint4>(x + first);
+}
+
 // Begins to copy the weight of a norm into shared memory, each thread what it will use; nothing where there is no norm.
 template <class X> __device__ inline void copy_norm_weight(unsigned char* to, const void* norm, unsigned k) {
     if (norm == nullptr) return;
@@ -51,9 +59,9 @@ template <class X> __device__ inline void copy_norm_weight(unsigned char* to, co
     });
 }
 
-// The normed tokens of a block in its shared memory: for each step of columns the tokens as StepOfTokens has them. The weight
-// of the norm has a place of its own, where nothing else is, so that it can come while other memory is in use. Every thread
-// fills the chunks that for_each_norm_chunk gives it, so that sums are those of norm.cu.
+// The normed tokens of a block in its shared memory: for each step of columns the tokens as StepOfTokens has them. The
+// weight of the norm has a place of its own, where nothing else is, so that it can come while other memory is in use. Every
+// thread fills the chunks that for_each_norm_chunk gives it, so that sums are those of norm.cu.
 template <class X> struct NormedTokens {
     using Input = X;
     using Tokens = StepOfTokens<X>;
@@ -77,18 +85,19 @@ template <class X> struct NormedTokens {
     // Norms the tokens; `partial` has room for a number per token and warp. Ends with a barrier.
     template <unsigned TOKENS> __device__ void fill(const FusedArgs& job, float* partial) const {
         const unsigned k = job.product.weight.k;
+        const auto load = [&](unsigned t, unsigned first) {
+            // Past the end of the row lie zeros, as in weights there.
+            return first < k ? chunk_of_input<X>(job, t, first) : uint4{};
+        };
+        for_each_loaded_chunk(tokens, steps * STEP, load, [&](unsigned t, unsigned first, const uint4& raw) {
+            store_raw(place(t, first), raw);
+        });
 #pragma unroll 1
         for (unsigned t = 0; t < tokens; t++) {
-            const unsigned row = job.rows == nullptr ? t : job.rows[t];
-            const X* x = static_cast<const X*>(job.product.x) + static_cast<size_t>(row) * k;
             float squares = 0.0f;
             for_each_norm_chunk(steps * STEP, [&](unsigned first) {
-                // Past the end of the row lie zeros, as in weights there.
-                uint4 raw = {};
-                if (first < k) raw = row < job.x_rows ? *reinterpret_cast<const uint4*>(x + first) : all_nan<X>();
-                unsigned char* to = place(t, first);
-                *reinterpret_cast<uint4*>(to) = raw;
                 float values[NORM_CHUNK];
+                const unsigned char* to = place(t, first);
                 read(to, values);
                 squares = add_squares(squares, values);
             });
@@ -122,8 +131,8 @@ template <class X> struct NormedTokens {
     }
 };
 
-// The tokens of a block as codes in its shared memory, rounded as quantize.cu does: the codes as StepOfTokens has them, then
-// a row of x and the scale of each token. The weight of the norm as above. Every thread fills the chunks that
+// The tokens of a block as codes in its shared memory, rounded as quantize.cu does: the codes as StepOfTokens has them,
+// then a row of x and the scale of each token. The weight of the norm as above. Every thread fills the chunks that
 // for_each_norm_chunk gives it.
 template <class A> struct CodedTokens {
     using Input = A;
@@ -149,11 +158,9 @@ template <class A> struct CodedTokens {
         const unsigned k = job.product.weight.k;
 #pragma unroll 1
         for (unsigned t = 0; t < tokens; t++) {
-            const unsigned number = job.rows == nullptr ? t : job.rows[t];
-            const A* x = static_cast<const A*>(job.product.x) + static_cast<size_t>(number) * k;
             float squares = 0.0f;
-            for_each_norm_chunk(k, [&](unsigned first) {
-                const uint4 raw = number < job.x_rows ? load_raw<uint4>(x + first) : all_nan<A>();
+            const auto load = [&](unsigned, unsigned first) { return chunk_of_input<A>(job, t, first); };
+            for_each_loaded_chunk(1, k, load, [&](unsigned, unsigned first, const uint4& raw) {
                 store_raw(row(first), raw);
                 float values[NORM_CHUNK];
                 load_wide(row(first), values);
@@ -235,8 +242,8 @@ __device__ inline void look(const ProductArgs& args, unsigned first, Scaled scal
     best = better(best, round_to_elem(args.outcome.type, value), first + row);
 }
 
-// The best of the threads, COUNT for each token, become the block's, and the last block's choice among all. `shared` has room
-// for a Best of every thread, and nobody uses it any more once all are here.
+// The best of the threads, COUNT for each token, become the block's, and the last block's choice among all. `shared` has
+// room for a Best of every thread, and nobody uses it any more once all are here.
 template <unsigned COUNT>
 __device__ inline void pick(const FusedArgs& job, Best best, unsigned char* shared, unsigned me, unsigned blocks) {
     const unsigned tokens = job.product.tokens;

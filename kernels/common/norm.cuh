@@ -28,6 +28,39 @@ template <class Body> __device__ inline void for_each_norm_chunk(unsigned width,
     for_each_chunk(width, NORM_THREADS, body);
 }
 
+// The same of several rows, where chunks are loaded: use(row, first column, load(row, first column)), in order. Several
+// loads are under way at a time: one after another, each would take as long as memory takes to answer.
+template <class Load, class Use>
+__device__ inline void for_each_loaded_chunk(unsigned rows, unsigned width, Load load, Use use) {
+    constexpr unsigned AT_ONCE = 8;
+    struct Place {
+        unsigned row, first;
+        __device__ void advance(unsigned width) {
+            first += NORM_THREADS * NORM_CHUNK;
+            if (first < width) return;
+            first = threadIdx.x * NORM_CHUNK;
+            row++;
+        }
+    };
+    Place loaded = {0, threadIdx.x * NORM_CHUNK};
+    if (loaded.first >= width) return;
+    Place used = loaded;
+#pragma unroll 1
+    while (used.row < rows) {
+        uint4 raw[AT_ONCE];
+#pragma unroll
+        for (unsigned i = 0; i < AT_ONCE; i++) {
+            if (loaded.row < rows) raw[i] = load(loaded.row, loaded.first);
+            loaded.advance(width);
+        }
+#pragma unroll
+        for (unsigned i = 0; i < AT_ONCE; i++) {
+            if (used.row < rows) use(used.row, used.first, raw[i]);
+            used.advance(width);
+        }
+    }
+}
+
 // A chunk of a row; zeros past its end.
 template <class T>
 __device__ inline void load_norm_chunk(const T* row, unsigned first, unsigned width, float (&values)[NORM_CHUNK]) {

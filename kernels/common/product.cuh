@@ -10,8 +10,8 @@ struct ProductArgs {
     const void* x;         // [tokens, k]
     const float* x_scales; // [tokens], of codes
     Outcome outcome;
-    // Where blocks that share a tile leave their sums, [tiles, splits, tokens of a tile, rows of a tile]; and for each tile how
-    // many have, zero before and after the launch.
+    // Where blocks that share a tile leave their sums, [tiles, splits, tokens of a tile, rows of a tile]; and for each tile
+    // how many have, zero before and after the launch.
     float* partial;
     unsigned* arrived;
     unsigned tokens;
@@ -34,9 +34,19 @@ struct ProductArgs {
         return static_cast<float>(sum) * (x_scale * load_elem(weight.scales, weight.scale_type, row));
     }
 
-    // It becomes a result.
-    template <class Format> __device__ void finish(unsigned token, unsigned row, typename Format::Sum sum) const {
-        outcome.store(token, row, scaled<Format>(token, row, sum));
+    // Begins to bring near what the rows of a tile have to themselves, scales that are left to the end and bias: they are
+    // read when the sums are done, and nothing is under way then that would hide the way to memory. Neither depends on what
+    // ran before.
+    template <class Format> __device__ void bring_rows(unsigned tile) const {
+        if constexpr (Format::ROW_SCALES) bring_tile(weight.scales, weight.scale_type, tile);
+        if (outcome.bias != nullptr) bring_tile(outcome.bias, outcome.type, tile);
+    }
+
+    __device__ void bring_tile(const void* rows, ElemType type, unsigned tile) const {
+        const unsigned size = bytes_of(type), per_sector = SECTOR / size;
+        for (unsigned row = tile * ROWS; row < min(weight.n, (tile + 1) * ROWS); row += per_sector) {
+            bring_to_cache(static_cast<const unsigned char*>(rows) + static_cast<size_t>(row) * size);
+        }
     }
 };
 

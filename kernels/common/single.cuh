@@ -1,5 +1,5 @@
-// One block's part of causal attention of tokens that are alone in their slot, as attention_single.cu has it: a range of the
-// keys of one head of one token.
+// One block's part of causal attention of tokens that are alone in their slot, as attention_single.cu has it: a range of
+// the keys of one head of one token.
 //
 // All query heads of a head of keys are rows of one fragment, so that the cache is read once. The keys come in parts whose
 // borders follow from the token's position alone. Within one, each of the four key warps takes every fourth tile of keys,
@@ -50,7 +50,8 @@ template <class T, unsigned DIM, class Kv, unsigned EIGHTS, unsigned WARPS = KEY
     static constexpr unsigned TURNED = WHERE == Queries::Held ? TOGETHER : OWN + DIM * sizeof(T);
     static constexpr unsigned TURNED_STRIDE = WHERE == Queries::Held ? DIM : Rows::Q_STRIDE; // elements
     static constexpr unsigned SHARED = WHERE == Queries::Held ? OWN + DIM * sizeof(T) : TURNED + HEADS * TURNED_STRIDE * sizeof(T);
-    // Numbers of a row that a part leaves: its elements, the largest score, the sum of weights, and a gap up to whole pieces.
+    // Numbers of a row that a part leaves: its elements, the largest score, the sum of weights, and a gap up to whole
+    // pieces.
     static constexpr unsigned LEFT = DIM + 4;
     static constexpr unsigned FOUR = 4; // elements of a row that a thread puts together
 
@@ -151,8 +152,8 @@ template <class T, unsigned DIM, class Kv, unsigned EIGHTS, unsigned WARPS = KEY
         if (blocks > 1 && is_last_of(args.arrived + token * args.kv_heads + kv_head, blocks)) put_together(group, parts);
     }
 
-    // The queries of this head of keys, turned, in shared memory. If this block appends, the token's own key and value go into
-    // the cache.
+    // The queries of this head of keys, turned, in shared memory. If this block appends, the token's own key and value go
+    // into the cache.
     __device__ const T* turned(const T* projected, unsigned position, size_t vector, bool appends) const {
         const unsigned group = args.group();
         T* q = reinterpret_cast<T*>(shared + TURNED);

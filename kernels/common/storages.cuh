@@ -1,6 +1,6 @@
 // Every storage that a streaming product takes, by the name that the launch code puts together: PLAIN(name) for 16-bit
-// weights, CODES(name) where activations are codes too, WIDE_SCALES(name) where groups have f32 scales, PACKED(name) for the
-// others. To be included once, after all four are defined.
+// weights, CODES(name) where activations are codes too, WIDE_SCALES(name) where groups have f32 scales, PACKED(name) for
+// the others. To be included once, after all four are defined.
 
 using plain_bf16 = PlainRows<bf16>;
 using plain_f16 = PlainRows<f16>;

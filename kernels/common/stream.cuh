@@ -58,7 +58,7 @@ __device__ inline uint32_t word(const uint4& piece, unsigned i) {
 //   start(w, tile)     of the lane's first piece of the tile's first step, in bytes from the start of the matrix
 //   STEP_BYTES         from there to the next step
 //   beside(w, r, i)    from there to piece i of the r-th tile further, the same for all lanes
-//   valid(w, step, i)  whether that piece lies within the row
+//   valid(w, step, i)  whether that piece lies within the row: a number of steps that does not change is compared
 //   Scale              type of the scales that are multiplied in the course of a row; void where there are none
 //   ZEROS              whether each group has a code of zero of its own; in a fragment, `zero` is for rows g and g + 8
 
@@ -84,7 +84,7 @@ template <class T> struct PlainRows {
         return static_cast<size_t>(w.row_bytes) * (r * ROWS + i % 2 * 8) + i / 2 * (STEP_BYTES / 2);
     }
     static __device__ bool valid(const StreamedWeight& w, unsigned step, unsigned i) {
-        return step * STEP + i / 2 * (STEP / 2) + lane_quad() * 8 < w.k;
+        return step < (w.k + STEP - 1 - i / 2 * (STEP / 2) - lane_quad() * 8) / STEP;
     }
 
     static __device__ void fragment(const uint4 (&w)[PIECES], unsigned s, const NibbleZero (&)[2], uint32_t (&a)[4]) {
@@ -116,7 +116,7 @@ template <class T, template <class> class Code, class S> struct ByteRows {
         return static_cast<size_t>(w.row_bytes) * (r * ROWS + i * 8);
     }
     static __device__ bool valid(const StreamedWeight& w, unsigned step, unsigned) {
-        return step * STEP + lane_quad() * PIECE < w.k;
+        return step < (w.k + STEP - 1 - lane_quad() * PIECE) / STEP;
     }
 
     static __device__ void fragment(const uint4 (&w)[PIECES], unsigned s, const NibbleZero (&)[2], uint32_t (&a)[4]) {
@@ -223,19 +223,18 @@ template <class Format> struct Source {
 
     __device__ void advance(unsigned steps) { at += steps * Format::STEP_BYTES; }
 
-    // Copies the pieces of the r-th tile from here on.
+    // Copies the pieces of the r-th tile from here on; `to` is the lane's place for the first.
     __device__ void copy(unsigned char* to, const StreamedWeight& w, unsigned r, unsigned step) const {
 #pragma unroll
         for (unsigned i = 0; i < Format::PIECES; i++) {
-            const bool valid = Format::valid(w, step, i);
-            copy16<Keep::Short>(to + (i * WARP + lane_id()) * PIECE, valid ? at + Format::beside(w, r, i) : w.data, valid);
+            copy16<Keep::Short>(to + i * WARP * PIECE, at + Format::beside(w, r, i), Format::valid(w, step, i));
         }
     }
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Activations of a step: for each token, in shared memory, its 64 numbers in chunks of 16 bytes. Chunks are swapped about so
-// that the eight lanes that read at a time hit different banks.
+// Activations of a step: for each token, in shared memory, its 64 numbers in chunks of 16 bytes. Chunks are swapped about
+// so that the eight lanes that read at a time hit different banks.
 
 // Who reads eight chunks at a time: lanes of a fragment, of two tokens; or lanes with a token each.
 enum class Readers { Fragments, Tokens };
@@ -262,10 +261,41 @@ template <class X, Readers READERS = Readers::Fragments> struct StepOfTokens {
             const unsigned token = first + me / CHUNKS;
             if (token < TOKENS && token < tokens) {
                 const X* from = x + static_cast<size_t>(token) * k + column;
-                copy16<Keep::Long>(to + place(token, chunk), valid ? from : x, valid);
+                copy16<Keep::Long>(to + place(token, chunk), from, valid);
             }
         }
     }
+
+    // The same for one step after another by threads that belong to a block: what does not change from step to step is
+    // kept.
+    template <unsigned THREADS> struct Source {
+        static constexpr unsigned PER_ROUND = THREADS / CHUNKS; // tokens
+        // place(token + PER_ROUND, chunk) is as much further on for every token and chunk.
+        static_assert(PER_ROUND % 8 == 0);
+        const X* at;    // the thread's chunk of its first token
+        unsigned to;    // where it goes
+        unsigned there; // tokens from its first on
+        unsigned steps; // whose chunk lies within the row
+        unsigned k;
+
+        __device__ Source(const X* x, unsigned tokens, unsigned k, unsigned step, unsigned me)
+            : at(x + static_cast<size_t>(me / CHUNKS) * k + step * STEP + me % CHUNKS * PER_CHUNK),
+              to(place(me / CHUNKS, me % CHUNKS)), there(me / CHUNKS < tokens ? tokens - me / CHUNKS : 0),
+              steps((k + STEP - 1 - me % CHUNKS * PER_CHUNK) / STEP), k(k) {}
+
+        __device__ void advance(unsigned steps) { at += steps * STEP; }
+
+        // Up to TOKENS of them.
+        template <unsigned TOKENS> __device__ void copy(unsigned char* stage, unsigned step) const {
+#pragma unroll
+            for (unsigned first = 0; first < TOKENS; first += PER_ROUND) {
+                if (first < there) {
+                    const X* from = at + static_cast<size_t>(k) * first;
+                    copy16<Keep::Long>(stage + to + first * BYTES, from, step < steps);
+                }
+            }
+        }
+    };
 };
 
 // The sums of a tile with BLOCKS blocks of tokens take in half a step (columns 32 half .. 32 half + 31 of plain weights
@@ -311,28 +341,46 @@ template <class Format, unsigned R> struct StepScales {
     static constexpr unsigned BYTES = std::is_void_v<typename Format::Scale> ? 0 : ALL_SCALES + ALL_ZEROS;
     static_assert(R * 2 * PIECES <= WARP, "a copy for each lane");
 
-    // Copies what belongs to the `here` tiles from `tile` on; the whole warp takes part.
-    static __device__ void copy(unsigned char* to, const StreamedWeight& w, unsigned tile, unsigned here, unsigned step) {
-        if constexpr (BYTES > 0) {
-            const unsigned halves = w.halves() ? 2 : 1;
-            const unsigned group = w.group_of(step);
-            // The last step's second half, and so its group, may lie past the end of the row.
-            const unsigned there = min(halves, w.groups - group);
-            copy_part<PIECES>(to, static_cast<const unsigned char*>(w.scales), w, tile, here, group, halves, there);
-            if constexpr (Format::ZEROS) copy_part<1>(to + ALL_SCALES, w.zeros, w, tile, here, group, halves, there);
-        }
-    }
+    // What a lane copies of scales, or of zeros, that take N pieces for each tile and group: from `group` on.
+    template <unsigned N> struct Part {
+        const unsigned char* at;
+        unsigned piece; // of a tile's for all groups of a step
 
-    template <unsigned N>
-    static __device__ void copy_part(unsigned char* to, const unsigned char* from, const StreamedWeight& w, unsigned tile,
-                                     unsigned here, unsigned group, unsigned halves, unsigned there) {
-        const unsigned r = lane_id() / (N * halves), piece = lane_id() % (N * halves);
-        if (r < here) {
-            const size_t at = (static_cast<size_t>(tile + r) * w.groups + group) * N + piece;
-            const bool valid = piece < N * there;
-            copy16<Keep::Short>(to + lane_id() * PIECE, from + (valid ? at : 0) * PIECE, valid);
+        __device__ Part(const void* from, const StreamedWeight& w, unsigned tile, unsigned here, unsigned group) {
+            const unsigned halves = w.halves() ? 2 : 1;
+            const unsigned r = lane_id() / (N * halves);
+            piece = r < here ? lane_id() % (N * halves) : NOT_HERE;
+            const size_t first = (static_cast<size_t>(tile + r) * w.groups + group) * N + lane_id() % (N * halves);
+            at = static_cast<const unsigned char*>(from) + first * PIECE;
         }
-    }
+
+        // Those of a step so many groups further on, `there` of whose groups exist.
+        __device__ void copy(unsigned char* to, unsigned further, unsigned there) const {
+            if (piece == NOT_HERE) return;
+            copy16<Keep::Short>(to + lane_id() * PIECE, at + static_cast<size_t>(further) * (N * PIECE), piece < N * there);
+        }
+    };
+    static constexpr unsigned NOT_HERE = ~0u;
+
+    // Where what belongs to the `here` tiles from `tile` on lies, from a step on; the whole warp takes part.
+    struct Source {
+        const unsigned group; // of that step
+        const Part<PIECES> scales;
+        const Part<1> zeros;
+
+        __device__ Source(const StreamedWeight& w, unsigned tile, unsigned here, unsigned step)
+            : group(w.group_of(step)), scales(w.scales, w, tile, here, group), zeros(w.zeros, w, tile, here, group) {}
+
+        __device__ void copy(unsigned char* to, const StreamedWeight& w, unsigned step) const {
+            if constexpr (BYTES > 0) {
+                const unsigned now = w.group_of(step);
+                // The last step's second half, and so its group, may lie past the end of the row.
+                const unsigned there = min(w.halves() ? 2 : 1, w.groups - now);
+                scales.copy(to, now - group, there);
+                if constexpr (Format::ZEROS) zeros.copy(to + ALL_SCALES, now - group, there);
+            }
+        }
+    };
 
     // Of row `row` of the r-th tile, in a half of the step.
     static __device__ float scale(const unsigned char* from, const StreamedWeight& w, unsigned r, unsigned half,

@@ -87,8 +87,9 @@ template <class Code> struct ByteWeight {
 using Int8Weight = ByteWeight<Int8Number>;
 using E4m3Weight = ByteWeight<E4m3Number>;
 
-// Nibbles u: w = s * (u - z), 8 for z unless it is given; or w = s * u + b; or w = s * book[u]. A block of 32 weights takes 16 bytes; byte i holds weight i in its
-// low half and weight i + 16 in its high one. k and the group are multiples of 32, or the group is the row.
+// Nibbles u: w = s * (u - z), 8 for z unless it is given; or w = s * u + b; or w = s * book[u]. A block of 32 weights takes
+// 16 bytes; byte i holds weight i in its low half and weight i + 16 in its high one. k and the group are multiples of 32,
+// or the group is the row.
 struct Int4Weight {
     static constexpr unsigned CHUNK = 32;
     const unsigned char* codes;

@@ -103,7 +103,8 @@ void note_wait();
 // Ends the launch unless `bytes` from `address` on are shared memory of this block and aligned to `bytes`.
 void check_shared(const void* address, size_t bytes, const char* what, Site site);
 
-// An asynchronous copy of 16 or 4 bytes, or of as many zeros if not `valid`. They arrive at the wait that covers their group.
+// An asynchronous copy of 16 or 4 bytes, or of as many zeros if not `valid`. They arrive at the wait that covers their
+// group.
 void start_copy(void* to, const void* from, size_t bytes, bool valid, Site site);
 void end_copy_group();
 void wait_for_copies(unsigned groups_left);

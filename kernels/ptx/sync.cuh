@@ -26,8 +26,8 @@ __device__ inline void wait_for_count(const unsigned* counter, unsigned count) {
 }
 
 // Waits until the grids that this one was allowed to overlap are done and their writes visible. Weights may be read before
-// it; what a kernel computed may not be read (through no `const __restrict__` pointer either, for the order of such loads is
-// free), nor anything overwritten that one may still read. Every kernel waits: a grid
+// it; what a kernel computed may not be read (through no `const __restrict__` pointer either, for the order of such loads
+// is free), nor anything overwritten that one may still read. Every kernel waits: a grid
 // that did not could be done before the one ahead of it, and the next in line would wait for nothing. Does nothing where a
 // launch did not ask for overlap, and before compute capability 9.
 __device__ inline void wait_for_predecessor() {

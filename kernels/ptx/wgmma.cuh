@@ -26,8 +26,8 @@ constexpr bool WARPGROUP_PRODUCTS = false;
 struct SharedTokens {
     uint64_t descriptor;
 
-    // `start` is aligned to 16 bytes. `next_core` bytes from the first 16 bytes of K to the second, `next_tokens` bytes from
-    // 8 tokens to the next.
+    // `start` is aligned to 16 bytes. `next_core` bytes from the first 16 bytes of K to the second, `next_tokens` bytes
+    // from 8 tokens to the next.
     static __device__ SharedTokens at(const void* start, unsigned next_core, unsigned next_tokens) {
         const uint64_t address = static_cast<unsigned>(__cvta_generic_to_shared(start));
         return {(address & 0x3ffff) >> 4 | static_cast<uint64_t>(next_core >> 4) << 16 |

@@ -4,14 +4,19 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use candlepower::engine::{DeviceWeights, Engine, Limits, Prompt};
-use candlepower::kernels::Device;
+use candlepower::kernels::attention::{AppendAttend, Attention, LayerCache, Places, Queries};
+use candlepower::kernels::embed::Gather;
+use candlepower::kernels::gpu::OneLaunch;
+use candlepower::kernels::linear::{FusedLinear, LinearWeight, Normed, Then};
+use candlepower::kernels::rope::RopeTable;
+use candlepower::kernels::{BufType, Device};
 use candlepower::measure::clock::SystemClock;
 use candlepower::model::{Model, ModelSpec, WeightsChoice};
 use candlepower::scheme::{DType, KvFormat};
 
 use super::build::{Mutation, kernels, mutated};
 use super::engine::tiny;
-use super::{bits, kernel_device, one_gpu, some_gpus};
+use super::{bits, kernel_device, one_gpu, put_ids, some_gpus};
 
 /// A model of two layers with heads of `head_dim` and biases, made-up weights.
 fn wide(head_dim: usize, heads: usize, kv_heads: usize) -> Model {
@@ -189,6 +194,103 @@ fn what_cannot_be_one_launch_is_refused_with_the_reason() {
             "{variant}: {said}"
         );
     }
+}
+
+/// Numbers of a hidden state, and of the rows of the weights, in [`gathered`].
+const HIDDEN: usize = 128;
+const QKV: usize = 256;
+const VOCABULARY: usize = 48;
+
+/// The ops that a step has at least, gathered, on buffers that nothing else knows of; and then one more product, if asked
+/// for.
+fn gathered(device: &Device, one_more: bool) -> Result<OneLaunch, String> {
+    let Device::Gpu(gpu) = device else {
+        panic!("the CPU launches nothing");
+    };
+    let act = DType::BF16;
+    let numbers = |count| device.alloc(BufType::Float(act), count).unwrap();
+    let weight = |n| LinearWeight::plain(device, [n, HIDDEN], act).unwrap();
+    let attention = AppendAttend(Attention {
+        tokens: 1,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 64,
+        capacity: 64,
+        kv: KvFormat::Auto,
+        scale: 0.125,
+        queries: Queries::Single,
+    });
+    let gather = Gather {
+        count: 1,
+        rows: VOCABULARY,
+        width: HIDDEN,
+    };
+    let (table, norm) = (numbers(VOCABULARY * HIDDEN), numbers(HIDDEN));
+    let (qkv_weight, head) = (weight(QKV), weight(VOCABULARY));
+    let (mut x, mut qkv, mut attended) = (numbers(HIDDEN), numbers(QKV), numbers(HIDDEN));
+    let mut picked = put_ids(device, &[7]);
+    let mut cache = LayerCache::plain(numbers(64 * 64), numbers(64 * 64));
+    let frequencies: Vec<f32> = (0..32).map(|i| 0.5_f32.powi(i)).collect();
+    let rope = RopeTable::new(device, &frequencies, 64).unwrap();
+    let (ids, slots, positions) = (
+        put_ids(device, &[3]),
+        put_ids(device, &[0]),
+        put_ids(device, &[5]),
+    );
+    let mut step = || {
+        let places = Places {
+            slots: &slots,
+            positions: &positions,
+        };
+        gather.run(device, &ids, &table, &mut x)?;
+        let input = Normed::all(&x, &norm, 1e-6);
+        let product = FusedLinear::new(1, Then::Store);
+        product.run(device, input, &qkv_weight, None, &mut qkv)?;
+        attention.run(
+            device,
+            &mut qkv,
+            None,
+            &rope,
+            places,
+            &mut cache,
+            &mut attended,
+        )?;
+        FusedLinear::new(1, Then::Pick).run(device, input, &head, None, &mut picked)?;
+        if one_more {
+            product.run(device, input, &qkv_weight, None, &mut qkv)?;
+        }
+        Ok(())
+    };
+    // Kernels are chosen and the workspace grows here.
+    step().unwrap();
+    gpu.gather(step).unwrap()
+}
+
+#[test]
+fn a_product_after_the_choice_of_a_token_is_refused() {
+    let device = one_gpu(0);
+    assert!(gathered(&device, false).is_ok());
+    let why = gathered(&device, true).err().expect("refused");
+    assert_eq!(why, "a product follows the choice of a token");
+}
+
+#[test]
+fn a_graph_keeps_what_the_ops_of_one_launch_use() {
+    let device = kernel_device(&kernels(), 0);
+    let Device::Gpu(gpu) = &device else {
+        panic!("the emulator is a GPU");
+    };
+    let one = gathered(&device, false).expect("one launch");
+    let graph = gpu.capture(|| one.launch(gpu)).unwrap();
+    drop(one);
+    graph.launch().unwrap();
+    device.synchronize().unwrap();
+    let (held, _) = device.memory().unwrap();
+    drop(graph);
+    let (free, _) = device.memory().unwrap();
+    // The weights among others.
+    let least = (QKV * HIDDEN * 2) as u64;
+    assert!(free - held > least, "{} bytes", free - held);
 }
 
 /// All kernels as they are, but a step that was changed, compiled for one storage alone.

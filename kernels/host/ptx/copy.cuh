@@ -16,6 +16,10 @@ inline void copy4(void* shared, const void* global, bool valid, emulator::Site s
     emulator::start_copy(shared, global, 4, valid, site);
 }
 
+// Whoever asks for a sector that is not there would ask for something else than it reads later.
+constexpr unsigned SECTOR = 32;
+inline void bring_to_cache(const void* global) { static_cast<void>(*static_cast<const volatile unsigned char*>(global)); }
+
 inline void copies_commit() { emulator::end_copy_group(); }
 
 template <int PENDING> inline void copies_wait() {
