@@ -100,7 +100,7 @@ impl CandleEngine {
     /// If the file is not readable as such.
     pub fn load_gguf(path: &Path, family: Family, device: &Device) -> Result<Self> {
         let candle = candle_device(device)?;
-        let file = File::open(path).map_err(|e| Error::io(path, "cannot open", e))?;
+        let file = File::open(path).map_err(|e| Error::reading(path, "cannot open", e))?;
         let mut reader = BufReader::new(file);
         let content = gguf_file::Content::read(&mut reader).map_err(|e| Error::data(path, e))?;
         let bytes = content

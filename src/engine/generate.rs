@@ -1,8 +1,9 @@
 //! Prompts in, tokens out, and when each token was there.
 //!
-//! On a GPU nothing waits for the host between tokens: each step leaves its tokens on the device as the next one's input and
-//! tells them to a mailbox in the host's memory. The host asks for steps ahead, as many as the mailbox has lines, while a thread
-//! of its own watches the mailbox and stamps what arrives. On the CPU the host is the device, and stamps after each step.
+//! On a GPU nothing waits for the host between tokens: each step leaves its tokens on the device as the next one's input
+//! and tells them to a mailbox in the host's memory. The host asks for steps ahead, as many as the mailbox has lines, while
+//! a thread of its own watches the mailbox and stamps what arrives. On the CPU the host is the device, and stamps after
+//! each step.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;

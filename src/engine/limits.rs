@@ -72,8 +72,8 @@ pub struct Footprint {
     pub kv: Bytes,
     /// Scratch for activations, logits, positions and the rotary table.
     pub activations: Bytes,
-    /// What launches on a GPU need beside their arguments. It stays with the device: measured, it is what the largest of its
-    /// engines needed so far.
+    /// What launches on a GPU need beside their arguments. It stays with the device: measured, it is what the largest of
+    /// its engines needed so far.
     pub workspace: Bytes,
 }
 
@@ -267,7 +267,7 @@ fn matrix_bytes(
     Ok(form.bytes())
 }
 
-/// Bytes of each scratch buffer, in the order of [`super::transformer::Scratch`].
+/// Bytes of each scratch buffer, in the order of [`super::scratch::Scratch`].
 fn scratch_sizes(
     config: &ModelConfig,
     variant: &Variant,

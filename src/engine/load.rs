@@ -28,7 +28,8 @@ impl DeviceWeights {
     /// Loads `model` in `variant` onto `device`, with activations of type `act`.
     ///
     /// # Errors
-    /// If the device has no kernel for the heads, a file is unreadable, a group fits no layer, or memory is short. What `progress` returns stops the loading.
+    /// If the device has no kernel for the heads, a file is unreadable, a group fits no layer, or memory is short. What
+    /// `progress` returns stops the loading.
     pub fn load(
         model: &Model,
         variant: &Variant,

@@ -2,11 +2,11 @@
 //! know that it is timed, nor which text it reads.
 //!
 //! Reading order: [`Limits`] and [`Footprint`] (`limits`: what will be allocated, before it is) · [`WeightSource`]
-//! (`source`: what weights are made from) · [`DeviceWeights`] (`weights`, filled by `load`) · [`StepPlan`] (`step_plan`: which
-//! launches are one) · `transformer` (one step) · `replay` (a step recorded once) · [`Engine`] (`session`: prefill, decode,
-//! scoring) · [`Arrivals`] (`generate`: steps asked for ahead, tokens watched as they come) · [`Sampler`] ·
-//! [`CandleEngine`] (`candle`: candle-transformers' own models, the
-//! baseline).
+//! (`source`: what weights are made from) · [`DeviceWeights`] (`weights`, filled by `load`) · [`StepPlan`] (`step_plan`:
+//! which launches are one) · `scratch` (what a step writes) · `transformer` (one step) · [`StepWork`] (`step_cost`: what it
+//! must move and compute) · `replay` (a step recorded once) · [`Engine`] (`session`: prefill, decode, scoring) ·
+//! [`Arrivals`] (`generate`: steps asked for ahead, tokens watched as they come) · [`Sampler`] · [`CandleEngine`]
+//! (`candle`: candle-transformers' own models, the baseline).
 
 mod candle;
 mod generate;
@@ -14,8 +14,10 @@ mod limits;
 mod load;
 mod replay;
 mod sampler;
+mod scratch;
 mod session;
 mod source;
+mod step_cost;
 mod step_plan;
 mod transformer;
 mod weights;
@@ -26,5 +28,6 @@ pub use limits::{Footprint, Limits};
 pub use sampler::{Sampler, Sampling};
 pub use session::{Continuation, Engine, LogitsReader, Predicted, Prediction, Prompt, Targets};
 pub use source::WeightSource;
+pub use step_cost::StepWork;
 pub use step_plan::StepPlan;
 pub use weights::DeviceWeights;

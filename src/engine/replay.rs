@@ -1,11 +1,11 @@
-//! Decode steps that are recorded once and then replayed: on a GPU, a step of a hundred launches becomes one call, by a graph
-//! of them or, where that is asked for and there is a kernel for it, as one launch.
+//! Decode steps that are recorded once and then replayed: on a GPU, a step of a hundred launches becomes one call, by a
+//! graph of them or, where that is asked for and there is a kernel for it, as one launch.
 //!
 //! What a step reads that differs from the one before (tokens, slots, positions) lies in device memory, and so does what it
-//! gives, so one recording serves every step of as many sequences, whatever their lengths: attention is given as many blocks
-//! as the cache could need, finds on the device into which parts the keys of each sequence come, and what is left over ends at
-//! once. The first step of so many runs launch by launch, which lets products choose their kernels by the clock and the
-//! workspace grow, and is recorded right after: neither can be part of a recording.
+//! gives, so one recording serves every step of as many sequences, whatever their lengths: attention is given as many
+//! blocks as the cache could need, finds on the device into which parts the keys of each sequence come, and what is left
+//! over ends at once. The first step of so many runs launch by launch, which lets products choose their kernels by the
+//! clock and the workspace grow, and is recorded right after: neither can be part of a recording.
 
 use std::collections::HashMap;
 

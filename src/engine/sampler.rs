@@ -38,7 +38,7 @@ impl Sampler {
     /// If a logit is NaN or all are negative infinity.
     pub fn pick(&mut self, logits: &[f32]) -> Result<u32> {
         if logits.iter().any(|x| x.is_nan()) {
-            return Err(Error::Internal("a logit is NaN".into()));
+            return Err(Error::NotFinite("a logit is NaN".into()));
         }
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
         let likelier = |&a: &u32, &b: &u32| {
@@ -65,7 +65,7 @@ impl Sampler {
             .first()
             .map_or(f32::NEG_INFINITY, |&i| logits[i as usize]);
         if most == f32::NEG_INFINITY {
-            return Err(Error::Internal("every logit is negative infinity".into()));
+            return Err(Error::NotFinite("every logit is negative infinity".into()));
         }
         let weight = |i: &u32| {
             (f64::from(logits[*i as usize] - most) / f64::from(self.sampling.temperature)).exp()

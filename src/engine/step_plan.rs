@@ -12,8 +12,8 @@ use crate::kernels::silu_mul::GateUp;
 /// same to the bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StepPlan {
-    /// A layer's first norm, and the rounding of what it gives to codes where that follows, with the product that gives queries,
-    /// keys and values.
+    /// A layer's first norm, and the rounding of what it gives to codes where that follows, with the product that gives
+    /// queries, keys and values.
     pub qkv: usize,
     /// Its second norm with the product that gives gate and up, and with their product.
     pub gate_up: usize,
@@ -23,8 +23,8 @@ pub struct StepPlan {
     pub down: usize,
     /// The final norm with the head and, where nothing else is wanted, the choice of the most likely token.
     pub head: usize,
-    /// The rotation of heads and the writing of the cache with attention, where its kernel can do that, whatever the number of
-    /// tokens.
+    /// The rotation of heads and the writing of the cache with attention, where its kernel can do that, whatever the number
+    /// of tokens.
     pub attention: bool,
     /// Norms and gated activations with the rounding of what they give to codes, whatever the number of tokens.
     pub codes: bool,
@@ -42,8 +42,8 @@ impl StepPlan {
         codes: false,
     };
 
-    /// What a device should do with these weights. On the CPU nothing is launched, so nothing is fused, and on a GPU that is
-    /// told not to ([`Gpu::set_fused`](crate::kernels::gpu::Gpu::set_fused)) neither.
+    /// What a device should do with these weights. On the CPU nothing is launched, so nothing is fused, and on a GPU that
+    /// is told not to ([`Gpu::set_fused`](crate::kernels::gpu::Gpu::set_fused)) neither.
     pub fn new(device: &Device, weights: &DeviceWeights) -> Self {
         match device {
             Device::Gpu(gpu) if gpu.fuses() => {}
@@ -80,6 +80,58 @@ impl StepPlan {
                     .any(becomes_codes)
             }),
             attention: true,
+        }
+    }
+}
+
+/// How the input of a product gets there from the op before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum InputRoute {
+    /// What is between them is part of the product's launch.
+    Fused,
+    /// The op before leaves codes.
+    AsCodes,
+    /// The op before leaves numbers; where they are rounded, that is an op of its own.
+    Separate,
+}
+
+/// The routes of the inputs of a layer's four products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Routes {
+    pub(super) qkv: InputRoute,
+    pub(super) output: InputRoute,
+    /// Also says whether the gated activation is part of the launch.
+    pub(super) gate_up: InputRoute,
+    pub(super) down: InputRoute,
+}
+
+impl StepPlan {
+    /// What a step of `tokens` tokens does in this layer: the forward pass runs it, and its cost is counted by it.
+    pub(super) fn routes(self, layer: &Layer, tokens: usize) -> Routes {
+        let leaves_codes =
+            |projection: &Projection| self.codes && projection.input == InputPath::Codes;
+        let route = |most_fused: usize, codes: bool| {
+            if tokens <= most_fused {
+                InputRoute::Fused
+            } else if codes {
+                InputRoute::AsCodes
+            } else {
+                InputRoute::Separate
+            }
+        };
+        let gate_up = route(self.gate_up, leaves_codes(&layer.gate_up));
+        Routes {
+            qkv: route(self.qkv, leaves_codes(&layer.qkv)),
+            // Attention leaves numbers.
+            output: route(self.output, false),
+            gate_up,
+            down: match gate_up {
+                // A gated activation within a product leaves numbers.
+                InputRoute::Fused => route(self.down, false),
+                // One by itself rounds them at no launch's cost.
+                _ if leaves_codes(&layer.down) => InputRoute::AsCodes,
+                _ => route(self.down, false),
+            },
         }
     }
 }

@@ -289,6 +289,26 @@ impl Device {
         }
     }
 
+    /// A buffer of its own with the same elements.
+    ///
+    /// # Errors
+    /// If the memory is not there.
+    pub fn duplicate(&self, buf: &Buf) -> Result<Buf> {
+        let mut copy = self.alloc(buf.kind, buf.len)?;
+        match (&buf.data, &mut copy.data) {
+            (Data::F32(from), Data::F32(to)) => to.copy_from_slice(from),
+            (Data::F16(from), Data::F16(to)) => to.copy_from_slice(from),
+            (Data::BF16(from), Data::BF16(to)) => to.copy_from_slice(from),
+            (Data::U8(from), Data::U8(to)) => to.copy_from_slice(from),
+            (Data::U32(from), Data::U32(to)) => to.copy_from_slice(from),
+            (from, to) => match (self, from, to) {
+                (Self::Gpu(gpu), Data::Gpu(from), Data::Gpu(to)) => gpu.copy(from, to)?,
+                _ => return Err(Error::Internal("a buffer of another device".into())),
+            },
+        }
+        Ok(copy)
+    }
+
     /// Runs a sequence of ops where starting each is cheap: on the CPU, a thread of the pool.
     pub(crate) fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match self {
@@ -337,9 +357,9 @@ fn zeroed<T: HostElem>(len: usize) -> Result<Vec<T>> {
     bytemuck::try_zeroed_slice_box::<T>(len)
         .map(Vec::from)
         .map_err(|()| {
-            Error::Config(format!(
+            Error::OutOfMemory(format!(
                 "cannot allocate {} on the host: choose a smaller model, batch or context",
-                crate::units::Bytes((len * size_of::<T>()) as u64)
+                crate::units::Bytes(len.saturating_mul(size_of::<T>()) as u64)
             ))
         })
 }
@@ -364,3 +384,23 @@ macro_rules! with_dtype {
     };
 }
 pub(crate) use with_dtype;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_not_there_is_no_fault_of_the_configuration() {
+        let error = zeroed::<f32>(usize::MAX / 4).unwrap_err();
+        assert!(matches!(error, Error::OutOfMemory(_)), "{error}");
+        assert_eq!(error.exit_code(), 75);
+    }
+
+    #[test]
+    fn a_duplicate_has_its_elements_and_memory_of_its_own() {
+        let mut buf = Buf::from_vec(vec![1_u32, 2, 3]);
+        let copy = Device::Cpu.duplicate(&buf).unwrap();
+        buf.host_mut::<u32>().unwrap()[0] = 9;
+        assert_eq!(copy.host::<u32>().unwrap(), [1, 2, 3]);
+    }
+}

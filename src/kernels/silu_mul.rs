@@ -10,7 +10,8 @@ use super::{Cost, check_len};
 use crate::error::Result;
 use crate::scheme::{DType, Elem};
 
-/// Where gate and up, the other factor, lie: in the rows of the matrix that gives them, and so in each row of what it gives.
+/// Where gate and up, the other factor, lie: in the rows of the matrix that gives them, and so in each row of what it
+/// gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GateUp {
     /// All of the gate, then all of the other.

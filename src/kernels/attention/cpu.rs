@@ -55,7 +55,7 @@ impl Attention {
     }
 }
 
-/// [`Places`] on the host.
+/// [`Places`](super::Places) on the host.
 #[derive(Clone, Copy)]
 pub(super) struct Hosted<'a> {
     pub(super) slots: &'a [u32],

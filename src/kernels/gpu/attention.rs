@@ -252,8 +252,8 @@ pub(super) struct AttentionArgs {
 unsafe impl KernelArg for AttentionArgs {}
 
 impl AttentionArgs {
-    /// Whether heads are still to be turned and the cache to be written.
-    pub(super) const fn turns(&self) -> bool {
+    /// Whether heads are still to be rotated and the cache to be written.
+    pub(super) const fn rotates(&self) -> bool {
         !self.turn.cosines.is_null()
     }
 
@@ -318,7 +318,8 @@ fn check(op: Op<'_>, shape: &Attention) -> Result<()> {
     Ok(())
 }
 
-/// `attention_single.cu`, `attention_runs.cu`, `attention_wgmma.cu` or `attention.cu`. A position or slot outside the cache gives NaN.
+/// `attention_single.cu`, `attention_runs.cu`, `attention_wgmma.cu` or `attention.cu`. A position or slot outside the cache
+/// gives NaN.
 pub(crate) fn attention(
     gpu: &Gpu,
     shape: &Attention,

@@ -1,14 +1,15 @@
-//! One GPU: its memory, its stream, and what is recorded and timed on it.
+//! One GPU: its stream, and what is recorded and timed on it.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::driver::{Driver, Facts, Follows, Grid, Mapped, Mark, Memory, Pool, Recording};
+use super::driver::{Driver, Facts, Follows, Grid, Mark, Recording};
 use super::emulator;
 use super::gemm::Gemm;
 use super::launch::Address;
 use super::linear::{Choices, LinearKernel};
+use super::memory::{Capture, Kept, outside};
 use super::step::{Gathering, OneLaunch};
 use super::workspace::{Scratch, Workspace, WorkspaceNeed};
 use crate::error::{Error, Result};
@@ -19,59 +20,14 @@ pub struct Gpu {
     // Goes before the driver, whose memory it is.
     workspace: Mutex<Workspace>,
     choices: Mutex<Choices>,
-    driver: Box<dyn Driver>,
-    capture: Arc<Capture>,
+    pub(super) driver: Box<dyn Driver>,
+    pub(super) capture: Arc<Capture>,
     /// The ops that are to become one launch, while they are asked for.
     gathering: Mutex<Option<Gathering>>,
     overlaps: AtomicBool,
     persistent: AtomicBool,
     is_timed: AtomicBool,
-    outside_at_open: Option<u64>,
-}
-
-/// An allocation on a GPU.
-pub struct GpuBytes {
-    memory: Arc<dyn Memory>,
-    capture: Arc<Capture>,
-}
-
-/// The memory that the graph in the making must keep; `None` while none is made.
-#[derive(Default)]
-struct Capture(Mutex<Option<Kept>>);
-
-/// Memory that work which was recorded uses.
-pub(super) type Kept = Vec<Arc<dyn Memory>>;
-
-impl Capture {
-    fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
-        // A panic elsewhere leaves the list as it was before or after one push.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn keep(&self, memory: &Arc<dyn Memory>) {
-        if let Some(kept) = &mut *self.kept() {
-            kept.push(Arc::clone(memory));
-        }
-    }
-}
-
-impl GpuBytes {
-    /// Its size in bytes.
-    pub fn len(&self) -> usize {
-        self.memory.bytes()
-    }
-
-    /// Whether it holds nothing.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-impl Drop for GpuBytes {
-    /// Memory that is given back while a graph is recorded would become part of the graph, so the graph takes it over.
-    fn drop(&mut self) {
-        self.capture.keep(&self.memory);
-    }
+    pub(super) outside_at_open: Option<u64>,
 }
 
 /// Work that was recorded by [`Gpu::capture`]. It keeps the memory that it uses.
@@ -89,20 +45,6 @@ impl Graph {
     pub fn launch(&self) -> Result<()> {
         // SAFETY: the graph has kept the memory.
         unsafe { self.recording.launch() }
-    }
-}
-
-/// Words of the host's memory that kernels write while the host watches.
-pub struct GpuMailbox {
-    words: Arc<dyn Mapped>,
-    // The same memory, as everything else that kernels use.
-    bytes: GpuBytes,
-}
-
-impl GpuMailbox {
-    /// All of them.
-    pub fn words(&self) -> &[AtomicU64] {
-        self.words.words()
     }
 }
 
@@ -179,75 +121,6 @@ impl Gpu {
         self.driver.set_order(order);
     }
 
-    /// Free and total memory in bytes; the free part is what all programs on the GPU have left, and what this one's pool
-    /// keeps unused.
-    ///
-    /// # Errors
-    /// If the driver does not answer.
-    pub fn memory(&self) -> Result<(u64, u64)> {
-        let ((free, total), pool) = (self.driver.memory()?, self.driver.pool()?);
-        Ok((free + pool.reserved.saturating_sub(pool.used), total))
-    }
-
-    /// What the allocator holds.
-    ///
-    /// # Errors
-    /// If the driver does not answer.
-    pub fn pool(&self) -> Result<Pool> {
-        self.driver.pool()
-    }
-
-    /// Waits for all work, gives unused memory back to the device, and lets the pool's peak begin at what is used now.
-    ///
-    /// # Errors
-    /// If the device fails, or a graph is being recorded.
-    pub fn settle_pool(&self) -> Result<()> {
-        self.not_recorded("an account of memory")?;
-        self.driver.synchronize()?;
-        self.driver.settle_pool()
-    }
-
-    /// Bytes in use on the device outside of the pool: context, modules, workspaces of libraries, other programs.
-    ///
-    /// # Errors
-    /// If the driver does not answer.
-    pub fn outside(&self) -> Result<u64> {
-        outside(&*self.driver)
-    }
-
-    /// The same as it was before anything was loaded; `None` if the driver did not answer.
-    pub fn outside_at_open(&self) -> Option<u64> {
-        self.outside_at_open
-    }
-
-    /// Allocates `bytes`, all zero.
-    ///
-    /// # Errors
-    /// If the memory is not there, or a graph is being recorded.
-    pub fn alloc(&self, bytes: usize) -> Result<GpuBytes> {
-        self.not_recorded("an allocation")?;
-        Ok(GpuBytes {
-            memory: self.driver.alloc(bytes)?.into(),
-            capture: Arc::clone(&self.capture),
-        })
-    }
-
-    /// `words` words of the host's memory, all zero, for kernels to write.
-    ///
-    /// # Errors
-    /// If the memory is not there, or a graph is being recorded.
-    pub fn mailbox(&self, words: usize) -> Result<GpuMailbox> {
-        self.not_recorded("an allocation")?;
-        let words: Arc<dyn Mapped> = self.driver.alloc_mapped(words)?.into();
-        Ok(GpuMailbox {
-            bytes: GpuBytes {
-                memory: words.clone(),
-                capture: Arc::clone(&self.capture),
-            },
-            words,
-        })
-    }
-
     /// Whether a kernel may start while the one before it still runs.
     pub fn overlaps(&self) -> bool {
         self.overlaps.load(Ordering::Relaxed)
@@ -257,49 +130,6 @@ impl Gpu {
     /// capability 9 on), which is the habit. What has been recorded keeps the way that it was recorded in.
     pub fn set_overlap(&self, overlaps: bool) {
         self.overlaps.store(overlaps, Ordering::Relaxed);
-    }
-
-    /// Copies `source` to `target`, from byte `offset` on.
-    ///
-    /// # Errors
-    /// If it does not fit, the device fails, or a graph is being recorded.
-    pub fn upload(&self, target: &mut GpuBytes, offset: usize, source: &[u8]) -> Result<()> {
-        self.not_recorded("an upload")?;
-        let to = self.part("upload", target, offset, source.len())?;
-        if source.is_empty() {
-            return Ok(());
-        }
-        // SAFETY: the bytes have just been found within the allocation.
-        unsafe { self.driver.upload(to, source) }
-    }
-
-    /// Copies `source`, from byte `offset` on, to `target`, after all work before it is done.
-    ///
-    /// # Errors
-    /// If there are fewer bytes, the device fails, now or in that work, or a graph is being recorded.
-    pub fn download(&self, source: &GpuBytes, offset: usize, target: &mut [u8]) -> Result<()> {
-        self.not_recorded("a download")?;
-        let from = self.part("download", source, offset, target.len())?;
-        if target.is_empty() {
-            return self.driver.synchronize();
-        }
-        // SAFETY: the bytes have just been found within the allocation.
-        unsafe { self.driver.download(from, target) }
-    }
-
-    /// Copies all of `source` to the start of `target`.
-    ///
-    /// # Errors
-    /// If it does not fit, or the device fails.
-    pub fn copy(&self, source: &GpuBytes, target: &mut GpuBytes) -> Result<()> {
-        let bytes = source.len();
-        let from = self.part("copy", source, 0, bytes)?;
-        let to = self.part("copy", target, 0, bytes)?;
-        if bytes == 0 {
-            return Ok(());
-        }
-        // SAFETY: both have that many bytes, and two allocations do not overlap: one is borrowed mutably.
-        unsafe { self.driver.copy(from, to, bytes) }
     }
 
     /// Waits until everything that was asked for is done.
@@ -345,8 +175,8 @@ impl Gpu {
         self.persistent.load(Ordering::Relaxed)
     }
 
-    /// Whether decode steps of one sequence are one launch (`step.cu`, a persistent kernel) where there is a kernel for them;
-    /// a GPU begins without. What has been recorded stays as it is.
+    /// Whether decode steps of one sequence are one launch (`step.cu`, a persistent kernel) where there is a kernel for
+    /// them; a GPU begins without. What has been recorded stays as it is.
     pub fn set_persistent(&self, persistent: bool) {
         self.persistent.store(persistent, Ordering::Relaxed);
     }
@@ -411,39 +241,6 @@ impl Gpu {
         end.0.since(&*start.0)
     }
 
-    /// Where an allocation begins, for work that is about to be asked for. A graph that records this work keeps the
-    /// memory.
-    ///
-    /// # Errors
-    /// If it belongs to another device.
-    pub(super) fn address(&self, bytes: &GpuBytes) -> Result<u64> {
-        if !Arc::ptr_eq(&self.capture, &bytes.capture) {
-            return Err(Error::Internal("a buffer of another device".into()));
-        }
-        self.capture.keep(&bytes.memory);
-        Ok(bytes.memory.address())
-    }
-
-    /// As [`Gpu::address`], of a mailbox.
-    ///
-    /// # Errors
-    /// If it belongs to another device.
-    pub(super) fn mailbox_address(&self, mailbox: &GpuMailbox) -> Result<u64> {
-        self.address(&mailbox.bytes)
-    }
-
-    /// Where byte `offset` lies, once `count` bytes are known to follow it.
-    fn part(&self, doing: &str, bytes: &GpuBytes, offset: usize, count: usize) -> Result<u64> {
-        let end = offset.checked_add(count);
-        if end.is_none_or(|end| end > bytes.len()) {
-            return Err(Error::Internal(format!(
-                "{doing} of {count} bytes at {offset}: the buffer has {}",
-                bytes.len()
-            )));
-        }
-        Ok(self.address(bytes)? + offset as u64)
-    }
-
     /// Memory for a launch that is about to be asked for; see [`Workspace`].
     ///
     /// # Errors
@@ -502,7 +299,8 @@ impl Gpu {
         self.capture.kept().is_some()
     }
 
-    fn not_recorded(&self, what: &str) -> Result<()> {
+    /// Refuses what cannot be part of a recording.
+    pub(super) fn not_recorded(&self, what: &str) -> Result<()> {
         if self.is_recording() {
             return Err(Error::Internal(format!(
                 "{what} while a graph is being recorded"
@@ -547,12 +345,6 @@ impl Gpu {
         // SAFETY: by contract.
         unsafe { self.driver.gemm(gemm) }
     }
-}
-
-/// What is in use beyond what the pool has taken.
-fn outside(driver: &dyn Driver) -> Result<u64> {
-    let ((free, total), pool) = (driver.memory()?, driver.pool()?);
-    Ok(total.saturating_sub(free).saturating_sub(pool.reserved))
 }
 
 /// The lock, also after a panic elsewhere: what it guards is whole between any two calls.

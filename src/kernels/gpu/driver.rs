@@ -41,7 +41,22 @@ pub struct Pool {
     pub release_threshold: u64,
 }
 
+/// Shared memory that the system takes for itself, of every block; as much is left for what a kernel declares beside what
+/// its launch asks for.
+const RESERVED_SHARED_BYTES: usize = 1 << 10;
+
 impl Facts {
+    /// How many blocks of `dynamic` bytes of shared memory a multiprocessor has room for. It has a little more than its
+    /// largest block may have.
+    pub(super) const fn blocks_by_shared_memory(&self, dynamic: usize) -> usize {
+        (self.shared_bytes + RESERVED_SHARED_BYTES) / (dynamic + RESERVED_SHARED_BYTES)
+    }
+
+    /// Whether a block may have `dynamic` bytes of shared memory beside what its kernel declares.
+    pub(super) const fn has_room_for(&self, dynamic: usize) -> bool {
+        dynamic + RESERVED_SHARED_BYTES <= self.shared_bytes
+    }
+
     /// Whether it has the matrix instructions of warpgroups: compute capability 9.0 alone, later ones have others instead.
     pub(super) fn has_wgmma(&self) -> bool {
         self.compute_capability == (9, 0)

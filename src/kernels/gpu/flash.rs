@@ -25,8 +25,6 @@ const WGMMA_HEAD_DIMS: [usize; 2] = [64, 128];
 /// Keys of a part of a token in `attention_single.cu`, at least, and how many parts there are at most.
 const LEAST_PART: usize = 128;
 const MOST_PARTS: usize = 64;
-/// Shared memory that the system takes for itself, of every block.
-const RESERVED: usize = 1 << 10;
 
 /// How attention is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,20 +117,24 @@ fn rows_of(shape: &Attention) -> usize {
 
 /// As above, of `attention_single.cu`.
 fn single_bytes(shape: &Attention) -> usize {
-    let dim = shape.head_dim;
+    own_bytes(rows_of(shape), shape.head_dim, shape.kv)
+}
+
+/// Shared memory of a block of `common/single.cuh` for `heads` query heads, those themselves left out: the rings of four
+/// warps, results, and the token's own key.
+pub(super) fn own_bytes(heads: usize, head_dim: usize, kv: KvFormat) -> usize {
     // Codes come twice as many at a time.
-    let keys = if shape.kv.codes().is_some() { 32 } else { 16 };
-    let stage = 2 * keys * shape.kv.vector_bytes(2, dim);
-    let heads = rows_of(shape);
-    let (rows, tops) = (heads * dim * 4, (WARPS + 2) * heads * 8);
-    WARPS * DEPTHS.0 * stage + rows + tops + 2 * dim
+    let keys = if kv.codes().is_some() { 32 } else { 16 };
+    let stage = 2 * keys * kv.vector_bytes(2, head_dim);
+    let (rows, tops) = (heads * head_dim * 4, (WARPS + 2) * heads * 8);
+    WARPS * DEPTHS.0 * stage + rows + tops + 2 * head_dim
 }
 
 /// Blocks for the parts of a token: as many as all multiprocessors hold at a time, and no more than have a part each. Which
 /// block computes a part changes none of its bits.
 fn blocks(shape: &Attention, parts: usize, facts: &Facts) -> usize {
     let whole = (shape.tokens * shape.kv_heads).max(1);
-    let resident = (facts.shared_bytes + RESERVED) / (single_bytes(shape) + RESERVED);
+    let resident = facts.blocks_by_shared_memory(single_bytes(shape));
     let places = facts.multiprocessors * resident.clamp(1, 2);
     let each = parts.div_ceil((places / whole).clamp(1, parts));
     // Fewer have as much to do at most: no block of the longest token is there for nothing.
@@ -215,14 +217,10 @@ pub(super) fn run(
             return Ok(());
         }
     }
-    let kv = suffix(shape.kv);
-    let heads = match kernel {
-        AttentionKernel::Single { .. } => format!("x{}", rows_of(shape)),
-        _ => String::new(),
-    };
-    let name = format!("attention_{name}_{dtype}{kv}_{head_dim}{heads}");
-    // SAFETY: the argument of all three .cu files; every array holds its shape, the kernels check positions and slots, and the
-    // workspace holds every part of every row and a counter for every token and head of keys.
+    let rows = matches!(kernel, AttentionKernel::Single { .. }).then(|| rows_of(shape));
+    let name = kernel_name(name, dtype, shape.kv, head_dim, rows);
+    // SAFETY: the argument of all three .cu files; every array holds its shape, the kernels check positions and slots, and
+    // the workspace holds every part of every row and a counter for every token and head of keys.
     unsafe { launch!(op.gpu, &name, grid; args) }
 }
 
@@ -233,20 +231,29 @@ pub(crate) fn fast_head_dims() -> String {
     format!("{} and {last}", others.join(", "))
 }
 
+/// A kernel of one of the three files; `rows` are the query heads of a head of keys, where it is compiled for a number.
+fn kernel_name(
+    file: &str,
+    dtype: DType,
+    kv: KvFormat,
+    head_dim: usize,
+    rows: Option<usize>,
+) -> String {
+    let rows = rows.map_or_else(String::new, |rows| format!("x{rows}"));
+    format!("attention_{file}_{dtype}{}_{head_dim}{rows}", suffix(kv))
+}
+
 /// The names of all three kernels.
 pub(super) fn names() -> Vec<String> {
     let mut names = Vec::new();
-    for dtype in ["f16", "bf16"] {
-        names.extend(WGMMA_HEAD_DIMS.map(|dim| format!("attention_wgmma_{dtype}_{dim}")));
-    }
-    for (kind, rows) in [("single", &["x8", "x16"][..]), ("runs", &[""][..])] {
-        for dtype in ["f16", "bf16"] {
-            for kv in KvFormat::ALL.map(suffix) {
-                for rows in rows {
-                    names.extend(
-                        HEAD_DIMS.map(|dim| format!("attention_{kind}_{dtype}{kv}_{dim}{rows}")),
-                    );
-                }
+    for dtype in [DType::F16, DType::BF16] {
+        let wgmma = |dim| kernel_name("wgmma", dtype, KvFormat::Auto, dim, None);
+        names.extend(WGMMA_HEAD_DIMS.map(wgmma));
+        for kv in KvFormat::ALL {
+            for dim in HEAD_DIMS {
+                let single = |rows| kernel_name("single", dtype, kv, dim, Some(rows));
+                names.extend([QUERIES / 2, QUERIES].map(single));
+                names.push(kernel_name("runs", dtype, kv, dim, None));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The GPU: its memory, and one launch function for every kernel of `kernels/*.cu`.
 //!
-//! Launch functions speak to a [`driver`]: `cuda` (feature `cuda`), which is a real GPU, or `emulator`, which runs the
+//! Launch functions speak to a `driver`: `cuda` (feature `cuda`), which is a real GPU, or `emulator`, which runs the
 //! same kernels compiled for the host. So what is launched, with which grid and which arguments, is one piece of code and
 //! tested without a GPU.
 //!
@@ -23,6 +23,7 @@ mod flash;
 mod gemm;
 mod launch;
 mod linear;
+mod memory;
 mod names;
 mod need;
 mod quantize;
@@ -36,7 +37,7 @@ pub(crate) use advance::advance;
 pub(crate) use attention::{MAX_HEAD_DIM, append_attend, attention, attention_kernel, rope_append};
 #[cfg(feature = "cuda")]
 pub use cuda::KERNELS_HASH;
-pub use device::{Event, Gpu, GpuBytes, GpuMailbox, Graph};
+pub use device::{Event, Gpu, Graph};
 pub use driver::{Facts, Pool};
 pub(crate) use fill::fill;
 pub(crate) use flash::fast_head_dims;
@@ -44,6 +45,7 @@ pub use linear::{LinearKernel, StreamedBufs};
 pub(crate) use linear::{
     fused_linear, fused_tokens, linear, linear_kernels, paired, rows_held, streamed,
 };
+pub use memory::{GpuBytes, GpuMailbox};
 #[doc(hidden)]
 pub use names::names;
 pub use need::{ProductNeed, StepNeed};

@@ -5,20 +5,20 @@
 
 use super::advance::AdvanceArgs;
 use super::attention::AttentionArgs;
-use super::device::{Gpu, GpuBytes, Kept};
-use super::driver::Follows;
+use super::device::Gpu;
+use super::driver::{Facts, Follows};
+use super::flash;
 use super::launch::{Address, Grid, KernelArg, Op, launch};
 use super::linear::{
-    FusedArgs, Problem, ProductArgs, ROWS, Storage, name_of, norm_bytes, prepared_bytes,
+    FusedArgs, Problem, ProductArgs, Size, Storage, THREADS, WARPS, name_of, norm_bytes,
+    partial_sums, prepared_bytes, sums_bytes,
 };
+use super::memory::{GpuBytes, Kept};
 use super::rows::GatherArgs;
 use crate::error::Result;
 use crate::kernels::attention::Attention;
 use crate::scheme::{DType, KvFormat};
 
-/// Threads of a block, and its warps.
-const THREADS: u32 = 256;
-const WARPS: usize = 8;
 /// `RINGS_AT` and `RING` of `step.cu`: bytes before the rings, and of each.
 const RINGS_AT: usize = 1 << 10;
 const RING: usize = 10 << 10;
@@ -26,9 +26,8 @@ const RING: usize = 10 << 10;
 const HEAD_DIMS: [usize; 2] = [64, 128];
 /// The most query heads for a head of keys.
 const MOST_HEADS: usize = 8;
-/// Warps of a block that take keys, and stages of their rings (`common/single.cuh`).
-const KEY_WARPS: usize = 4;
-const KEY_DEPTH: usize = 3;
+/// Numbers of a query head in shared memory beside its own (`Q_STRIDE` of `common/attention.cuh`).
+const QUERY_GAP: usize = 8;
 
 /// `StepKind` of `step.cu`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +151,7 @@ impl Gathering {
         let fits = HEAD_DIMS.contains(&shape.head_dim)
             && shape.heads <= MOST_HEADS * shape.kv_heads
             && shape.kv == KvFormat::Auto
-            && args.turns()
+            && args.rotates()
             && *self.head_dim.get_or_insert(shape.head_dim) == shape.head_dim;
         if !fits {
             return self.cannot("attention of this shape or cache");
@@ -167,7 +166,7 @@ impl Gathering {
     /// The launch, or why there is none.
     pub(super) fn finish(self, gpu: &Gpu, kept: Kept) -> Result<Result<OneLaunch, String>> {
         let op = Op { gpu, name: "step" };
-        let plan = match self.plan(gpu) {
+        let plan = match self.plan(gpu.facts()) {
             Ok(plan) => plan,
             Err(why) => return Ok(Err(why)),
         };
@@ -212,7 +211,7 @@ impl Gathering {
             grid,
             args,
             memory,
-            _kept: kept,
+            kept,
         }))
     }
 
@@ -224,9 +223,17 @@ impl Gathering {
     }
 
     /// What the kernel has to be, if there is one.
-    fn plan(&self, gpu: &Gpu) -> Result<StepLaunch, String> {
+    fn plan(&self, facts: &Facts) -> Result<StepLaunch, String> {
         if let Some(why) = &self.obstacle {
             return Err(why.clone());
+        }
+        // The kernel has begun to copy the next product's weights into its rings when it comes to choose a token, and takes
+        // the memory of the rings for that.
+        let products: Vec<&StepProduct> = self.products().collect();
+        if let Some((_, before)) = products.split_last()
+            && before.iter().any(|product| product.picks)
+        {
+            return Err("a product follows the choice of a token".into());
         }
         let act = self.act.ok_or("nothing is embedded in it")?;
         let layers = self.layers.ok_or("there is no product in it")?;
@@ -258,8 +265,9 @@ impl Gathering {
                 return Err(format!("a product of {one} among {all}"));
             }
         }
-        let (needs, most) = (plan.shared_bytes(), gpu.facts().shared_bytes);
-        if needs + RESERVED > most {
+        let needs = plan.shared_bytes();
+        if !facts.has_room_for(needs) {
+            let most = facts.shared_bytes;
             return Err(format!(
                 "its blocks need {needs} bytes of shared memory of {most}"
             ));
@@ -267,9 +275,6 @@ impl Gathering {
         Ok(plan)
     }
 }
-
-/// Shared memory that a kernel has beside what its launch asks for, and a little.
-const RESERVED: usize = 1 << 10;
 
 /// Which kernel runs a step, and what decides its size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -297,12 +302,14 @@ impl StepLaunch {
 
     /// Dynamic shared memory of a block: products have theirs, or attention.
     fn shared_bytes(self) -> usize {
-        let sums = WARPS * (Self::tiles(self.layers) * ROWS + 4) * 4;
-        let products = WARPS * RING + sums + self.norm + self.prepared;
+        let size = Size {
+            tiles: Self::tiles(self.layers),
+            tokens: 1,
+        };
+        let products = WARPS * RING + sums_bytes(size) + self.norm + self.prepared;
         let dim = self.head_dim;
-        let stage = 2 * 16 * dim * 2;
-        let rows = MOST_HEADS * dim * 4 + (KEY_WARPS + 2) * MOST_HEADS * 8;
-        let attention = KEY_WARPS * KEY_DEPTH * stage + rows + dim * 2 + MOST_HEADS * (dim + 8) * 2;
+        let queries = MOST_HEADS * (dim + QUERY_GAP) * 2;
+        let attention = flash::own_bytes(MOST_HEADS, dim, KvFormat::Auto) + queries;
         RINGS_AT + products.max(attention)
     }
 
@@ -316,11 +323,8 @@ impl StepLaunch {
     /// Numbers for parts of sums, and groups of tiles.
     fn parts(self, product: &StepProduct) -> (usize, usize) {
         let tiles = Self::tiles(product.problem.storage);
-        let groups = product.problem.n.div_ceil(ROWS).div_ceil(tiles);
-        let parts = match product.splits {
-            1 => 0,
-            splits => groups * splits * tiles * ROWS,
-        };
+        let groups = product.problem.groups(tiles);
+        let parts = partial_sums(groups, product.splits, 1, tiles);
         (parts, groups)
     }
 
@@ -388,7 +392,8 @@ pub struct OneLaunch {
     args: StepArgs,
     /// Of the ops, of blocks' waits for each other, and of sums.
     memory: GpuBytes,
-    _kept: Kept,
+    /// What the ops read and write.
+    kept: Kept,
 }
 
 impl OneLaunch {
@@ -397,10 +402,11 @@ impl OneLaunch {
     /// # Errors
     /// If the device fails.
     pub fn launch(&self, gpu: &Gpu) -> Result<()> {
-        // A graph that records this has to keep the memory too.
+        // Refuses another GPU. A graph that records this has to keep all of the memory, too: it may outlive this.
         gpu.address(&self.memory)?;
-        // SAFETY: the argument of step.cu; its ops were checked when they were gathered, for as many blocks as there are, and
-        // their memory is kept.
+        gpu.keep(&self.kept);
+        // SAFETY: the argument of step.cu; its ops were checked when this GPU gathered them, there is room for the sums of
+        // as many blocks as there are, and their memory is kept.
         unsafe { launch!(gpu, &self.kernel, self.grid; self.args) }
     }
 
@@ -411,5 +417,81 @@ impl OneLaunch {
             "{}, {} ops by {blocks} blocks",
             self.kernel, self.args.count
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable;
+
+    use super::*;
+
+    const ACT: DType = DType::BF16;
+
+    /// Products of a layer and of the head, which chooses a token or not, and then those of `after`.
+    fn gathered(picks: bool, after: &[StepProduct]) -> Gathering {
+        let product = StepProduct {
+            problem: Problem {
+                storage: Storage::Plain(ACT),
+                n: 256,
+                k: 128,
+                tokens: 1,
+            },
+            splits: 1,
+            picks: false,
+        };
+        let mut gathering = Gathering {
+            act: Some(ACT),
+            head_dim: Some(64),
+            ..Gathering::default()
+        };
+        gathering.push_normed(FusedArgs::zeroed(), product);
+        gathering.push_product(ProductArgs::zeroed(), product);
+        gathering.push_normed(FusedArgs::zeroed(), StepProduct { picks, ..product });
+        gathering.push_advance(AdvanceArgs::zeroed());
+        for &product in after {
+            gathering.push_product(ProductArgs::zeroed(), product);
+        }
+        gathering
+    }
+
+    #[test]
+    fn a_choice_of_a_token_is_the_last_product_of_a_launch() {
+        let facts = Facts::h100();
+        assert!(gathered(true, &[]).plan(&facts).is_ok());
+        let one = gathered(false, &[]);
+        let product = *one.products().next().unwrap();
+        assert!(gathered(false, &[product]).plan(&facts).is_ok());
+        for after in [&[product][..], &[product, product]] {
+            let why = gathered(true, after).plan(&facts).unwrap_err();
+            assert_eq!(why, "a product follows the choice of a token");
+        }
+    }
+
+    #[test]
+    fn a_step_needs_room_in_shared_memory() {
+        let small = Facts {
+            shared_bytes: 64 << 10,
+            ..Facts::h100()
+        };
+        let why = gathered(true, &[]).plan(&small).unwrap_err();
+        assert!(why.contains("bytes of shared memory of 65536"), "{why}");
+    }
+
+    #[test]
+    fn blocks_have_the_shared_memory_that_their_kernel_lays_out() {
+        // Rings of 80 KiB and 1 KiB before them; sums of one tile, or two, and a gap for each of eight warps.
+        let launch = |layers| StepLaunch {
+            layers,
+            act: ACT,
+            head_dim: 64,
+            norm: 512,
+            prepared: 1024,
+        };
+        let rings = (1 << 10) + 8 * (10 << 10);
+        let plain = launch(Storage::Plain(ACT)).shared_bytes();
+        assert_eq!(plain, rings + 8 * (16 + 4) * 4 + 512 + 1024);
+        let codes = launch(Storage::Codes).shared_bytes();
+        assert_eq!(codes, rings + 8 * (32 + 4) * 4 + 512 + 1024);
     }
 }

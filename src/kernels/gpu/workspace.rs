@@ -1,8 +1,9 @@
 //! Memory that launches need besides their arguments: reserved before the first launch where the need is known, else grown
 //! when a launch asks for more, and never given back before the GPU.
 
-use super::device::{Gpu, GpuBytes};
+use super::device::Gpu;
 use super::launch::Address;
+use super::memory::GpuBytes;
 use crate::error::Result;
 use crate::units::Bytes;
 
@@ -21,7 +22,7 @@ pub(super) enum Scratch {
     Sums,
     /// Results that nobody keeps.
     Unwanted,
-    /// What is written to make the second-level cache forget all else.
+    /// What is read to make the second-level cache forget all else.
     Eviction,
 }
 

@@ -1,5 +1,5 @@
-//! A product with what goes before and after it: the norm of its input and its rounding to codes, and the gated activation or
-//! the greedy choice. One launch on a GPU, for a few tokens.
+//! A product with what goes before and after it: the norm of its input and its rounding to codes, and the gated activation
+//! or the greedy choice. One launch on a GPU, for a few tokens.
 
 use super::{Input, Linear, LinearWeight};
 use crate::error::{Error, Result};
@@ -58,8 +58,9 @@ pub enum Then {
     Pick,
 }
 
-/// [`RmsNorm`], then [`Linear`], then [`SiluMul`] or [`Argmax`] where asked for. Or, where the weight's codes are multiplied with
-/// codes, [`QuantizeAct`] before the product, after a norm or without one. Gives the bits of the separate ops.
+/// [`RmsNorm`], then [`Linear`], then [`SiluMul`] or [`Argmax`] where asked for. Or, where the weight's codes are
+/// multiplied with codes, [`QuantizeAct`] before the product, after a norm or without one. Gives the bits of the separate
+/// ops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FusedLinear {
     /// Rows of the input.
@@ -83,23 +84,23 @@ impl FusedLinear {
         }
     }
 
-    /// Traffic and arithmetic with `weight`, activations of type `act`, and results of type `out` where they are stored.
-    pub fn cost(&self, weight: &LinearWeight, act: DType, out: DType) -> Cost {
+    /// Traffic and arithmetic with `weight`, activations of type `act`, which are `normed` first or not, and results of
+    /// type `out` where they are stored: the arithmetic of the separate ops, without the traffic between them.
+    pub fn cost(&self, weight: &LinearWeight, act: DType, normed: bool, out: DType) -> Cost {
         let (m, n, k) = (self.tokens as f64, weight.n as f64, weight.k as f64);
-        let (written, more) = match self.then {
-            Then::Store => (
-                m * n * out.size() as f64,
-                m * n * f64::from(self.accumulate),
-            ),
+        let (written, after) = match self.then {
+            Then::Store => (m * n * out.size() as f64, 0.0),
             Then::Gate => (m * n / 2.0 * out.size() as f64, 5.0 * m * n / 2.0),
             Then::Pick => (4.0 * m, 0.0),
         };
+        let before = 4.0 * f64::from(normed) + 3.0 * f64::from(self.codes);
+        let norm_weight = if normed { k } else { 0.0 };
         Cost {
             read: weight.bytes() as f64
-                + (m + 1.0) * k * act.size() as f64
+                + (m * k + norm_weight) * act.size() as f64
                 + if self.accumulate { written } else { 0.0 },
             written,
-            flops: 2.0 * m * n * k + 4.0 * m * k + more,
+            flops: 2.0 * m * n * k + before * m * k + after,
         }
     }
 

@@ -65,14 +65,16 @@ impl fmt::Display for LinearPlan {
 const PANEL_BYTES: usize = 256 << 10;
 
 impl Linear {
-    /// Traffic and arithmetic with `weight` and activations of type `act`.
-    pub fn cost(&self, weight: &LinearWeight, act: DType) -> Cost {
+    /// Traffic and arithmetic with `weight`, inputs of type `x` (`None`: codes and their scales) and results of type `out`.
+    pub fn cost(&self, weight: &LinearWeight, x: Option<DType>, out: DType) -> Cost {
         let (m, n, k) = (self.tokens as f64, weight.n as f64, weight.k as f64);
-        let out = m * n * act.size() as f64;
+        let out = m * n * out.size() as f64;
+        let input = match x {
+            Some(x) => m * k * x.size() as f64,
+            None => m * k + 4.0 * m,
+        };
         Cost {
-            read: weight.bytes() as f64
-                + m * k * act.size() as f64
-                + if self.accumulate { out } else { 0.0 },
+            read: weight.bytes() as f64 + input + if self.accumulate { out } else { 0.0 },
             written: out,
             flops: 2.0 * m * n * k,
         }

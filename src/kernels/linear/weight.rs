@@ -95,6 +95,44 @@ impl LinearWeight {
         Ok(Self { n, k, data })
     }
 
+    /// The same weight in memory of its own.
+    ///
+    /// # Errors
+    /// If the memory is not there.
+    pub fn duplicate(&self, device: &Device) -> Result<Self> {
+        let maybe = |buf: &Option<Buf>| buf.as_ref().map(|buf| device.duplicate(buf)).transpose();
+        let data = match &self.data {
+            WeightData::Plain(numbers) => WeightData::Plain(device.duplicate(numbers)?),
+            WeightData::Packed(packed) => WeightData::Packed(PackedBufs {
+                format: packed.format,
+                group: packed.group,
+                scale_rows: packed.scale_rows,
+                codes: device.duplicate(&packed.codes)?,
+                scales: device.duplicate(&packed.scales)?,
+                levels: match &packed.levels {
+                    LevelBufs::Symmetric => LevelBufs::Symmetric,
+                    LevelBufs::Zeros(zeros) => LevelBufs::Zeros(device.duplicate(zeros)?),
+                    LevelBufs::Offsets(offsets) => LevelBufs::Offsets(device.duplicate(offsets)?),
+                    LevelBufs::Codebook(values) => LevelBufs::Codebook(device.duplicate(values)?),
+                },
+                order: maybe(&packed.order)?,
+            }),
+            WeightData::Streamed(streamed) => WeightData::Streamed(StreamedBufs {
+                form: streamed.form,
+                codes: device.duplicate(&streamed.codes)?,
+                scales: device.duplicate(&streamed.scales)?,
+                zeros: maybe(&streamed.zeros)?,
+                group: streamed.group,
+                order: maybe(&streamed.order)?,
+            }),
+            WeightData::Apart(parts) => {
+                let parts = parts.iter().map(|part| part.duplicate(device));
+                WeightData::Apart(parts.collect::<Result<_>>()?)
+            }
+        };
+        Ok(Self { data, ..*self })
+    }
+
     /// `parts`, which share an input, one below the other.
     ///
     /// # Errors
@@ -124,8 +162,9 @@ impl LinearWeight {
         }
     }
 
-    /// A weight `[gate; up]` with its bias, its rows in the order in which a GPU's products find both factors in one tile; it
-    /// comes before [`LinearWeight::streamed`]. On the CPU, and where there are not so many eights, rows stay as they are.
+    /// A weight `[gate; up]` with its bias, its rows in the order in which a GPU's products find both factors in one tile;
+    /// it comes before [`LinearWeight::streamed`]. On the CPU, and where there are not so many eights, rows stay as they
+    /// are.
     ///
     /// # Errors
     /// If memory is short, or the weight is streamed already.

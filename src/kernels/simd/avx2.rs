@@ -31,9 +31,12 @@ pub(super) const LN2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
 pub(super) const EXP_RANGE: (f32, f32) = (-87.0, 88.0);
 
 /// `i` with `i + 4`, then `i + 2`, `i + 1`.
+///
+/// # Safety
+/// The machine has AVX2.
 #[inline(always)]
 pub(super) unsafe fn sum8(v: __m256) -> f32 {
-    // SAFETY: called only from methods of a token that implies AVX2.
+    // SAFETY: by contract.
     unsafe {
         let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
         let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
@@ -48,8 +51,8 @@ macro_rules! both {
     };
 }
 
-// SAFETY of every block below: the token exists only where the machine has the instructions, and each load or
-// store is of an array that is as long as the register.
+// SAFETY of every block below: the token exists only where the machine has the instructions, which is all that functions of
+// this module ask for, and each load or store lies within the array whose length its type tells.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Avx2 {
     type V = (__m256, __m256);
@@ -196,9 +199,12 @@ impl Simd for Avx2 {
 }
 
 /// Sixteen signed bytes as two vectors of f32.
+///
+/// # Safety
+/// The machine has AVX2.
 #[inline(always)]
 unsafe fn signed8(b: __m128i) -> (__m256, __m256) {
-    // SAFETY: called only from methods of a token that implies AVX2.
+    // SAFETY: by contract.
     unsafe {
         let low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b));
         (
@@ -208,9 +214,13 @@ unsafe fn signed8(b: __m128i) -> (__m256, __m256) {
     }
 }
 
+/// `e^x`, as [`Simd::exp`] has it.
+///
+/// # Safety
+/// The machine has AVX2 and FMA.
 #[inline(always)]
 unsafe fn exp8(x: __m256) -> __m256 {
-    // SAFETY: called only from methods of a token that implies AVX2 and FMA.
+    // SAFETY: by contract.
     unsafe {
         let n = _mm256_round_ps::<0>(_mm256_mul_ps(x, _mm256_set1_ps(std::f32::consts::LOG2_E)));
         let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(LN2.0), x);
@@ -238,9 +248,12 @@ unsafe fn exp8(x: __m256) -> __m256 {
 }
 
 /// The low and the high halves of sixteen bytes.
+///
+/// # Safety
+/// The machine has AVX2.
 #[inline(always)]
 unsafe fn nibbles(x: &[u8; LANES]) -> (__m128i, __m128i) {
-    // SAFETY: called only from methods of a token that implies AVX2; the array is as long as the register.
+    // SAFETY: by contract; the array is as long as the register.
     unsafe {
         let bytes = _mm_loadu_si128(x.as_ptr().cast());
         let mask = _mm_set1_epi8(15);
@@ -250,9 +263,12 @@ unsafe fn nibbles(x: &[u8; LANES]) -> (__m128i, __m128i) {
 }
 
 /// The entries of a table of sixteen that sixteen bytes below 16 name.
+///
+/// # Safety
+/// The machine has AVX2.
 #[inline(always)]
 unsafe fn entries(index: __m128i, table: (__m256, __m256)) -> (__m256, __m256) {
-    // SAFETY: called only from methods of a token that implies AVX2.
+    // SAFETY: by contract.
     unsafe {
         let wide = (
             _mm256_cvtepu8_epi32(index),
@@ -262,9 +278,13 @@ unsafe fn entries(index: __m128i, table: (__m256, __m256)) -> (__m256, __m256) {
     }
 }
 
+/// As [`entries`], of eight indices that are 32 bits wide.
+///
+/// # Safety
+/// The machine has AVX2.
 #[inline(always)]
 unsafe fn entries8(index: __m256i, table: (__m256, __m256)) -> __m256 {
-    // SAFETY: called only from methods of a token that implies AVX2.
+    // SAFETY: by contract.
     unsafe {
         // The permutation looks at the low three bits; the fourth, moved to the sign, says in which half.
         let below_eight = _mm256_permutevar8x32_ps(table.0, index);
@@ -276,9 +296,12 @@ unsafe fn entries8(index: __m256i, table: (__m256, __m256)) -> __m256 {
 
 /// Sixteen E4M3 numbers as f16, divided by [`super::E4M3_UNIT`]: exponent and mantissa move up to where an f16 has them,
 /// and of the sign, which the widening copied into every upper bit, only the top one stays.
+///
+/// # Safety
+/// The machine has AVX2.
 #[inline(always)]
 pub(super) unsafe fn e4m3_as_f16(codes: __m128i) -> __m256i {
-    // SAFETY: called only from methods of tokens that imply AVX2.
+    // SAFETY: by contract.
     unsafe {
         let moved = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(codes));
         _mm256_and_si256(moved, _mm256_set1_epi16(!0x4000))

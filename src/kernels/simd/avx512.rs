@@ -16,8 +16,8 @@ pub(super) fn run<W: Work>(work: W) -> W::Out {
     work.run(Avx512(()))
 }
 
-// SAFETY of every block below: the token exists only where the machine has the instructions, and each load or
-// store is of an array that is as long as the register.
+// SAFETY of every block below: the token exists only where the machine has the instructions, which is all that functions of
+// this module ask for, and each load or store lies within the array whose length its type tells.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Avx512 {
     type V = __m512;

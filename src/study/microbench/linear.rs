@@ -130,13 +130,6 @@ impl Numbers {
             Self::Int8 { codes, scales } => Input::Int8 { codes, scales },
         }
     }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Float(x) => x.bytes(),
-            Self::Int8 { codes, scales } => codes.bytes() + scales.bytes(),
-        }
-    }
 }
 
 impl Family for Product {
@@ -157,9 +150,12 @@ impl Family for Product {
         };
         let weight = form.bytes() as u64;
         if self.weights.is_empty() {
-            for _ in 0..bed.copies(weight + beside(bed.fewest))? {
-                self.weights.push(form.make(&device, bed.seed, self.act)?);
+            let first = form.make(&device, bed.seed, self.act)?;
+            // Copied, not made anew: to exceed the cache of a large server they are hundreds.
+            for _ in 1..bed.copies(weight + beside(bed.fewest))? {
+                self.weights.push(first.duplicate(&device)?);
             }
+            self.weights.push(first);
         }
         let bytes = weight + beside(tokens);
         let copies = bed.copies(bytes)?.min(self.weights.len());
@@ -176,9 +172,7 @@ impl Family for Product {
             tokens,
             accumulate: false,
         };
-        let mut cost = product.cost(&self.weights[0], self.act);
-        // The op counts inputs in the type of the activations.
-        cost.read += sets[0].input.bytes() as f64 - (tokens * k * self.act.size()) as f64;
+        let cost = product.cost(&self.weights[0], input_type(&sets[0]), self.act);
         let facts = Facts {
             cost,
             product: Some(match self.variant.activations {

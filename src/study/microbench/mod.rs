@@ -1,7 +1,7 @@
 //! The kernel microbenchmark: ops, one at a time, over shapes, numbers of tokens and variants; verified, then timed,
 //! each cell on the disk before the next begins.
 //!
-//! [`plan`] says what is run; `ops` is the table of what can be; `bench` is what an op must offer to be judged and
+//! `plan` says what is run; `ops` is the table of what can be; `bench` is what an op must offer to be judged and
 //! timed, `linear` and `rows` and `heads` the ops that do; `judge` compares, `timer` times, `run` goes through the cells.
 
 mod bench;

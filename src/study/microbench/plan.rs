@@ -1,5 +1,6 @@
 //! What a run of the microbenchmark is told.
 
+use super::super::plan::{check_models, check_variants};
 use super::ops::OpEntry;
 use crate::error::{Error, Result};
 use crate::measure::trial::{StopRule, WarmUp};
@@ -50,16 +51,17 @@ impl MicrobenchPlan {
         if self.tokens.contains(&0) {
             return usage("--m must be at least 1".into());
         }
-        for [n, k] in &self.shapes {
+        for (i, [n, k]) in self.shapes.iter().enumerate() {
             if *n == 0 || *k == 0 {
                 return usage(format!("--shape {n},{k}: both must be at least 1"));
             }
-        }
-        for (i, variant) in self.variants.iter().enumerate() {
-            let same = |other: &Variant| other.name == variant.name;
-            if self.variants[..i].iter().any(same) {
-                return usage(format!("--variants names '{variant}' twice"));
+            if self.shapes[..i].contains(&[*n, *k]) {
+                return usage(format!("--shape {n},{k} is given twice: give it once"));
             }
+        }
+        check_models(&self.models)?;
+        check_variants(&self.variants)?;
+        for variant in &self.variants {
             if !variant.is_made_on_load() {
                 return usage(format!(
                     "--variants {variant}: single ops run on made-up weights, for which no way of choosing codes matters: \

@@ -86,9 +86,9 @@ impl Cuda {
         unsafe { candle.disable_event_tracking() };
         let stream = candle.cuda_stream();
         let context = stream.context().clone();
-        // The driver keeps local memory for as many threads as fit on the device at once, each with the largest stack that any
-        // kernel has asked for, gigabytes where a library initialises random numbers. What it has grown to goes back; where
-        // the driver refuses, that memory is lost and nothing else.
+        // The driver keeps local memory for as many threads as fit on the device at once, each with the largest stack that
+        // any kernel has asked for, gigabytes where a library initialises random numbers. What it has grown to goes back;
+        // where the driver refuses, that memory is lost and nothing else.
         if let Some(stack) = stack {
             stream.synchronize().map_err(unanswered)?;
             context.set_limit(Limit::CU_LIMIT_STACK_SIZE, stack).ok();

@@ -62,11 +62,11 @@ static OPEN: LazyLock<Mutex<HashMap<PathBuf, Weak<Library>>>> = LazyLock::new(Mu
 /// # Errors
 /// If there is no library, one cannot be opened or is not one of kernels, or a name occurs twice.
 pub(super) fn open_all(folder: &Path) -> Result<HashMap<String, Kernel>> {
-    let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, "cannot read", e))?;
+    let entries = fs::read_dir(folder).map_err(|e| Error::reading(folder, "cannot read", e))?;
     let mut kernels: HashMap<String, Kernel> = HashMap::new();
     for entry in entries {
         let path = entry
-            .map_err(|e| Error::io(folder, "cannot read", e))?
+            .map_err(|e| Error::reading(folder, "cannot read", e))?
             .path();
         if path.extension().is_none_or(|extension| extension != "so") {
             continue;
@@ -101,7 +101,7 @@ pub(super) fn open_all(folder: &Path) -> Result<HashMap<String, Kernel>> {
 fn open(path: &Path) -> Result<Arc<Library>> {
     let path = path
         .canonicalize()
-        .map_err(|e| Error::io(path, "cannot open", e))?;
+        .map_err(|e| Error::reading(path, "cannot open", e))?;
     let mut all = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(library) = all.get(&path).and_then(Weak::upgrade) {
         return Ok(library);

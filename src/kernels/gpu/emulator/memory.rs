@@ -139,8 +139,8 @@ impl Memory for Allocation {
 impl Mapped for Allocation {
     fn words(&self) -> &[AtomicU64] {
         let start = self.address as *const AtomicU64;
-        // SAFETY: host memory of this size, aligned to more than a word, there as long as `self`; kernels write it by atomic
-        // stores.
+        // SAFETY: host memory of this size, aligned to more than a word, there as long as `self`; kernels write it by
+        // atomic stores.
         unsafe { slice::from_raw_parts(start, self.bytes / size_of::<u64>()) }
     }
 }

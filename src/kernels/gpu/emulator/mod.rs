@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::library::Kernel;
 use self::memory::{Allocation, Arena};
-use self::timing::Step;
+use self::timing::Recorded;
 use super::driver::{Driver, Facts, Grid, Mapped, Mark, Memory, Pool, Recording};
 use super::gemm::Gemm;
 use crate::error::{Error, Result};
@@ -47,7 +47,7 @@ struct State {
     /// Work done so far, in calls.
     done: u64,
     /// What is recorded instead of being run.
-    steps: Option<Vec<Step>>,
+    steps: Option<Vec<Recorded>>,
 }
 
 /// Opens the libraries of `folder`.
@@ -81,7 +81,7 @@ impl Emulator {
     /// Runs `work`, or records `step` where that is asked for.
     fn run_or_record(
         &self,
-        step: impl FnOnce() -> Step,
+        step: impl FnOnce() -> Recorded,
         work: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let mut state = self.state();
@@ -227,7 +227,7 @@ impl Driver for Arc<Emulator> {
 
     unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
         self.run_or_record(
-            || Step::Copy { from, to, bytes },
+            || Recorded::Copy { from, to, bytes },
             // SAFETY: by contract.
             || unsafe { self.run_copy(from, to, bytes) },
         )
@@ -271,7 +271,7 @@ impl Driver for Arc<Emulator> {
 
     unsafe fn gemm(&self, product: &Gemm) -> Result<()> {
         self.run_or_record(
-            || Step::Gemm(*product),
+            || Recorded::Gemm(*product),
             // SAFETY: by contract.
             || unsafe { self.run_gemm(product) },
         )

@@ -68,7 +68,7 @@ impl Mark for EmulatedMark {
 }
 
 /// A piece of recorded work.
-pub(super) enum Step {
+pub(super) enum Recorded {
     Launch {
         kernel: String,
         grid: Grid,
@@ -98,8 +98,8 @@ pub(super) unsafe fn recorded_launch(
     grid: Grid,
     args: &[*mut c_void],
     sizes: &[usize],
-) -> impl FnOnce() -> Step {
-    move || Step::Launch {
+) -> impl FnOnce() -> Recorded {
+    move || Recorded::Launch {
         kernel: kernel.to_owned(),
         grid,
         args: args
@@ -122,11 +122,11 @@ pub(super) unsafe fn recorded_launch(
 /// Steps that are run one after another.
 pub(super) struct EmulatedRecording {
     emulator: Arc<Emulator>,
-    steps: Vec<Step>,
+    steps: Vec<Recorded>,
 }
 
 impl EmulatedRecording {
-    pub(super) fn new(emulator: &Arc<Emulator>, steps: Vec<Step>) -> Self {
+    pub(super) fn new(emulator: &Arc<Emulator>, steps: Vec<Recorded>) -> Self {
         Self {
             emulator: Arc::clone(emulator),
             steps,
@@ -141,15 +141,17 @@ impl Recording for EmulatedRecording {
             // SAFETY: what was asked for was sound then, and its memory is still there by contract.
             unsafe {
                 match step {
-                    Step::Launch { kernel, grid, args } => {
+                    Recorded::Launch { kernel, grid, args } => {
                         let mut places: Vec<*mut c_void> = args
                             .iter()
                             .map(|argument| argument.0.as_ptr().cast_mut().cast())
                             .collect();
                         self.emulator.run(kernel, *grid, &mut places)?;
                     }
-                    Step::Copy { from, to, bytes } => self.emulator.run_copy(*from, *to, *bytes)?,
-                    Step::Gemm(product) => self.emulator.run_gemm(product)?,
+                    Recorded::Copy { from, to, bytes } => {
+                        self.emulator.run_copy(*from, *to, *bytes)?
+                    }
+                    Recorded::Gemm(product) => self.emulator.run_gemm(product)?,
                 }
             }
         }

@@ -12,8 +12,8 @@ use crate::kernels::gpu::driver::Facts;
 use crate::kernels::gpu::fill;
 use crate::kernels::gpu::workspace::Scratch;
 
-/// How many of the kernels that a plan finds are tried: nearly all, for what it predicts of parts of columns is rough, and each
-/// takes a millisecond.
+/// How many of the kernels that a plan finds are tried: nearly all, for what it predicts of parts of columns is rough, and
+/// each takes a millisecond.
 const TRIED: usize = 40;
 /// Runs of each that count, after one that does not.
 const RUNS: usize = 4;

@@ -1,7 +1,8 @@
 //! Launches of `linear_fused.cu`, and when they are worth it.
 
 use super::choose::{self, Spare};
-use super::plan::{LinearKernel, Problem, ROWS, STEP, THREADS, WARPS};
+use super::geometry::{Family, MOST_FUSED, STEP, Size, THREADS, partial_sums};
+use super::plan::{LinearKernel, Problem};
 use super::storage::Storage;
 use super::streamed::{ProductArgs, weight_args};
 use super::{CheckedInput, Outcome, Product, storage_of};
@@ -15,10 +16,6 @@ use crate::kernels::linear::{FusedLinear, LinearWeight, Normed, Then, WeightData
 use crate::kernels::{Buf, BufType};
 use crate::scheme::DType;
 
-/// The most tokens that the kernels are compiled for.
-pub(super) const MOST_TOKENS: usize = 8;
-/// Shared memory that a kernel has beside what its launch asks for, and a little.
-const RESERVED: usize = 1 << 10;
 /// Bytes of a step of a token.
 const STEP_BYTES: usize = STEP * 2;
 
@@ -51,8 +48,8 @@ pub(crate) struct FusedTokens {
     pub(crate) worth: usize,
 }
 
-/// Products of a weight with inputs of type `act` that are normed, or become `codes`, in the same launch, on a GPU with these
-/// facts.
+/// Products of a weight with inputs of type `act` that are normed, or become `codes`, in the same launch, on a GPU with
+/// these facts.
 pub(crate) fn fused_tokens(
     facts: &Facts,
     weight: &LinearWeight,
@@ -82,19 +79,19 @@ fn of_shape(facts: &Facts, storage: Storage, k: usize) -> FusedTokens {
     const NUMBERS: f64 = 128.0 * 1.7e9 / 10.0; // of a multiprocessor in a second
     let fits = |&tokens: &usize| {
         let kernels = FusedKernel::all(storage, tokens, 1);
-        let fits =
-            |kernel: FusedKernel| kernel.shared_bytes(storage, k) + RESERVED <= facts.shared_bytes;
+        let fits = |kernel: FusedKernel| facts.has_room_for(kernel.shared_bytes(storage, k));
         kernels.into_iter().any(fits)
     };
-    let most = (1..=MOST_TOKENS).take_while(fits).last().unwrap_or(0);
+    let most = (1..=MOST_FUSED).take_while(fits).last().unwrap_or(0);
     let read = facts.multiprocessors as f64 * (k * 2) as f64 / CACHE;
     let each = read + k as f64 / NUMBERS;
     // One token is always worth it: what is read and computed for it would be there in the other kernel too.
-    let worth = ((LAUNCH / each) as usize).clamp(1, MOST_TOKENS).min(most);
+    let worth = ((LAUNCH / each) as usize).clamp(1, MOST_FUSED).min(most);
     FusedTokens { most, worth }
 }
 
-/// Shared memory for `tokens` rows of `k` numbers that are normed or become codes: `bytes` of `NormedTokens` and `CodedTokens`.
+/// Shared memory for `tokens` rows of `k` numbers that are normed or become codes: `bytes` of `NormedTokens` and
+/// `CodedTokens`.
 pub(in crate::kernels::gpu) fn prepared_bytes(storage: Storage, tokens: usize, k: usize) -> usize {
     let steps = k.div_ceil(STEP);
     match storage {
@@ -120,6 +117,11 @@ impl Gpu {
     }
 }
 
+/// Tokens that the kernel for so many is made for: columns of matrix instructions.
+const fn columns(tokens: usize) -> usize {
+    if tokens == 1 { 1 } else { MOST_FUSED }
+}
+
 /// One way to launch `linear_fused.cu`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FusedKernel {
@@ -134,36 +136,37 @@ pub(super) struct FusedKernel {
 impl FusedKernel {
     /// Every kernel that is compiled for so many tokens.
     fn all(storage: Storage, tokens: usize, splits: usize) -> Vec<Self> {
-        let tiles: &[usize] = match (storage, tokens) {
-            (Storage::Plain(_) | Storage::Codes, 1) => &[1, 2],
-            (_, 1) => &[2, 4],
-            _ => &[2],
-        };
-        let with = |&tiles| Self {
-            tiles,
+        let with = |size: &Size| Self {
+            tiles: size.tiles,
             tokens,
             splits,
         };
-        tiles.iter().map(with).collect()
+        let sizes = Family::Fused.sizes(storage).iter();
+        sizes
+            .filter(|size| size.tokens == columns(tokens))
+            .map(with)
+            .collect()
     }
 
-    /// Tokens that the kernel is made for: columns of matrix instructions.
-    fn columns(self) -> usize {
-        if self.tokens == 1 { 1 } else { MOST_TOKENS }
+    /// What it is compiled as.
+    const fn size(self) -> Size {
+        Size {
+            tiles: self.tiles,
+            tokens: columns(self.tokens),
+        }
     }
 
-    /// Dynamic shared memory of a block: `SHARED` of `common/few.cuh` and what `NormedTokens` or `CodedTokens` takes.
+    /// Dynamic shared memory of a block, with the weight of the norm and what `NormedTokens` or `CodedTokens` takes.
     fn shared_bytes(self, storage: Storage, k: usize) -> usize {
-        let stage = self.tiles * storage.tile_bytes() + storage.scale_bytes(self.tiles);
-        let depth = ((12 << 10) / stage).clamp(3, 8);
-        let sums = self.columns() * (self.tiles * ROWS + 4) * 4;
-        WARPS * (depth * stage + sums) + norm_bytes(k) + prepared_bytes(storage, self.tokens, k)
+        Family::Fused.shared_bytes(self.size(), storage)
+            + norm_bytes(k)
+            + prepared_bytes(storage, self.tokens, k)
     }
 
     /// How many of its blocks a multiprocessor runs at a time.
     fn blocks_per_multiprocessor(self, storage: Storage, k: usize, facts: &Facts) -> usize {
-        let each = self.shared_bytes(storage, k) + RESERVED;
-        ((facts.shared_bytes + RESERVED) / each).clamp(1, 2)
+        let room = facts.blocks_by_shared_memory(self.shared_bytes(storage, k));
+        room.clamp(1, 2)
     }
 
     /// The one for a product: columns in as many parts as the product by itself is summed in, for the same bits.
@@ -172,13 +175,12 @@ impl FusedKernel {
             LinearKernel::Few { splits, .. } => splits,
             _ => 1,
         };
-        let fits = |kernel: &Self| {
-            kernel.shared_bytes(problem.storage, problem.k) + RESERVED <= facts.shared_bytes
-        };
+        let fits =
+            |kernel: &Self| facts.has_room_for(kernel.shared_bytes(problem.storage, problem.k));
         let time = |kernel: &Self| {
             let like = LinearKernel::Few {
                 tiles: kernel.tiles,
-                tokens: kernel.columns(),
+                tokens: columns(kernel.tokens),
                 splits,
             };
             problem.predicted(like, facts)
@@ -189,18 +191,14 @@ impl FusedKernel {
 
     /// Blocks of its launch: no more than run at a time, each taking piece after piece.
     pub(super) fn blocks(self, problem: &Problem, facts: &Facts) -> usize {
-        let groups = problem.n.div_ceil(ROWS).div_ceil(self.tiles);
+        let groups = problem.groups(self.tiles);
         let each = self.blocks_per_multiprocessor(problem.storage, problem.k, facts);
         (groups * self.splits).min((facts.multiprocessors * each).max(1))
     }
 
     /// f32 numbers that parts of sums take, where columns are in parts.
     fn sums(self, groups: usize) -> usize {
-        if self.splits > 1 {
-            groups * self.splits * self.columns() * self.tiles * ROWS
-        } else {
-            0
-        }
+        partial_sums(groups, self.splits, columns(self.tokens), self.tiles)
     }
 
     /// Numbers of four bytes for parts of sums and for the best of each of `picking` blocks, and counters of both.
@@ -293,7 +291,7 @@ pub(crate) fn fused_linear(
         steps_per_split: op.dim("steps", k.div_ceil(STEP).div_ceil(kernel.splits))?,
         unused: 0,
     };
-    let groups = n.div_ceil(ROWS).div_ceil(kernel.tiles);
+    let groups = problem.groups(kernel.tiles);
     let blocks = kernel.blocks(&problem, facts);
     let mut job = FusedArgs {
         product: args,
@@ -331,8 +329,7 @@ pub(crate) fn fused_linear(
         shared_bytes: op.dim("shared memory", kernel.shared_bytes(storage, k))?,
         ..op.grid(blocks, 1, THREADS)?
     };
-    let (tiles, columns) = (kernel.tiles, kernel.columns() / 8);
-    let name = format!("linear_fused_{}_{tiles}x{columns}", name_of(storage, act));
+    let name = Family::Fused.kernel_name(&name_of(storage, act), kernel.size());
     // SAFETY: the argument of linear_fused.cu; every array holds its shape, and the kernel checks the numbers of rows.
     unsafe { launch!(gpu, &name, grid; job) }
 }
@@ -430,14 +427,9 @@ pub(super) fn names() -> Vec<String> {
             // Named already.
             _ => &[DType::F32],
         };
-        for (&act, tokens) in acts.iter().flat_map(|act| [(act, 1), (act, MOST_TOKENS)]) {
-            for kernel in FusedKernel::all(storage, tokens, 1) {
-                let (tiles, columns) = (kernel.tiles, kernel.columns() / 8);
-                names.push(format!(
-                    "linear_fused_{}_{tiles}x{columns}",
-                    name_of(storage, act)
-                ));
-            }
+        for &act in acts {
+            let name = |&size| Family::Fused.kernel_name(&name_of(storage, act), size);
+            names.extend(Family::Fused.sizes(storage).iter().map(name));
         }
     }
     names
@@ -466,7 +458,7 @@ mod tests {
         }
         let worth = |k| of_shape(&Facts::h100(), INT4, k).worth;
         assert!(worth(1024) > worth(4096) && worth(4096) > worth(16384));
-        assert_eq!(worth(1024), MOST_TOKENS);
+        assert_eq!(worth(1024), MOST_FUSED);
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl Kept {
             });
         written
             .map(drop)
-            .map_err(|e| Error::io(&self.path, "cannot write", e))
+            .map_err(|e| Error::writing(&self.path, "cannot write", e))
     }
 }
 

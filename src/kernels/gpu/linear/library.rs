@@ -1,6 +1,6 @@
 //! Products by the device's library: on plain weights, on codes, and on weights dequantised piece by piece.
 
-use super::plan::ROWS;
+use super::geometry::{ROWS, STEP};
 use super::storage::Storage;
 use super::streamed::weight_args;
 use super::{CheckedInput, Outcome, Product, SMALL_THREADS};
@@ -12,7 +12,8 @@ use crate::scheme::DType;
 
 /// A library is not asked for as few tokens as these.
 pub(super) const FEWEST_TOKENS: usize = 8;
-/// Bytes of exact sums at a time, about what the second-level cache of a large GPU holds, but for fewer tokens than fill it.
+/// Bytes of exact sums at a time, about what the second-level cache of a large GPU holds, but for fewer tokens than fill
+/// it.
 const SUMS_BYTES: usize = 64 << 20;
 const LEAST_AT_ONCE: usize = 512;
 /// Tokens of the largest tiles that libraries use: pieces are whole ones.
@@ -77,7 +78,7 @@ pub(super) fn run_dequantized(product: &Product<'_>, storage: Storage, tiles: us
     let name = format!("dequantize_{}", storage.name());
     for first in (0..all).step_by(tiles) {
         let here = tiles.min(all - first);
-        let warps = here * k.div_ceil(super::plan::STEP);
+        let warps = here * k.div_ceil(STEP);
         let grid = op.grid(
             warps.div_ceil(SMALL_THREADS as usize / WARP),
             1,

@@ -4,6 +4,7 @@
 mod any;
 mod choose;
 mod fused;
+mod geometry;
 mod kept;
 mod library;
 mod need;
@@ -23,9 +24,11 @@ pub(super) use choose::Choices;
 use choose::Spare;
 pub(super) use fused::{FusedArgs, name_of, norm_bytes, prepared_bytes};
 pub(crate) use fused::{fused_linear, fused_tokens};
+use geometry::Family;
+pub(super) use geometry::{Size, THREADS, WARPS, partial_sums, sums_bytes};
 pub(super) use need::{add_need, unwanted_bytes};
 pub use plan::LinearKernel;
-pub(super) use plan::{Problem, ROWS};
+pub(super) use plan::Problem;
 pub(crate) use repack::{paired, rows_held, streamed};
 pub(crate) use storage::Storage;
 pub use storage::StreamedBufs;
@@ -289,18 +292,15 @@ pub(super) fn names() -> Vec<String> {
         if !plain && storage != Storage::Codes {
             names.push(format!("dequantize_{name}"));
         }
-        for size in ["1x4", "1x8", "2x8"] {
-            names.push(format!("linear_tile_{name}_{size}"));
+        for family in [
+            Family::Few,
+            Family::Tile,
+            Family::Wgmma,
+            Family::WgmmaInTurns,
+        ] {
+            let sizes = family.sizes(storage).iter();
+            names.extend(sizes.map(|&size| family.kernel_name(&name, size)));
         }
-        if !plain {
-            names.extend(["2x8", "1x16"].map(|size| format!("linear_wgmma_{name}_{size}")));
-        }
-        let few: &[&str] = if plain {
-            &["1x0", "2x0", "1x1", "2x1", "1x2", "2x2"]
-        } else {
-            &["1x0", "2x0", "4x0", "1x1", "2x1", "4x1", "2x2", "4x2"]
-        };
-        names.extend(few.iter().map(|size| format!("linear_few_{name}_{size}")));
     }
     names.extend(fused::names());
     names

@@ -1,8 +1,9 @@
 //! How much memory the launches of a product may need beside their arguments.
 
-use super::fused::{self, FusedKernel};
+use super::fused::FusedKernel;
+use super::geometry::{MOST_FEW, MOST_FUSED, ROWS};
 use super::library::{self, tokens_at_once};
-use super::plan::{LinearKernel, Problem, ROWS, STREAMED_FEW};
+use super::plan::{LinearKernel, Problem};
 use super::storage::Storage;
 use crate::kernels::gpu::driver::Facts;
 use crate::kernels::gpu::need::ProductNeed;
@@ -41,7 +42,7 @@ pub(in crate::kernels::gpu) fn add_need(
         let (sums, counters) = problem.most_workspace(facts);
         need.at_least(Scratch::Partial, sums.saturating_mul(4));
         need.at_least(Scratch::Counters, counters.saturating_mul(4));
-        for tokens in 1..=tokens.min(fused::MOST_TOKENS) {
+        for tokens in 1..=tokens.min(MOST_FUSED) {
             add_fused(&Problem { tokens, ..problem }, facts, need);
         }
         match problem.library() {
@@ -63,7 +64,7 @@ fn add_fused(problem: &Problem, facts: &Facts, need: &mut WorkspaceNeed) {
         let Some(kernel) = FusedKernel::choose(problem, alone, facts) else {
             continue;
         };
-        let groups = problem.n.div_ceil(ROWS).div_ceil(kernel.tiles);
+        let groups = problem.groups(kernel.tiles);
         let blocks = kernel.blocks(problem, facts);
         // Whether it picks is the step's business; the best of each block are few numbers.
         let (numbers, counters) = kernel.workspace(groups, blocks);
@@ -78,7 +79,7 @@ pub(in crate::kernels::gpu) fn unwanted_bytes(product: &ProductNeed, act: DType)
     let tokens = if product.accumulates {
         product.tokens
     } else {
-        product.tokens.min(fused::MOST_TOKENS)
+        product.tokens.min(MOST_FUSED)
     };
     // Picks come of f32 numbers.
     let size = if product.accumulates { act.size() } else { 4 };
@@ -86,15 +87,15 @@ pub(in crate::kernels::gpu) fn unwanted_bytes(product: &ProductNeed, act: DType)
 }
 
 impl Problem {
-    /// The most f32 numbers and counters of [`LinearKernel::workspace`] for up to as many tokens as these. A choice serves up to
-    /// twice as many tokens as it was made for.
+    /// The most f32 numbers and counters of [`LinearKernel::workspace`] for up to as many tokens as these. A choice serves
+    /// up to twice as many tokens as it was made for.
     fn most_workspace(&self, facts: &Facts) -> (usize, usize) {
         let (mut numbers, mut counters) = (0, 0);
         let mut add = |(n, c): (usize, usize)| {
             numbers = numbers.max(n);
             counters = counters.max(c);
         };
-        for tokens in 1..=self.tokens.min(STREAMED_FEW) {
+        for tokens in 1..=self.tokens.min(MOST_FEW) {
             let few = Self { tokens, ..*self };
             few.candidates(facts)
                 .into_iter()

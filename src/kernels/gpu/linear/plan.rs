@@ -4,28 +4,15 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::geometry::{BLOCK, Family, MOST_FEW, ROWS, STEP, Size, WARPS, partial_sums};
 use super::storage::Storage;
 use crate::kernels::gpu::driver::Facts;
 
-/// Rows of a tile.
-pub(in crate::kernels::gpu) const ROWS: usize = 16;
-/// Columns of a step.
-pub(super) const STEP: usize = 64;
-/// Warps of a block of every kernel that streams.
-pub(super) const WARPS: usize = 8;
-/// Threads of a block of every kernel that streams.
-pub(super) const THREADS: u32 = 256;
-/// Tokens of a matrix instruction.
-const BLOCK: usize = 8;
-/// The most tokens that `linear_few.cu` takes.
-pub(super) const STREAMED_FEW: usize = 16;
-/// Blocks that a kernel in parts may have for each place on the device, if a block takes part after part, or one part. More
-/// would leave sums for each other without filling more places.
-const PARTS_PER_PLACE: (usize, usize) = (4, 2);
+/// Blocks that a kernel in parts may have for each that the device runs at a time, if a block takes part after part, or one
+/// part. More would leave sums for each other without keeping more of the device busy.
+const PARTS_PER_RESIDENT_BLOCK: (usize, usize) = (4, 2);
 /// Parts that a tile's columns may be cut into.
 const SPLITS: [usize; 9] = [1, 2, 3, 4, 6, 8, 12, 16, 24];
-/// Shared memory that a multiprocessor keeps back for every block.
-const RESERVED: usize = 1 << 10;
 /// Bytes of dequantised weights at a time: what stays in the second-level cache beside what the product reads and writes.
 const PIECE_BYTES: usize = 16 << 20;
 
@@ -59,6 +46,8 @@ pub enum LinearKernel {
         tokens: usize,
         /// Parts of the columns.
         splits: usize,
+        /// Whether the two groups of warps of a block multiply and prepare in turns.
+        in_turns: bool,
     },
     /// The device's library: plain weights, or codes times codes.
     Library,
@@ -98,9 +87,11 @@ impl fmt::Display for LinearKernel {
                 tiles,
                 tokens,
                 splits,
+                in_turns,
             } => {
                 let rows = tiles * WARPS * ROWS;
-                write!(f, "wgmma {rows}x{tokens}{}", parts(splits))
+                let turns = if in_turns { " in turns" } else { "" };
+                write!(f, "wgmma {rows}x{tokens}{turns}{}", parts(splits))
             }
             Self::Library => f.write_str("library"),
             Self::Dequantized { tiles } => write!(f, "library, {} rows dequantized", tiles * ROWS),
@@ -119,8 +110,14 @@ pub(in crate::kernels::gpu) struct Problem {
 }
 
 impl Problem {
-    fn tiles(&self) -> usize {
+    /// Tiles of its rows.
+    pub(super) fn tiles(&self) -> usize {
         self.n.div_ceil(ROWS)
+    }
+
+    /// Groups of `tiles` tiles.
+    pub(in crate::kernels::gpu) fn groups(&self, tiles: usize) -> usize {
+        self.tiles().div_ceil(tiles)
     }
 
     fn steps(&self) -> usize {
@@ -140,7 +137,7 @@ impl Problem {
         }
         found.retain(|kernel| {
             let needed = kernel.shared_bytes(self.storage);
-            needed <= facts.shared_bytes && kernel.parts_fill_places(self, facts)
+            needed <= facts.shared_bytes && kernel.parts_find_room(self, facts)
         });
         let mut found: Vec<_> = found
             .into_iter()
@@ -184,58 +181,67 @@ impl Problem {
     fn few(&self) -> Vec<LinearKernel> {
         let tokens = match self.tokens {
             1 => 1,
-            2..=8 => 8,
-            9..=16 => 16,
+            2..=BLOCK => BLOCK,
+            9..=MOST_FEW => MOST_FEW,
             _ => return Vec::new(),
         };
-        let sizes: &[usize] = match (self.storage, tokens) {
-            (Storage::Plain(_), _) => &[1, 2],
-            (_, 16) => &[2, 4],
-            _ => &[1, 2, 4],
-        };
-        let with = |&tiles: &usize| {
-            self.splits(WARPS).map(move |splits| LinearKernel::Few {
-                tiles,
-                tokens,
-                splits,
-            })
-        };
-        sizes.iter().flat_map(with).collect()
+        self.sized(Family::Few, WARPS, |size| size.tokens == tokens)
     }
 
     fn tile(&self) -> Vec<LinearKernel> {
-        // (tiles of a warp, tokens of a block), as compiled.
-        let sizes: &[(usize, usize)] = match self.tokens {
-            ..=8 => &[],
-            9..=32 => &[(1, 32)],
-            _ => &[(1, 64), (2, 64)],
+        let tokens = match self.tokens {
+            ..=BLOCK => return Vec::new(),
+            9..=32 => 32,
+            _ => 64,
         };
-        let with = |&(tiles, tokens): &(usize, usize)| {
-            self.splits(4).map(move |splits| LinearKernel::Tile {
-                tiles,
-                tokens,
-                splits,
-            })
-        };
-        sizes.iter().flat_map(with).collect()
+        self.sized(Family::Tile, 4, |size| size.tokens == tokens)
     }
 
-    /// Plain weights are the library's, and few tokens leave most of the instructions' columns unused.
+    /// Few tokens leave most of the instructions' columns unused.
     fn wgmma(&self) -> Vec<LinearKernel> {
-        // (tiles of a warp, tokens of a block), as compiled.
-        let sizes: &[(usize, usize)] = match (self.storage, self.tokens) {
-            (Storage::Plain(_), _) | (_, ..=16) => &[],
-            (_, ..=64) => &[(2, 64)],
-            _ => &[(2, 64), (1, 128)],
+        let most = match self.tokens {
+            ..=16 => return Vec::new(),
+            17..=64 => 64,
+            _ => usize::MAX,
         };
-        let with = |&(tiles, tokens): &(usize, usize)| {
-            self.splits(4).map(move |splits| LinearKernel::Wgmma {
-                tiles,
-                tokens,
-                splits,
+        [Family::Wgmma, Family::WgmmaInTurns]
+            .into_iter()
+            .flat_map(|family| self.sized(family, 4, |size| size.tokens <= most))
+            .collect()
+    }
+
+    /// The kernels of a family in the wished sizes, columns in parts of at least `least` steps.
+    fn sized(
+        &self,
+        family: Family,
+        least: usize,
+        wished: impl Fn(&Size) -> bool,
+    ) -> Vec<LinearKernel> {
+        let sizes = family
+            .sizes(self.storage)
+            .iter()
+            .filter(|size| wished(size));
+        let with = |&Size { tiles, tokens }: &Size| {
+            self.splits(least).map(move |splits| match family {
+                Family::Few | Family::Fused => LinearKernel::Few {
+                    tiles,
+                    tokens,
+                    splits,
+                },
+                Family::Tile => LinearKernel::Tile {
+                    tiles,
+                    tokens,
+                    splits,
+                },
+                Family::Wgmma | Family::WgmmaInTurns => LinearKernel::Wgmma {
+                    tiles,
+                    tokens,
+                    splits,
+                    in_turns: family == Family::WgmmaInTurns,
+                },
             })
         };
-        sizes.iter().flat_map(with).collect()
+        sizes.flat_map(with).collect()
     }
 
     /// Ways to cut the columns into parts of at least `least` steps, no two the same.
@@ -265,7 +271,7 @@ impl Problem {
                 tokens,
                 splits,
             } => {
-                let items = self.tiles().div_ceil(tiles) * splits;
+                let items = self.groups(tiles) * splits;
                 let slots = kernel.blocks_per_multiprocessor(self.storage, facts);
                 (items, tiles * ROWS, slots, tokens, splits)
             }
@@ -278,8 +284,9 @@ impl Problem {
                 tiles,
                 tokens,
                 splits,
+                ..
             } => {
-                let groups = self.tiles().div_ceil(tiles * WARPS) * self.tokens.div_ceil(tokens);
+                let groups = self.groups(tiles * WARPS) * self.tokens.div_ceil(tokens);
                 let slots = kernel.blocks_per_multiprocessor(self.storage, facts);
                 (groups * splits, tiles * WARPS * ROWS, slots, tokens, splits)
             }
@@ -320,40 +327,32 @@ impl Problem {
 }
 
 impl LinearKernel {
-    /// Dynamic shared memory of a block: `SHARED` of the `.cu` files.
-    pub(super) fn shared_bytes(self, storage: Storage) -> usize {
+    /// What it is compiled as, if it streams weights.
+    pub(super) fn compiled(self) -> Option<(Family, Size)> {
         match self {
-            Self::Few { tiles, tokens, .. } => {
-                let stage = tiles * storage.tile_bytes()
-                    + storage.scale_bytes(tiles)
-                    + tokens * STEP * storage.bytes_of_input();
-                let ring = if tokens <= 8 { 12 << 10 } else { 24 << 10 };
-                let depth = (ring / stage).clamp(3, 8);
-                let at_once = if tokens * tiles <= 32 {
-                    tiles
+            Self::Few { tiles, tokens, .. } => Some((Family::Few, Size { tiles, tokens })),
+            Self::Tile { tiles, tokens, .. } => Some((Family::Tile, Size { tiles, tokens })),
+            Self::Wgmma {
+                tiles,
+                tokens,
+                in_turns,
+                ..
+            } => {
+                let family = if in_turns {
+                    Family::WgmmaInTurns
                 } else {
-                    32 / tokens
+                    Family::Wgmma
                 };
-                let sums = tokens * (at_once * ROWS + 4) * 4;
-                WARPS * (depth * stage + sums)
+                Some((family, Size { tiles, tokens }))
             }
-            Self::Tile { tiles, tokens, .. } => {
-                let own = tiles * storage.tile_bytes() + storage.scale_bytes(tiles);
-                let stage = WARPS * own + tokens * STEP * storage.bytes_of_input();
-                let depth = ((96 << 10) / stage).clamp(3, 6);
-                let out = tokens * (WARPS * tiles * ROWS + 4) * 4;
-                (depth * stage).max(out)
-            }
-            Self::Wgmma { tiles, tokens, .. } => {
-                let own = tiles * storage.tile_bytes() + storage.scale_bytes(tiles);
-                let x = tokens * STEP * storage.bytes_of_input();
-                let stage = WARPS * own + x;
-                let depth = ((128 << 10) / stage).clamp(3, 6);
-                let out = tokens * (WARPS * tiles * ROWS + 4) * 4;
-                (depth * stage + 2 * x).max(out)
-            }
-            Self::Library | Self::Dequantized { .. } | Self::Any => 0,
+            Self::Library | Self::Dequantized { .. } | Self::Any => None,
         }
+    }
+
+    /// Dynamic shared memory of a block.
+    pub(super) fn shared_bytes(self, storage: Storage) -> usize {
+        self.compiled()
+            .map_or(0, |(family, size)| family.shared_bytes(size, storage))
     }
 
     /// How many of its blocks a multiprocessor runs at a time.
@@ -368,27 +367,26 @@ impl LinearKernel {
             } => 2,
             _ => 1,
         };
-        // A multiprocessor has a little more than its largest block may have.
-        let all = facts.shared_bytes + RESERVED;
-        let each = self.shared_bytes(storage) + RESERVED;
-        (all / each).clamp(1, most)
+        let room = facts.blocks_by_shared_memory(self.shared_bytes(storage));
+        room.clamp(1, most)
     }
 
-    /// Blocks of a launch, or pieces of work where blocks take one after another, with columns in one part; and how many may
-    /// come of parts for each place on the device. `None` where columns stay whole.
+    /// Blocks of a launch, or pieces of work where blocks take one after another, with columns in one part; and how many
+    /// may come of parts for each that the device runs at a time. `None` where columns stay whole.
     fn groups(self, problem: &Problem) -> Option<(usize, usize)> {
         match self {
-            Self::Few { tiles, .. } => Some((problem.tiles().div_ceil(tiles), PARTS_PER_PLACE.0)),
+            Self::Few { tiles, .. } => Some((problem.groups(tiles), PARTS_PER_RESIDENT_BLOCK.0)),
             Self::Tile { tiles, tokens, .. } | Self::Wgmma { tiles, tokens, .. } => {
-                let rows = problem.tiles().div_ceil(tiles * WARPS);
+                let rows = problem.groups(tiles * WARPS);
                 let groups = rows.saturating_mul(problem.tokens.div_ceil(tokens));
-                Some((groups, PARTS_PER_PLACE.1))
+                Some((groups, PARTS_PER_RESIDENT_BLOCK.1))
             }
             Self::Library | Self::Dequantized { .. } | Self::Any => None,
         }
     }
 
-    const fn splits(self) -> usize {
+    /// Parts of the columns.
+    pub(super) const fn splits(self) -> usize {
         match self {
             Self::Few { splits, .. } | Self::Tile { splits, .. } | Self::Wgmma { splits, .. } => {
                 splits
@@ -412,8 +410,8 @@ impl LinearKernel {
         facts.multiprocessors.max(1) * self.blocks_per_multiprocessor(storage, facts) * each
     }
 
-    /// Whether columns are whole, or their parts find places on the device.
-    fn parts_fill_places(self, problem: &Problem, facts: &Facts) -> bool {
+    /// Whether columns are whole, or their parts are no more than keep the device busy.
+    fn parts_find_room(self, problem: &Problem, facts: &Facts) -> bool {
         let splits = self.splits();
         self.groups(problem).is_none_or(|(groups, each)| {
             splits == 1
@@ -421,8 +419,8 @@ impl LinearKernel {
         })
     }
 
-    /// The most of [`Self::workspace`] in up to as many parts as these, for up to as many tokens as `problem` has, if it may
-    /// have been chosen for half as many.
+    /// The most of [`Self::workspace`] in up to as many parts as these, for up to as many tokens as `problem` has, if it
+    /// may have been chosen for half as many.
     pub(super) fn most_workspace(self, problem: &Problem, facts: &Facts) -> (usize, usize) {
         let (
             Self::Tile { tiles, tokens, .. } | Self::Wgmma { tiles, tokens, .. },
@@ -447,8 +445,8 @@ impl LinearKernel {
                 tokens,
                 splits,
             } if splits > 1 => {
-                let groups = problem.tiles().div_ceil(tiles);
-                (groups * splits * tokens * tiles * ROWS, groups)
+                let groups = problem.groups(tiles);
+                (partial_sums(groups, splits, tokens, tiles), groups)
             }
             Self::Tile {
                 tiles,
@@ -459,10 +457,11 @@ impl LinearKernel {
                 tiles,
                 tokens,
                 splits,
+                ..
             } if splits > 1 => {
-                let groups =
-                    problem.tiles().div_ceil(tiles * WARPS) * problem.tokens.div_ceil(tokens);
-                (groups * splits * tokens * tiles * WARPS * ROWS, groups)
+                let groups = problem.groups(tiles * WARPS) * problem.tokens.div_ceil(tokens);
+                let sums = partial_sums(groups, splits, tokens, tiles * WARPS);
+                (sums, groups)
             }
             _ => (0, 0),
         }
@@ -504,7 +503,7 @@ mod tests {
                 let LinearKernel::Few { tiles, splits, .. } = plan else {
                     panic!("{storage:?} [{n}, {k}]: {plan}");
                 };
-                let items = problem.tiles().div_ceil(tiles) * splits;
+                let items = problem.groups(tiles) * splits;
                 let slots = 132 * plan.blocks_per_multiprocessor(storage, &Facts::h100());
                 // Less than half of the device waiting for the other half.
                 assert!(

@@ -1,6 +1,6 @@
 //! From the canonical form of a packed weight to what the kernels stream: once, when a weight is loaded.
 
-use super::plan::{ROWS, STEP};
+use super::geometry::{ROWS, STEP};
 use super::storage::{Form, Storage, StreamedBufs};
 use super::{SMALL_THREADS, any::MAX_INT8_K};
 use crate::error::{Error, Result};

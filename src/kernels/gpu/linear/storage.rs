@@ -1,6 +1,6 @@
 //! Weights in the forms that the streaming kernels read (`kernels/common/stream.cuh`).
 
-use super::plan::{ROWS, STEP};
+use super::geometry::{ROWS, STEP};
 use crate::kernels::Buf;
 use crate::scheme::DType;
 

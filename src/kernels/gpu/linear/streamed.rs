@@ -1,6 +1,7 @@
 //! Launches of `linear_few.cu`, `linear_tile.cu` and `linear_wgmma.cu`.
 
-use super::plan::{LinearKernel, Problem, ROWS, STEP, THREADS, WARPS};
+use super::geometry::{ROWS, STEP, THREADS, WARPS};
+use super::plan::{LinearKernel, Problem};
 use super::storage::StreamedBufs;
 use super::{Outcome, Product};
 use crate::error::Result;
@@ -65,45 +66,26 @@ unsafe impl KernelArg for ProductArgs {}
 pub(super) fn run(product: &Product<'_>, problem: &Problem, kernel: LinearKernel) -> Result<()> {
     let op = product.op;
     let facts = op.gpu.facts();
-    let tile_count = problem.n.div_ceil(ROWS);
-    let (family, tiles, blocks_of_tokens, splits, blocks) = match kernel {
-        LinearKernel::Few {
-            tiles,
-            tokens,
-            splits,
-        } => {
-            let items = tile_count.div_ceil(tiles) * splits;
-            let at_once = kernel.blocks_per_multiprocessor(problem.storage, facts);
-            let most = (facts.multiprocessors * at_once).max(1);
-            // A single token is a kernel of its own, named as no block of tokens.
-            ("few", tiles, tokens / 8, splits, [items.min(most), 1])
-        }
-        LinearKernel::Tile {
-            tiles,
-            tokens,
-            splits,
-        }
-        | LinearKernel::Wgmma {
-            tiles,
-            tokens,
-            splits,
-        } => {
-            let family = match kernel {
-                LinearKernel::Wgmma { .. } if !facts.has_wgmma() => {
-                    let (major, minor) = facts.compute_capability;
-                    return Err(op.bug(&format!(
-                        "'{kernel}' is for compute capability 9.0, and {} has {major}.{minor}",
-                        facts.name
-                    )));
-                }
-                LinearKernel::Wgmma { .. } => "wgmma",
-                _ => "tile",
-            };
-            let groups = tile_count.div_ceil(tiles * WARPS);
-            let blocks = [groups * splits, problem.tokens.div_ceil(tokens)];
-            (family, tiles, tokens / 8, splits, blocks)
-        }
-        other => return Err(op.bug(&format!("'{other}' does not stream weights"))),
+    let Some((family, size)) = kernel.compiled() else {
+        return Err(op.bug(&format!("'{kernel}' does not stream weights")));
+    };
+    if matches!(kernel, LinearKernel::Wgmma { .. }) && !facts.has_wgmma() {
+        let (major, minor) = facts.compute_capability;
+        return Err(op.bug(&format!(
+            "'{kernel}' is for compute capability 9.0, and {} has {major}.{minor}",
+            facts.name
+        )));
+    }
+    let is_few = matches!(kernel, LinearKernel::Few { .. });
+    let splits = kernel.splits();
+    let blocks = if is_few {
+        let items = problem.groups(size.tiles) * splits;
+        let at_once = kernel.blocks_per_multiprocessor(problem.storage, facts);
+        let most = (facts.multiprocessors * at_once).max(1);
+        [items.min(most), 1]
+    } else {
+        let groups = problem.groups(size.tiles * WARPS);
+        [groups * splits, problem.tokens.div_ceil(size.tokens)]
     };
     let mut args = ProductArgs {
         weight: weight_args(op, product.weight)?,
@@ -117,7 +99,6 @@ pub(super) fn run(product: &Product<'_>, problem: &Problem, kernel: LinearKernel
         steps_per_split: op.dim("steps", problem.k.div_ceil(STEP).div_ceil(splits))?,
         unused: 0,
     };
-    let is_few = matches!(kernel, LinearKernel::Few { .. });
     let of_step = StepProduct {
         problem: *problem,
         splits,
@@ -135,8 +116,7 @@ pub(super) fn run(product: &Product<'_>, problem: &Problem, kernel: LinearKernel
         shared_bytes: op.dim("shared memory", kernel.shared_bytes(problem.storage))?,
         ..op.grid(blocks[0], blocks[1], THREADS)?
     };
-    let storage = problem.storage.name();
-    let name = format!("linear_{family}_{storage}_{tiles}x{blocks_of_tokens}");
+    let name = family.kernel_name(&problem.storage.name(), size);
     // SAFETY: the argument of all three .cu files; every array holds its shape, and the workspace what `workspace` says.
     unsafe { launch!(op.gpu, &name, grid; args) }
 }

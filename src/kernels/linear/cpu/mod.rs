@@ -147,8 +147,8 @@ impl Linear {
     }
 }
 
-/// `out [tokens, n] = x [tokens, k] wᵀ` for `w [n, k]`, on the CPU, for those who hold slices; with the bits that [`Linear`]
-/// gives.
+/// `out [tokens, n] = x [tokens, k] wᵀ` for `w [n, k]`, on the CPU, for those who hold slices; with the bits that
+/// [`Linear`] gives.
 pub fn multiply(x: &[f32], w: &[f32], k: usize, out: &mut [f32]) {
     let (tokens, n) = (x.len() / k, w.len() / k);
     assert!(out.len() == tokens * n && k > 0);

@@ -1,5 +1,5 @@
-//! Ops on heads and the cache: rotating and appending, and attending, as in a step of decoding, where every token has a slot
-//! of its own and stands at its last position, and as in prompts.
+//! Ops on heads and the cache: rotating and appending, and attending, as in a step of decoding, where every token has a
+//! slot of its own and stands at its last position, and as in prompts.
 
 mod append;
 mod attention;
@@ -89,8 +89,8 @@ struct Heads {
 }
 
 impl Heads {
-    /// Heads whose cache holds `context` positions in the format `kv`, of which the last token of each sequence, or all, are
-    /// attended from.
+    /// Heads whose cache holds `context` positions in the format `kv`, of which the last token of each sequence, or all,
+    /// are attended from.
     fn of(config: &ModelConfig, context: usize, queries: Queries, kv: KvFormat) -> Self {
         let frequencies = config.rope.inverse_frequencies(config.head_dim);
         Self {
