@@ -6,6 +6,8 @@ mod common;
 mod gguf;
 #[path = "models/gguf_writer.rs"]
 mod gguf_writer;
+#[path = "models/gptq_rules.rs"]
+mod gptq_rules;
 #[path = "models/hostile.rs"]
 mod hostile;
 #[path = "models/mutated.rs"]
@@ -20,5 +22,9 @@ mod stored;
 mod stored_bytes;
 #[path = "models/stored_faults.rs"]
 mod stored_faults;
+#[path = "models/tokenizer_files.rs"]
+mod tokenizer_files;
+#[path = "models/unused.rs"]
+mod unused;
 #[path = "models/vocab.rs"]
 mod vocab;

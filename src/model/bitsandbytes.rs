@@ -1,11 +1,11 @@
 //! Checkpoints of bitsandbytes (`functional.py`: `QuantState`; `nn/modules.py`): NF4 and FP4 in blocks, and LLM.int8().
 //!
-//! Four bits: `weight` U8, two codes a byte, the first in the high half, of the matrix as one long row; `weight.absmax` a scale
-//! for every 64 of them, `weight.quant_map` the sixteen numbers that codes name. With double quantisation the scales are
-//! codes themselves: `nested_quant_map[absmax] · nested_absmax[i/256] + nested_offset`.
+//! Four bits: `weight` U8, two codes a byte, the first in the high half, of the matrix as one long row; `weight.absmax` a
+//! scale for every 64 of them, `weight.quant_map` the sixteen numbers that codes name. With double quantisation the scales
+//! are codes themselves: `nested_quant_map[absmax] · nested_absmax[i/256] + nested_offset`.
 //!
-//! Eight bits: `weight` I8 `[N, K]`, `SCB` F32 `[N]`: `w = q · SCB / 127`. Columns of outliers, which the library leaves in 16
-//! bits when the model runs, are not treated apart here.
+//! Eight bits: `weight` I8 `[N, K]`, `SCB` F32 `[N]`: `w = q · SCB / 127`. Columns of outliers, which the library leaves in
+//! 16 bits when the model runs, are not treated apart here.
 
 use std::ops::Range;
 use std::path::Path;

@@ -10,6 +10,20 @@ use crate::error::{Error, Result};
 #[cfg(target_endian = "big")]
 compile_error!("model files are little-endian and are read as they are");
 
+/// How a file begins that Git LFS keeps in the place of a large one until that is fetched.
+const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
+/// Refuses a file that begins like this if it only stands for another.
+pub(super) fn refuse_pointer(path: &Path, head: &[u8]) -> Result<()> {
+    if !head.starts_with(POINTER) {
+        return Ok(());
+    }
+    Err(Error::data(
+        path,
+        "a pointer of Git LFS, not the file itself: fetch it with 'git lfs pull' in its repository, or download it",
+    ))
+}
+
 /// A readable sequence of bytes with a name for messages.
 #[derive(Debug)]
 pub(super) struct Blob {
@@ -27,18 +41,24 @@ enum Content {
 impl Blob {
     /// Opens a file for reading.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io(path, "cannot open", e))?;
+        let file = File::open(path).map_err(|e| Error::reading(path, "cannot open", e))?;
         let about = file
             .metadata()
-            .map_err(|e| Error::io(path, "cannot read the size", e))?;
+            .map_err(|e| Error::reading(path, "cannot read the size", e))?;
         if !about.is_file() {
             return Err(Error::data(path, "not a regular file"));
         }
-        Ok(Self {
+        let blob = Self {
             path: path.to_owned(),
             len: about.len(),
             content: Content::File(Positioned::new(file)),
-        })
+        };
+        if blob.len >= POINTER.len() as u64 {
+            let mut head = [0; POINTER.len()];
+            blob.read_exact_at(0, &mut head)?;
+            refuse_pointer(path, &head)?;
+        }
+        Ok(blob)
     }
 
     /// Bytes that are part of the binary; `name` stands for the path in messages.
@@ -65,7 +85,7 @@ impl Blob {
         match &self.content {
             Content::File(file) => file
                 .read_exact_at(offset, out)
-                .map_err(|e| Error::io(&self.path, "cannot read", e)),
+                .map_err(|e| Error::reading(&self.path, "cannot read", e)),
             Content::Embedded(bytes) => {
                 let from = usize::try_from(offset).ok();
                 let part = from.and_then(|from| bytes.get(from..)?.get(..out.len()));

@@ -5,9 +5,16 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::config::{Family, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, MAX_WIDTH, ModelConfig};
+use super::quantised::method_of;
 use super::rope::{Rope, RopeScaling};
 use crate::error::{Error, Result};
 use crate::scheme::DType;
+
+/// A precision that is none of its own.
+const AUTO: &str = "auto";
+
+/// Layers before the first with a window, where the file does not say: the library's default for Qwen.
+const DEFAULT_WINDOW_LAYERS: u64 = 28;
 
 impl ModelConfig {
     /// Reads the content of a `config.json`; `path` is for messages.
@@ -22,9 +29,14 @@ impl ModelConfig {
         };
         let keys = Keys { path, keys };
         let (family, architecture) = keys.family()?;
-        keys.refuse_unsupported()?;
+        keys.refuse_unsupported(family)?;
         let heads = keys.size("num_attention_heads", MAX_WIDTH)?;
         let hidden = keys.size("hidden_size", MAX_WIDTH)?;
+        // Of a Qwen3 the library takes one size, whatever the others are.
+        let default_head = match family {
+            Family::Qwen3 => 128,
+            Family::Llama | Family::Qwen2 => hidden / heads,
+        };
         let attention_bias = keys.flag("attention_bias")?;
         let config = Self {
             family,
@@ -34,7 +46,7 @@ impl ModelConfig {
             layers: keys.size("num_hidden_layers", MAX_LAYERS)?,
             heads,
             kv_heads: keys.size_or("num_key_value_heads", MAX_WIDTH, heads)?,
-            head_dim: keys.size_or("head_dim", MAX_WIDTH, hidden / heads)?,
+            head_dim: keys.size_or("head_dim", MAX_WIDTH, default_head)?,
             vocab: keys.size("vocab_size", MAX_VOCAB)?,
             max_positions: keys.size("max_position_embeddings", MAX_POSITIONS)?,
             norm_eps: keys.number_or("rms_norm_eps", 1e-6)? as f32,
@@ -47,7 +59,7 @@ impl ModelConfig {
             dtype: keys.dtype()?.unwrap_or(DType::F32),
             bos: keys.ids("bos_token_id")?.first().copied(),
             eos: keys.ids("eos_token_id")?,
-            quantization: keys.quantization()?,
+            quantization: keys.quantization(),
         };
         config.check(path)?;
         Ok(config)
@@ -58,7 +70,8 @@ impl ModelConfig {
 pub(super) fn names_dtype(config: &Value) -> bool {
     ["dtype", "torch_dtype"]
         .iter()
-        .any(|key| config.get(key).is_some_and(|v| !v.is_null()))
+        .filter_map(|key| config.get(key))
+        .any(|value| !value.is_null() && value != AUTO)
 }
 
 /// Token ids under `key`: one, a list, or none.
@@ -176,19 +189,40 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn refuse_unsupported(&self) -> Result<()> {
+    fn refuse_unsupported(&self, family: Family) -> Result<()> {
+        // One function by two names.
         let activation = self.text("hidden_act")?.unwrap_or("silu");
-        if activation != "silu" {
+        if !["silu", "swish"].contains(&activation) {
             return Err(self.unsupported(format!(
                 "the activation '{activation}' is not supported (supported: silu)"
             )));
         }
-        let layer_types = self.get("layer_types").and_then(Value::as_array);
-        let slides = layer_types.is_some_and(|types| types.iter().any(|t| t != "full_attention"));
-        if slides || self.flag("use_sliding_window")? {
+        if self.slides(family)? {
             return Err(self.unsupported("sliding-window attention is not supported"));
         }
         self.refuse_partial_rotation()
+    }
+
+    /// Whether the attention of any layer has a window. By the list of layers if there is one, else, for families that know
+    /// a window at all, from layer `max_window_layers` on.
+    fn slides(&self, family: Family) -> Result<bool> {
+        if let Some(types) = self.get("layer_types").and_then(Value::as_array) {
+            return Ok(types.iter().any(|of_layer| of_layer != "full_attention"));
+        }
+        if family == Family::Llama || !self.flag("use_sliding_window")? {
+            return Ok(false);
+        }
+        let has_window = self.keys.get("sliding_window") != Some(&Value::Null);
+        let first = match self.get("max_window_layers") {
+            None => DEFAULT_WINDOW_LAYERS,
+            Some(value) => value.as_u64().ok_or_else(|| {
+                self.bad(
+                    "max_window_layers",
+                    format!("{value}: expected a number of layers"),
+                )
+            })?,
+        };
+        Ok(has_window && first < self.size("num_hidden_layers", MAX_LAYERS)? as u64)
     }
 
     fn refuse_partial_rotation(&self) -> Result<()> {
@@ -258,9 +292,11 @@ impl<'a> Keys<'a> {
     }
 
     fn dtype(&self) -> Result<Option<DType>> {
-        let name = match self.text("dtype")? {
+        // Whoever wrote "auto" left it to the stored tensors, as by silence.
+        let named = |key| Ok::<_, Error>(self.text(key)?.filter(|&name| name != AUTO));
+        let name = match named("dtype")? {
             Some(name) => Some(name),
-            None => self.text("torch_dtype")?,
+            None => named("torch_dtype")?,
         };
         let Some(name) = name else { return Ok(None) };
         let short = name.strip_prefix("torch.").unwrap_or(name);
@@ -268,12 +304,11 @@ impl<'a> Keys<'a> {
         dtype.map(Some).map_err(|e: String| self.unsupported(e))
     }
 
-    fn quantization(&self) -> Result<Option<String>> {
+    fn quantization(&self) -> Option<String> {
         let found = self
             .get("quantization_config")
             .or_else(|| self.get("compression_config"));
-        let method = found.map(|inner| inner.get("quant_method").and_then(Value::as_str));
-        Ok(method.map(|method| method.unwrap_or("unnamed").to_owned()))
+        found.map(|settings| method_of(settings).unwrap_or("unnamed").to_owned())
     }
 }
 
@@ -310,6 +345,19 @@ mod tests {
             (config.dtype, config.eos.as_slice()),
             (DType::F16, &[2, 3][..])
         );
+        // Another name of the same function.
+        assert_eq!(with("hidden_act", json!("swish")).unwrap(), config);
+        let qwen = with("architectures", json!(["Qwen3ForCausalLM"])).unwrap();
+        assert_eq!((qwen.kv_heads, qwen.head_dim), (4, 128));
+        // A precision that is left open.
+        assert_eq!(
+            with("torch_dtype", json!("auto")).unwrap().dtype,
+            DType::F32
+        );
+        let mut both = base();
+        both["dtype"] = json!("auto");
+        let config = ModelConfig::from_json("config.json", &both).unwrap();
+        assert_eq!(config.dtype, DType::F16);
     }
 
     #[test]
@@ -350,7 +398,6 @@ mod tests {
                 "MambaForCausalLM",
             ),
             ("hidden_act", json!("gelu"), "gelu"),
-            ("use_sliding_window", json!(true), "sliding"),
             (
                 "layer_types",
                 json!(["full_attention", "sliding_attention"]),
@@ -376,6 +423,39 @@ mod tests {
             let error = with(key, value).unwrap_err();
             assert_eq!(error.exit_code(), 64, "{error}");
             assert!(error.to_string().contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_window_counts_where_a_layer_has_it() {
+        let qwen = |keys: Value| {
+            let mut config = base();
+            config["architectures"] = json!(["Qwen2ForCausalLM"]);
+            config["use_sliding_window"] = json!(true);
+            for (key, value) in keys.as_object().unwrap() {
+                config[key] = value.clone();
+            }
+            ModelConfig::from_json("config.json", &config)
+        };
+        for none in [
+            // The first layer with a window would be the 28th of two.
+            json!({"sliding_window": 64}),
+            json!({"sliding_window": 64, "max_window_layers": 2}),
+            json!({"sliding_window": null, "max_window_layers": 0}),
+            json!({"sliding_window": 64, "max_window_layers": 0, "use_sliding_window": false}),
+            json!({"max_window_layers": 0, "layer_types": ["full_attention", "full_attention"]}),
+            // A Llama knows no window.
+            json!({"max_window_layers": 0, "architectures": ["LlamaForCausalLM"]}),
+        ] {
+            assert!(qwen(none.clone()).is_ok(), "{none}");
+        }
+        for some in [
+            json!({"max_window_layers": 1}),
+            json!({"sliding_window": 64, "max_window_layers": 0}),
+            json!({"layer_types": ["full_attention", "sliding_attention"]}),
+        ] {
+            let error = qwen(some.clone()).unwrap_err();
+            assert!(error.to_string().contains("sliding"), "{some}: {error}");
         }
     }
 

@@ -22,13 +22,23 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
+/// How the names of weights begin that PyTorch saved, and how they end.
+const PICKLES: ([&str; 3], [&str; 3]) = (
+    ["consolidated", "model", "pytorch_model"],
+    ["bin", "pt", "pth"],
+);
+
 /// What a quantised output head has instead of [`HEAD`], where its codes have a name of their own.
 const PACKED_HEADS: [&str; 2] = ["lm_head.qweight", "lm_head.weight_packed"];
 
 /// The configuration of a folder; the end tokens are those of `config.json` and of `generation_config.json`, since only
 /// the latter names the end of a turn in some chat models.
 pub(super) fn read_config(folder: &Path) -> Result<ModelConfig> {
-    let mut config = read_config_file(&folder.join(CONFIG))?;
+    let path = folder.join(CONFIG);
+    if !path.exists() {
+        return Err(no_config(folder)?);
+    }
+    let mut config = read_config_file(&path)?;
     let path = folder.join(GENERATION_CONFIG);
     if path.is_file() {
         for id in token_ids(&path, &read_value(&path)?, "eos_token_id")? {
@@ -39,6 +49,24 @@ pub(super) fn read_config(folder: &Path) -> Result<ModelConfig> {
         config.check(&path)?;
     }
     Ok(config)
+}
+
+/// The error of a folder without a [`CONFIG`], by what it holds instead.
+fn no_config(folder: &Path) -> Result<Error> {
+    let files = list(folder)?;
+    let adapter = folder.join("adapter_config.json").is_file();
+    let what = match files.iter().find(|path| has_ending(path, "gguf")) {
+        _ if adapter => format!(
+            "holds no {CONFIG}: it is an adapter (adapter_config.json), which belongs to another model: merge the two, as \
+             with merge_and_unload of the peft library, and name the result"
+        ),
+        Some(file) => format!(
+            "holds no {CONFIG}, but a GGUF file: name that, as in --model {}",
+            file.display()
+        ),
+        None => format!("holds no {CONFIG}, which says what the model is"),
+    };
+    Ok(Error::data(folder, what))
 }
 
 /// The configuration in one `config.json`.
@@ -64,12 +92,14 @@ pub(super) fn open_weights(
     let mut files = find_weights(folder)?;
     if config.tied {
         config.tied = tie(&mut files, config)?;
+    } else {
+        expect_head(&files)?;
     }
     let paths = files.paths();
     let weights = match quantised::settings(folder, &folder.join(CONFIG))? {
         None => Weights::safetensors(files),
         Some((path, settings)) => {
-            config.quantization = Some(quantised::method_of(&settings).to_owned());
+            config.quantization = quantised::method_of(&settings).map(str::to_owned);
             let layers = Quantised::new(&path, &settings, &files, config)?;
             Weights::quantised(files, layers)
         }
@@ -102,6 +132,48 @@ fn tie(files: &mut Safetensors, config: &ModelConfig) -> Result<bool> {
     }
 }
 
+/// The files of a folder, by their names in order.
+fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let fault = |e| Error::reading(folder, "cannot read", e);
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(fault)? {
+        let path = entry.map_err(fault)?.path();
+        if path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The name of a file of weights that PyTorch saved.
+fn pickle(path: &Path) -> Option<&str> {
+    let (beginnings, endings) = PICKLES;
+    let name = path.file_name()?.to_str()?;
+    let begins = beginnings.iter().any(|part| name.starts_with(part));
+    let ends = endings.iter().any(|ending| has_ending(path, ending));
+    (begins && ends).then_some(name)
+}
+
+fn has_ending(path: &Path, ending: &str) -> bool {
+    path.extension().is_some_and(|e| e == ending)
+}
+
+/// Refuses an untied model without an output head.
+fn expect_head(files: &Safetensors) -> Result<()> {
+    let mut heads = PACKED_HEADS.iter().chain([&HEAD]);
+    if heads.any(|name| files.contains(name)) {
+        return Ok(());
+    }
+    Err(Error::data(
+        files.path_of(HEAD),
+        format!(
+            "tensor '{HEAD}': missing: if the model's output head is its embedding, set 'tie_word_embeddings' to true in \
+             its {CONFIG}"
+        ),
+    ))
+}
+
 fn find_weights(folder: &Path) -> Result<Safetensors> {
     let single = folder.join(WEIGHTS);
     if single.is_file() {
@@ -111,19 +183,21 @@ fn find_weights(folder: &Path) -> Result<Safetensors> {
     if index.is_file() {
         return Safetensors::sharded(&index);
     }
-    let listing = std::fs::read_dir(folder).map_err(|e| Error::io(folder, "cannot read", e))?;
-    let mut found = Vec::new();
-    for entry in listing {
-        let path = entry
-            .map_err(|e| Error::io(folder, "cannot read", e))?
-            .path();
-        if path.extension().is_some_and(|e| e == "safetensors") && path.is_file() {
-            found.push(path);
-        }
-    }
-    match found.as_slice() {
-        [one] => Safetensors::single(Blob::open(one)?),
-        [] => Err(Error::data(folder, "holds no safetensors file")),
+    let files = list(folder)?;
+    let found: Vec<&PathBuf> = files
+        .iter()
+        .filter(|path| has_ending(path, "safetensors"))
+        .collect();
+    match (found.as_slice(), files.iter().find_map(|path| pickle(path))) {
+        ([one], _) => Safetensors::single(Blob::open(one)?),
+        ([], Some(pickle)) => Err(Error::data(
+            folder,
+            format!(
+                "holds no safetensors file, but weights as a pickle ({pickle}), a program that reading it would run: \
+                 convert them, as by from_pretrained and then save_pretrained of the transformers library"
+            ),
+        )),
+        ([], None) => Err(Error::data(folder, "holds no safetensors file")),
         _ => Err(Error::data(
             folder,
             format!(

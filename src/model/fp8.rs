@@ -1,5 +1,5 @@
-//! FP8 checkpoints outside compressed-tensors: `quant_method` `fp8` of the transformers library (DeepSeek, Qwen3-FP8) and of
-//! AutoFP8.
+//! FP8 checkpoints outside compressed-tensors: `quant_method` `fp8` of the transformers library (DeepSeek, Qwen3-FP8) and
+//! of AutoFP8.
 //!
 //! | tensor | stored as | what |
 //! |---|---|---|

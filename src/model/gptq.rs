@@ -16,8 +16,10 @@ use std::path::Path;
 
 use fancy_regex::Regex;
 use rayon::prelude::*;
+use serde::Deserialize;
 use serde_json::Value;
 
+use super::json::{Unique, UniqueValue, read_json};
 use super::quantised::{Part, Parts, Reader, Settings, StoredLinear, WORDS, group_of, unpack};
 use crate::error::Result;
 use crate::scheme::{CodeFormat, LevelForm, Levels, PackedForm, PackedWeight};
@@ -79,28 +81,13 @@ impl Gptq {
             ordered: false,
         };
         let whole = default.with(&settings)?;
-        let mut rules = Vec::new();
-        if let Some(dynamic) = settings.get("dynamic") {
-            let Some(dynamic) = dynamic.as_object() else {
+        let rules = match settings.get("dynamic") {
+            None => Vec::new(),
+            Some(dynamic) if dynamic.is_object() => rules(&settings, whole)?,
+            Some(_) => {
                 return Err(settings.bad("dynamic", "expected an object of rules by pattern"));
-            };
-            for (pattern, rule) in dynamic {
-                let (plain, body) = match pattern.strip_prefix("-:") {
-                    Some(body) => (true, body),
-                    None => (false, pattern.strip_prefix("+:").unwrap_or(pattern)),
-                };
-                let regex = Regex::new(&format!(r"\A(?:{body})")).map_err(|e| {
-                    settings.bad("dynamic", format!("the pattern '{pattern}': {e}"))
-                })?;
-                let of_rule = Settings { path, keys: rule };
-                let layer = if plain {
-                    None
-                } else {
-                    Some(whole.with(&of_rule)?)
-                };
-                rules.push((regex, layer));
             }
-        }
+        };
         Ok(Self {
             whole,
             version1,
@@ -164,6 +151,40 @@ impl Gptq {
         }
         Ok(())
     }
+}
+
+/// The rules under `dynamic` in the order in which the file has them: the first that fits a module counts.
+fn rules(settings: &Settings<'_>, whole: Layer) -> Result<Vec<(Regex, Option<Layer>)>> {
+    #[derive(Deserialize)]
+    struct Keys {
+        dynamic: Option<Unique<UniqueValue>>,
+    }
+    /// A `config.json`, or a file of settings alone.
+    #[derive(Deserialize)]
+    struct File {
+        quantization_config: Option<Keys>,
+        compression_config: Option<Keys>,
+        dynamic: Option<Unique<UniqueValue>>,
+    }
+    let file: File = read_json(settings.path)?;
+    let inner = file.quantization_config.or(file.compression_config);
+    let found = inner.map_or(file.dynamic, |keys| keys.dynamic);
+    let mut rules = Vec::new();
+    for (pattern, UniqueValue(rule)) in found.map(|rules| rules.0).unwrap_or_default() {
+        let (plain, body) = match pattern.strip_prefix("-:") {
+            Some(body) => (true, body),
+            None => (false, pattern.strip_prefix("+:").unwrap_or(&pattern)),
+        };
+        let regex = Regex::new(&format!(r"\A(?:{body})"))
+            .map_err(|e| settings.bad("dynamic", format!("the pattern '{pattern}': {e}")))?;
+        let of_rule = Settings {
+            path: settings.path,
+            keys: &rule,
+        };
+        let layer = (!plain).then(|| whole.with(&of_rule)).transpose()?;
+        rules.push((regex, layer));
+    }
+    Ok(rules)
 }
 
 impl Layer {

@@ -12,6 +12,7 @@ use serde::de::{
 };
 use serde_json::{Map, Value};
 
+use super::blob::refuse_pointer;
 use crate::error::{Error, Result};
 
 /// Largest configuration or shard index that is read.
@@ -19,18 +20,19 @@ pub(super) const CONFIG_LIMIT: u64 = 64 << 20;
 
 /// The whole file, if it has at most `limit` bytes.
 pub(super) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let file = File::open(path).map_err(|e| Error::io(path, "cannot open", e))?;
+    let file = File::open(path).map_err(|e| Error::reading(path, "cannot open", e))?;
     let mut bytes = Vec::new();
     // The limit holds for what is read, not for what the file system says: a pipe or a growing file has no size.
     file.take(limit + 1)
         .read_to_end(&mut bytes)
-        .map_err(|e| Error::io(path, "cannot read", e))?;
+        .map_err(|e| Error::reading(path, "cannot read", e))?;
     if bytes.len() as u64 > limit {
         return Err(Error::data(
             path,
             format!("larger than {} MiB", limit >> 20),
         ));
     }
+    refuse_pointer(path, &bytes)?;
     Ok(bytes)
 }
 
@@ -81,8 +83,9 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for UniqueVisitor<T> {
     }
 }
 
-/// Any JSON value without a repeated key.
-struct UniqueValue(Value);
+/// Any JSON value without a repeated key. Objects in it are in the order of their keys; where the file's own order counts,
+/// what is read is a [`Unique`] of these.
+pub(super) struct UniqueValue(pub(super) Value);
 
 impl<'de> Deserialize<'de> for UniqueValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -4,8 +4,9 @@
 //!
 //! Reading order: [`ModelConfig`] (`config`, parsed by `config_json`; `rope`) · [`Model::open`] (`open`) and what it
 //! chooses from (`directory`, `hub`, `preset`, `tiny`, `gguf`) · [`Weights`] (`weights`) over one file per storage
-//! (`safetensors`, `gguf`, `dummy`), all on positioned reads (`blob`) and one conversion (`host`) · `quantised` and one file
-//! per quantised format ([`compressed_tensors`], `gptq`, `awq`, `fp8`, `bitsandbytes`) · [`Tokenizer`].
+//! (`safetensors`, `gguf`, `dummy`), all on positioned reads (`blob`) and one conversion (`host`) · `quantised` and one
+//! file per quantised format ([`compressed_tensors`], `gptq`, `awq`, `fp8`, `bitsandbytes`) · what is left over (`surplus`)
+//! · [`Tokenizer`] (`tokenizer_config`).
 //!
 //! Files are treated as hostile: every length, offset and product is checked before it is used, nothing is allocated on a
 //! header's word beyond what the file could hold, and whatever is wrong becomes an error that names file and tensor.
@@ -30,8 +31,10 @@ mod preset;
 mod quantised;
 mod rope;
 mod safetensors;
+mod surplus;
 mod tiny;
 mod tokenizer;
+mod tokenizer_config;
 mod weights;
 
 pub use config::{Family, ModelConfig, TensorSpec};

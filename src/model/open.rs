@@ -47,6 +47,8 @@ pub struct Model {
     pub tokenizer: Option<Tokenizer>,
     /// What was opened.
     pub origin: Origin,
+    /// What of its files is not used or does not fit together, each a sentence for the user.
+    pub remarks: Vec<String>,
 }
 
 /// What a model was opened from, for records.
@@ -100,8 +102,9 @@ impl Model {
     /// there with its shape. A name that exists as a path is that path; then come presets, then the hub.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a source that names nothing, or a preset without dummy weights; [`Error::Config`] for a model
-    /// that is not supported; [`Error::Io`] and [`Error::Data`] for files that are missing or broken.
+    /// [`Error::Usage`] for a source that names nothing, a preset without dummy weights, or a revision of what has none;
+    /// [`Error::Config`] for a model that is not supported; [`Error::Io`] and [`Error::Data`] for files that are missing or
+    /// broken.
     pub fn open(spec: &ModelSpec) -> Result<Self> {
         let path = Path::new(&spec.source);
         if spec.source.eq_ignore_ascii_case(tiny::NAME) {
@@ -242,14 +245,24 @@ fn finish(
     spec: &ModelSpec,
     name: String,
     kind: OriginKind,
-    config: ModelConfig,
+    mut config: ModelConfig,
     stored: Option<(Weights, Vec<PathBuf>)>,
     own_tokenizer: Option<Tokenizer>,
 ) -> Result<Model> {
+    if let (Some(revision), false) = (&spec.revision, kind == OriginKind::Hub) {
+        return Err(Error::Usage(format!(
+            "--revision {revision} is for a model of the hub, and '{}' is none: leave it out",
+            spec.source
+        )));
+    }
     let dummy_seed = match spec.weights {
         WeightsChoice::AsStored => None,
         WeightsChoice::Dummy { seed } => Some(seed),
     };
+    if stored.is_none() {
+        // What is made up is plain, whatever the source holds.
+        config.quantization = None;
+    }
     let (weights, paths) = stored.unwrap_or_else(|| {
         (
             Weights::dummies(&config, dummy_seed.unwrap_or_default()),
@@ -260,6 +273,9 @@ fn finish(
         Some(path) => Some(Tokenizer::from_file(path, &config)?),
         None => own_tokenizer,
     };
+    let about_tokenizer = tokenizer.iter().flat_map(Tokenizer::remarks).cloned();
+    let remarks = weights.surplus(&config)?.into_iter().chain(about_tokenizer);
+    let remarks = remarks.map(|what| format!("{name}: {what}")).collect();
     let origin = Origin {
         kind,
         paths,
@@ -273,6 +289,7 @@ fn finish(
         weights,
         tokenizer,
         origin,
+        remarks,
     })
 }
 

@@ -19,7 +19,7 @@ const HEADER_LIMIT: u64 = 100_000_000;
 /// Most dimensions that a tensor may have.
 const MAX_RANK: usize = 8;
 
-/// Bytes that are compared at a time.
+/// Bytes that are looked at in one piece.
 const CHUNK: u64 = 1 << 20;
 
 /// Name and bits of every element type of the format.
@@ -88,7 +88,19 @@ impl Safetensors {
         let mut files = Vec::new();
         let mut tensors = HashMap::new();
         for (name, listed) in by_file {
-            let file = Blob::open(&folder.join(&name))?;
+            let path = folder.join(&name);
+            if !path.exists() {
+                return Err(Error::data(
+                    &path,
+                    format!(
+                        "missing, though {} places {} tensors in it: the download is not complete, or the index is of \
+                         another checkpoint",
+                        index.display(),
+                        listed.len()
+                    ),
+                ));
+            }
+            let file = Blob::open(&path)?;
             let mut entries = read_header(&file)?;
             for tensor in listed {
                 let entry = entries.remove(&tensor).ok_or_else(|| {
@@ -110,6 +122,13 @@ impl Safetensors {
 
     pub(super) fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
+    }
+
+    /// The names of all tensors, in order.
+    pub(super) fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
     }
 
     pub(super) fn shape(&self, name: &str) -> Result<Vec<usize>> {
@@ -157,6 +176,22 @@ impl Safetensors {
                 return Ok(false);
             }
             at += size;
+        }
+        Ok(true)
+    }
+
+    /// Whether every bit of a tensor is zero. Reads no further than the first that is not.
+    pub(super) fn is_zero(&self, name: &str) -> Result<bool> {
+        let (file, entry) = self.find(name)?;
+        let mut bytes = Vec::new();
+        let mut at = 0;
+        while at < entry.bytes {
+            bytes.resize(CHUNK.min(entry.bytes - at) as usize, 0);
+            file.read_exact_at(entry.offset + at, &mut bytes)?;
+            if bytes.iter().any(|&byte| byte != 0) {
+                return Ok(false);
+            }
+            at += bytes.len() as u64;
         }
         Ok(true)
     }

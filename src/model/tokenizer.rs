@@ -9,7 +9,7 @@ use tokenizers::processors::sequence::Sequence;
 use tokenizers::processors::template::TemplateProcessing;
 
 use super::config::ModelConfig;
-use super::json;
+use super::{json, tokenizer_config};
 use crate::error::{Error, Result};
 
 /// Largest `tokenizer.json` that is read.
@@ -27,6 +27,7 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Vec<u32>,
     marks: Marks,
+    remarks: Vec<String>,
 }
 
 /// Tokens around a text that the library's tokenizer does not add itself.
@@ -46,12 +47,19 @@ pub struct TokenisedText {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`.
+    /// Reads a `tokenizer.json`, and what a `tokenizer_config.json` beside it adds.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Data`] for a file that cannot be read or does not describe a tokenizer.
     pub fn from_file(path: &Path, config: &ModelConfig) -> Result<Self> {
-        Self::from_json(path, &json::read_bounded(path, FILE_LIMIT)?, config)
+        let bytes = json::read_bounded(path, FILE_LIMIT)?;
+        let mut tokenizer = Self::from_json(path, &bytes, config)?;
+        let beside = path.with_file_name(tokenizer_config::FILE);
+        if beside.is_file() {
+            let strange = tokenizer_config::complete(&mut tokenizer.inner, &beside)?;
+            tokenizer.remarks.extend(strange);
+        }
+        Ok(tokenizer)
     }
 
     /// Reads the content of a `tokenizer.json`; `origin` is for messages.
@@ -84,6 +92,7 @@ impl Tokenizer {
             bos: config.bos,
             eos: config.eos.clone(),
             marks: Marks::default(),
+            remarks: Vec::new(),
         }
     }
 
@@ -190,6 +199,11 @@ impl Tokenizer {
         }
     }
 
+    /// What of its files does not fit together, each a sentence for the user.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
+    }
+
     /// The file that it was read from.
     pub fn origin(&self) -> &Path {
         &self.origin
@@ -207,7 +221,7 @@ impl Tokenizer {
     pub fn to_json(&self) -> Result<String> {
         let mut inner = self.inner.clone();
         if self.marks != Marks::default() {
-            let added = self.template()?;
+            let added = template(&self.inner, self.marks).map_err(|e| self.fault(e))?;
             let all = inner
                 .get_post_processor()
                 .cloned()
@@ -218,26 +232,6 @@ impl Tokenizer {
         }
         let text = inner.to_string(true);
         text.map_err(|e| self.fault(format!("cannot be written as JSON: {e}")))
-    }
-
-    /// What puts the marks around a text, in the library's terms.
-    fn template(&self) -> Result<PostProcessorWrapper> {
-        let mut pieces = vec!["$A".to_owned()];
-        let mut special = Vec::new();
-        for (id, place) in [(self.marks.before, 0), (self.marks.after, usize::MAX)] {
-            let Some(id) = id else { continue };
-            let token = self
-                .token_of(id)
-                .ok_or_else(|| self.fault(format!("has no token {id}")))?;
-            pieces.insert(place.min(pieces.len()), token.clone());
-            special.push((token, id));
-        }
-        let fault = |e: String| self.fault(format!("marks cannot be written: {e}"));
-        let mut builder = TemplateProcessing::builder();
-        builder.try_single(pieces).map_err(fault)?;
-        let template = builder.special_tokens(special).build();
-        let template = template.map_err(|e| fault(e.to_string()))?;
-        Ok(PostProcessorWrapper::Template(template))
     }
 
     /// A hash of everything that decides which ids a text gets, with the algorithm in front.
@@ -269,6 +263,29 @@ impl Tokenizer {
     fn fault(&self, what: String) -> Error {
         Error::data(&self.origin, what)
     }
+}
+
+/// What puts marks around a text, in the library's terms.
+pub(super) fn template(
+    inner: &tokenizers::Tokenizer,
+    marks: Marks,
+) -> Result<PostProcessorWrapper, String> {
+    let mut pieces = vec!["$A".to_owned()];
+    let mut special = Vec::new();
+    for (id, place) in [(marks.before, 0), (marks.after, usize::MAX)] {
+        let Some(id) = id else { continue };
+        let token = inner
+            .id_to_token(id)
+            .ok_or_else(|| format!("has no token {id}"))?;
+        pieces.insert(place.min(pieces.len()), token.clone());
+        special.push((token, id));
+    }
+    let fault = |e: String| format!("marks cannot be written: {e}");
+    let mut builder = TemplateProcessing::builder();
+    builder.try_single(pieces).map_err(fault)?;
+    let template = builder.special_tokens(special).build();
+    let template = template.map_err(|e| fault(e.to_string()))?;
+    Ok(PostProcessorWrapper::Template(template))
 }
 
 /// Checks that both halves of every merge and their sum are in the vocabulary: the tokenizers library copies the sum into

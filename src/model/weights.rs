@@ -2,14 +2,20 @@
 
 use std::ops::Range;
 
-use super::config::ModelConfig;
+use rayon::prelude::*;
+
+use super::config::{ModelConfig, TensorSpec};
 use super::dummy::{Dummy, DummyWeights};
 use super::gguf::GgufWeights;
 use super::host::HostSliceMut;
 use super::quantised::{Quantised, StoredLinear, StoredScheme, summary};
 use super::safetensors::Safetensors;
+use super::surplus;
 use crate::error::{Error, Result};
 use crate::scheme::{DType, PackedWeight};
+
+/// Elements that are looked through at a time: 4 MiB as f32.
+const PIECE: usize = 1 << 20;
 
 /// The weights of an opened model. Names are those of the transformers library; shapes have outputs before inputs.
 /// Nothing is held in memory: rows are read, or made, when they are asked for, from any number of threads.
@@ -176,7 +182,8 @@ impl Weights {
     /// are all in the middle, are left out.
     ///
     /// # Errors
-    /// [`Error::Data`] or [`Error::Io`] if it cannot be read or its numbers are impossible; [`Error::Internal`] if it is plain.
+    /// [`Error::Data`] or [`Error::Io`] if it cannot be read or its numbers are impossible; [`Error::Internal`] if it is
+    /// plain.
     pub fn read_packed(&self, name: &str) -> Result<PackedWeight> {
         match (&self.0, self.stored_linear(name)) {
             (Source::Quantised(files, layers), Some(StoredLinear { form, .. })) => {
@@ -218,7 +225,40 @@ impl Weights {
             let weights = usize::try_from(tensor.elements()).unwrap_or(usize::MAX);
             layers.push((weights, stored));
         }
-        Ok(summary(method, layers.into_iter()))
+        let mut scheme = summary(method, layers.into_iter());
+        if let Source::Gguf(file) = &self.0 {
+            scheme.source = file.kinds();
+        }
+        Ok(scheme)
+    }
+
+    /// The tables of `config` (embeddings, and an output head of its own) that are stored in blocks which have no packed
+    /// form and are therefore rounded even where they stay as they are, each with its type in the file.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if a tensor is missing.
+    pub fn rounded_tables(&self, config: &ModelConfig) -> Result<Vec<String>> {
+        let mut rounded = Vec::new();
+        let is_table = |tensor: &TensorSpec| tensor.shape.len() == 2 && !tensor.is_linear();
+        for TensorSpec { name, .. } in config.tensors().into_iter().filter(is_table) {
+            let kept = self.stored_linear(&name).is_some();
+            if !kept && self.kept_type(&name)? != self.precision(&name)? {
+                rounded.push(format!("{name} ({})", self.stored(&name)?));
+            }
+        }
+        Ok(rounded)
+    }
+
+    /// What the files hold beside the tensors of `config`, in words; nothing where that is nothing.
+    pub(super) fn surplus(&self, config: &ModelConfig) -> Result<Option<String>> {
+        match &self.0 {
+            Source::Safetensors(files) => surplus::of_safetensors(files, None, config),
+            Source::Quantised(files, layers) => {
+                surplus::of_safetensors(files, Some(layers), config)
+            }
+            Source::Gguf(file) => Ok(surplus::in_words(&file.unused(), "blk.", config.layers)),
+            Source::Dummy(_) => Ok(None),
+        }
     }
 
     /// Checks that every tensor of `config` is there, has its shape and a type that can be read.
@@ -237,6 +277,43 @@ impl Weights {
             self.precision(&wanted.name)?;
         }
         Ok(())
+    }
+
+    /// Passes if every weight is a number; reads all of them, so it is for telling why a model fails.
+    ///
+    /// # Errors
+    /// [`Error::Data`] that names the first of `config`'s tensors with a NaN or an infinity in it, and where that is; or as
+    /// [`Weights::read_rows`].
+    pub fn check_finite(&self, config: &ModelConfig) -> Result<()> {
+        if self.dummy().is_some() {
+            return Ok(());
+        }
+        for TensorSpec { name, shape } in config.tensors() {
+            let (rows, width) = as_rows(&shape);
+            let share = (PIECE / width.max(1)).max(1);
+            let pieces: Vec<usize> = (0..rows).step_by(share).collect();
+            let found = pieces.into_par_iter().find_map_first(|first| {
+                let piece = first..(first + share).min(rows);
+                let mut values = vec![0.0; piece.len() * width];
+                if let Err(error) = self.read_rows(&name, piece, HostSliceMut::F32(&mut values)) {
+                    return Some(error);
+                }
+                let at = values.iter().position(|x| !x.is_finite())?;
+                Some(self.not_finite(&name, first + at / width, at % width, values[at]))
+            });
+            found.map_or(Ok(()), Err)?;
+        }
+        Ok(())
+    }
+
+    /// The error of a tensor that holds no number at a place.
+    pub fn not_finite(&self, name: &str, row: usize, column: usize, value: f32) -> Error {
+        self.fault(
+            name,
+            format!(
+                "holds {value} at row {row}, column {column}, which is no number to compute with"
+            ),
+        )
     }
 
     fn fault(&self, name: &str, what: String) -> Error {

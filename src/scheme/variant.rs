@@ -128,6 +128,32 @@ pub struct QuantScheme {
 const BASES: &str = "as-is, bf16, f16, f32, int8, w8a8, w4a16";
 
 impl Variant {
+    /// How a variant is written, in words for a user.
+    pub const NOTATION: &'static str = "as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, \
+                                        :smoothquant, :asym, :mse)";
+
+    /// The first two of these that are one, whatever they are called: `w4a16` and `w4a16:g128` are.
+    pub fn repeated(variants: &[Self]) -> Option<[&Self; 2]> {
+        variants.iter().enumerate().find_map(|(place, variant)| {
+            let earlier = variants[..place].iter().find(|other| other.is(variant));
+            Some([earlier?, variant])
+        })
+    }
+
+    /// Whether both are the same but for their names.
+    fn is(&self, other: &Self) -> bool {
+        let Self {
+            name: _,
+            weights,
+            activations,
+            method,
+            symmetric,
+            mse,
+        } = self;
+        (weights, activations, method) == (&other.weights, &other.activations, &other.method)
+            && (symmetric, mse) == (&other.symmetric, &other.mse)
+    }
+
     /// A variant that keeps plain weights of this type.
     pub fn plain(dtype: DType) -> Self {
         Self {
@@ -229,11 +255,34 @@ impl FromStr for Variant {
                 Err(_) => return Err(format!("unknown variant '{base}': expected one of {BASES}")),
             },
         };
+        let mut given: Vec<&str> = Vec::new();
         for option in parts {
             variant.apply(option)?;
+            let same = |other: &&&str| matter(other) == matter(option);
+            match given.iter().find(same) {
+                Some(other) if *other == option => {
+                    return Err(format!("variant '{s}' says '{option}' twice"));
+                }
+                Some(other) => {
+                    return Err(format!(
+                        "variant '{s}': '{other}' and '{option}' exclude each other: leave one out"
+                    ));
+                }
+                None => given.push(option),
+            }
         }
         variant.check()?;
         Ok(variant)
+    }
+}
+
+/// What an option of a variant decides; two options that decide the same exclude each other.
+fn matter(option: &str) -> &str {
+    match option {
+        "rtn" | "gptq" => "how codes are chosen",
+        "awq" | "smoothquant" => "how inputs are scaled",
+        "g128" | "g64" | "g32" => "the group",
+        other => other,
     }
 }
 
@@ -268,11 +317,17 @@ impl Variant {
                 Ok(())
             }
             ("awq", _) => {
-                self.method = Method::Awq;
+                self.method = match self.method {
+                    Method::Gptq => Method::AwqGptq,
+                    _ => Method::Awq,
+                };
                 Ok(())
             }
             ("smoothquant", _) => {
-                self.method = Method::SmoothQuant;
+                self.method = match self.method {
+                    Method::Gptq => Method::SmoothQuantGptq,
+                    _ => Method::SmoothQuant,
+                };
                 Ok(())
             }
             ("asym", _) => {
@@ -364,6 +419,33 @@ mod tests {
         ] {
             assert!(bad.parse::<Variant>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn options_come_once_and_in_any_order() {
+        for (name, said) in [
+            ("w4a16:g64:g32", "'g64' and 'g32' exclude each other"),
+            ("w4a16:g64:g64", "says 'g64' twice"),
+            ("w4a16:asym:asym", "says 'asym' twice"),
+            ("w4a16:rtn:gptq", "'rtn' and 'gptq'"),
+            ("w8a8:awq:smoothquant", "'awq' and 'smoothquant'"),
+        ] {
+            let error = name.parse::<Variant>().unwrap_err();
+            assert!(error.contains(name) && error.contains(said), "{error}");
+        }
+        for (one, other) in [
+            ("w4a16:gptq:awq:g64", "w4a16:g64:awq:gptq"),
+            ("w8a8:gptq:smoothquant", "w8a8:smoothquant:gptq"),
+            ("w4a16", "w4a16:rtn:g128"),
+            ("int8", "w8a16"),
+        ] {
+            let both = [one, other].map(|name| name.parse::<Variant>().unwrap());
+            let found = Variant::repeated(&both).map(|pair| pair.map(|v| v.name.as_str()));
+            assert_eq!(found, Some([one, other]));
+        }
+        let distinct = ["bf16", "int8", "w4a16", "w4a16:g64", "w4a16:asym"];
+        let distinct = distinct.map(|name| name.parse::<Variant>().unwrap());
+        assert_eq!(Variant::repeated(&distinct), None);
     }
 
     #[test]

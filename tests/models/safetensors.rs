@@ -282,7 +282,7 @@ fn an_index_cannot_name_files_outside_its_folder() {
     let mut wrong = index.clone();
     wrong["weight_map"]["model.norm.weight"] = json!("three.safetensors");
     write_index(&folder, &wrong.to_string());
-    assert_fails(open(&folder), 65, "three.safetensors");
+    assert_fails(open(&folder), 65, "three.safetensors: missing, though");
     write_index(
         &folder,
         r#"{"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}}"#,
@@ -295,7 +295,7 @@ fn an_index_cannot_name_files_outside_its_folder() {
 }
 
 /// Rewrites the fixture's weights through `change`.
-fn rewrite(
+pub(crate) fn rewrite(
     folder: &tempfile::TempDir,
     change: impl Fn(&mut HashMap<String, (Dtype, Vec<usize>, Vec<u8>)>),
 ) {
@@ -353,7 +353,11 @@ fn missing_misshapen_and_mistyped_tensors_are_named() {
 fn an_output_head_is_needed_unless_tied() {
     let folder = copy_of("tiny-llama");
     rewrite(&folder, |all| drop(all.remove("lm_head.weight")));
-    assert_fails(open(&folder), 65, "'lm_head.weight': missing");
+    assert_fails(
+        open(&folder),
+        65,
+        "'lm_head.weight': missing: if the model's output head is its embedding",
+    );
     set_config(&folder, "tie_word_embeddings", json!(true));
     assert!(open(&folder).unwrap().config.tied);
 
@@ -377,8 +381,10 @@ fn an_output_head_is_needed_unless_tied() {
 #[test]
 fn a_silent_config_takes_the_precision_of_the_tensors() {
     let folder = copy_of("tiny-llama");
-    set_config(&folder, "torch_dtype", Value::Null);
-    assert_eq!(open(&folder).unwrap().config.dtype, DType::BF16);
+    for silent in [Value::Null, json!("auto")] {
+        set_config(&folder, "torch_dtype", silent);
+        assert_eq!(open(&folder).unwrap().config.dtype, DType::BF16);
+    }
 }
 
 #[test]
@@ -404,6 +410,8 @@ fn quantised_checkpoints_of_unknown_methods_are_refused() {
         let folder = copy_of("tiny-llama");
         set_config(&folder, key, json!({"quant_method": "torchao"}));
         assert_fails(open(&folder), 64, "'torchao'");
+        set_config(&folder, key, json!({"bits": 4}));
+        assert_fails(open(&folder), 65, "have no key 'quant_method'");
     }
 }
 
@@ -412,6 +420,31 @@ fn folders_without_a_checkpoint_say_what_is_missing() {
     let folder = copy_of("tiny-llama");
     fs::remove_file(folder.path().join("model.safetensors")).unwrap();
     assert_fails(open(&folder), 65, "no safetensors file");
+    let write = |name: &str| fs::write(folder.path().join(name), "x").unwrap();
+    // No weights.
+    write("training_args.bin");
+    let error = open(&folder).unwrap_err().to_string();
+    assert!(error.ends_with("holds no safetensors file"), "{error}");
+    write("pytorch_model-00001-of-00002.bin");
+    assert_fails(open(&folder), 65, "save_pretrained");
     fs::remove_file(folder.path().join("config.json")).unwrap();
-    assert_fails(open(&folder), 65, "config.json");
+    assert_fails(open(&folder), 65, "holds no config.json, which says");
+    write("model-q8.gguf");
+    assert_fails(open(&folder), 65, "model-q8.gguf");
+    write("adapter_config.json");
+    assert_fails(open(&folder), 65, "adapter");
+}
+
+#[test]
+fn pointers_of_git_lfs_are_called_by_their_name() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n";
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let folder = copy_of("tiny-llama");
+        fs::write(folder.path().join(name), pointer).unwrap();
+        assert_fails(open(&folder), 65, &format!("{name}: a pointer of Git LFS"));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    fs::write(&path, pointer).unwrap();
+    assert_fails(open(&path), 65, "git lfs pull");
 }

@@ -56,6 +56,15 @@ fn a_preset_needs_dummy_weights() {
 }
 
 #[test]
+fn a_revision_is_of_a_hub_model_alone() {
+    for source in ["tiny", "qwen3-0.6b"] {
+        let mut spec = spec(source, WeightsChoice::Dummy { seed: 0 });
+        spec.revision = Some("main".to_owned());
+        assert_fails(Model::open(&spec), 2, "--revision main");
+    }
+}
+
+#[test]
 fn candle_reads_what_it_is_told() {
     use candle_transformers::models::{llama, qwen2, qwen3};
     for preset in presets().unwrap() {

@@ -149,7 +149,7 @@ impl Layer {
     }
 
     /// The weights, if `group_of` says where each column's scale is.
-    fn weights(&self, group_of: impl Fn(usize) -> usize) -> Vec<f32> {
+    pub(crate) fn weights(&self, group_of: impl Fn(usize) -> usize) -> Vec<f32> {
         let groups = K / self.group;
         let one = |i: usize| {
             let at = i / K * groups + group_of(i % K);
@@ -315,25 +315,6 @@ fn gptq_with_activation_order_gathers_columns_of_a_group() {
         let read = open(&folder).unwrap().weights.read_packed(WEIGHT);
         assert_fails(read, 65, word);
     }
-}
-
-#[test]
-fn rules_of_gptqmodel_are_followed() {
-    let layer = Layer::new(8, 64);
-    let rules = json!({
-        "-:model\\.layers\\.0\\.": {},
-        "+:.*up_proj$": {"bits": 8, "group_size": 64},
-        ".*": {"bits": 4},
-    });
-    let (_, rows) = read(with(gptq(json!({"dynamic": rules})), layer.gptq(1, None)));
-    assert_eq!(rows, layer.weights(|k| k / 64));
-    let denied = with(
-        gptq(json!({"dynamic": {"-:.*up_proj": {}}})),
-        layer.gptq(1, None),
-    );
-    assert_fails(open(&denied), 65, "denies");
-    let broken = with(gptq(json!({"dynamic": {"(": {}}})), layer.gptq(1, None));
-    assert_fails(open(&broken), 65, "the pattern '('");
 }
 
 #[test]

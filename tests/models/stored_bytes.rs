@@ -167,7 +167,8 @@ fn bitsandbytes_nf4_once_and_twice_and_int8() {
         truth(&|block| map[usize::from(inner[block])] * outer[block / 256] + 0.25)
     );
 
-    let settings = json!({"quant_method": "bitsandbytes", "load_in_8bit": true});
+    // As older files have it, without the name of the method.
+    let settings = json!({"load_in_8bit": true});
     let codes: Vec<u8> = noise(N * K, 256).iter().map(|&c| c as u8).collect();
     let largest: Vec<f32> = (1..=N).map(|n| n as f32).collect();
     let parts = vec![

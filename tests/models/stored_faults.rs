@@ -91,6 +91,9 @@ fn what_is_not_supported_is_refused_by_name() {
         let code = if word == "whole number" { 65 } else { 64 };
         assert_fails(result, code, word);
     }
+    let narrow = Layer::new(4, 16);
+    let result = open(with(gptq(json!({"group_size": 16})), narrow.gptq(1, None)));
+    assert_fails(result, 64, "groups of 16 columns");
     // Saved before it was compressed: plain weights with scales beside them.
     let plain = vec![0_u8; N * K * 2];
     let frozen = vec![

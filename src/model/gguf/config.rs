@@ -7,7 +7,7 @@ use crate::model::rope::{Rope, RopeScaling};
 use crate::scheme::DType;
 
 /// Per-frequency divisors of the rotary embedding.
-const ROPE_FACTORS: &str = "rope_freqs.weight";
+pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// Reads and checks the configuration.
 pub(super) fn read(file: &GgufFile) -> Result<ModelConfig> {
@@ -69,7 +69,7 @@ pub(super) fn read(file: &GgufFile) -> Result<ModelConfig> {
             .into_iter()
             .flatten()
             .collect(),
-        quantization: None,
+        quantization: quantization(file),
     };
     config.eos.dedup();
     config.check(metadata.path())?;
@@ -83,6 +83,15 @@ fn precision(file: &GgufFile) -> DType {
     matrix
         .and_then(|tensor| tensor.kind.plain)
         .unwrap_or(DType::BF16)
+}
+
+/// A file whose linear layers are in blocks is a quantised checkpoint.
+fn quantization(file: &GgufFile) -> Option<String> {
+    let mut tensors = file.tensors.iter();
+    let blocks = tensors.any(|(name, tensor)| {
+        name.starts_with("blk.") && tensor.shape.len() == 2 && tensor.kind.plain.is_none()
+    });
+    blocks.then(|| "gguf".to_owned())
 }
 
 fn unsupported(metadata: &Metadata, what: impl std::fmt::Display) -> Error {

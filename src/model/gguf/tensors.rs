@@ -4,6 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::Path;
 
+use super::blocks::BlockType;
+use super::config::ROPE_FACTORS;
 use super::file::{GgufFile, TensorInfo};
 use super::packed;
 use crate::error::{Error, Result};
@@ -21,6 +23,8 @@ const CHUNK: usize = 64 << 10;
 pub(in crate::model) struct GgufWeights {
     blob: Blob,
     tensors: HashMap<String, Tensor>,
+    /// What of the file the configuration does not name, by the file's names, in order.
+    unused: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -47,10 +51,20 @@ impl GgufWeights {
                 (rotated && config.family == Family::Llama).then_some(config.head_dim);
             named.insert(wanted.name, Tensor { info, interleaved });
         }
+        // These went into the configuration.
+        tensors.remove(ROPE_FACTORS);
+        let mut unused: Vec<String> = tensors.into_keys().collect();
+        unused.sort_unstable();
         Self {
             blob,
             tensors: named,
+            unused,
         }
+    }
+
+    /// What of the file is not used, by the file's own names.
+    pub(in crate::model) fn unused(&self) -> Vec<&str> {
+        self.unused.iter().map(String::as_str).collect()
     }
 
     pub(in crate::model) fn path(&self) -> &Path {
@@ -170,20 +184,23 @@ impl GgufWeights {
         Ok(self.find(name)?.info.kind.plain.unwrap_or(DType::BF16))
     }
 
-    /// How the linear layers are stored, for records.
+    /// How the linear layers are stored and what becomes of them where they stay as they are, for records.
     pub(in crate::model) fn method(&self) -> String {
-        let mut kinds = BTreeSet::new();
-        for (name, tensor) in &self.tensors {
-            if name.contains("_proj.weight") {
-                let kind = tensor.info.kind;
-                let kept = kind.plain.is_some() || packed::form_of(kind).is_some();
-                kinds.insert(if kept {
-                    kind.name.to_owned()
-                } else {
-                    format!("{} as bf16", kind.name)
-                });
-            }
-        }
+        self.in_words(|kind| {
+            let kept = kind.plain.is_some() || packed::form_of(kind).is_some();
+            format!("{}{}", kind.name, if kept { "" } else { " as bf16" })
+        })
+    }
+
+    /// How the linear layers are stored.
+    pub(in crate::model) fn kinds(&self) -> String {
+        self.in_words(|kind| kind.name.to_owned())
+    }
+
+    fn in_words(&self, named: impl Fn(&BlockType) -> String) -> String {
+        let linear = self.tensors.iter();
+        let linear = linear.filter(|(name, _)| name.contains("_proj.weight"));
+        let kinds: BTreeSet<String> = linear.map(|(_, tensor)| named(tensor.info.kind)).collect();
         let kinds: Vec<String> = kinds.into_iter().collect();
         format!("gguf {}", kinds.join(", "))
     }

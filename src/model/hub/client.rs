@@ -8,7 +8,9 @@ use hf_hub::{Cache, Repo, RepoType};
 use super::{Snapshot, check_name};
 use crate::error::{Error, Result};
 use crate::model::directory::{CONFIG, GENERATION_CONFIG, INDEX, TOKENIZER, WEIGHTS};
+use crate::model::quantised::SETTINGS;
 use crate::model::safetensors::read_index;
+use crate::model::tokenizer_config::FILE as TOKENIZER_CONFIG;
 
 /// What the environment decides.
 #[derive(Debug)]
@@ -66,8 +68,8 @@ pub(super) fn fetch_model(
 ) -> Result<Snapshot> {
     let source = Source::new(settings, id, RepoType::Model, revision)?;
     let config = source.get(CONFIG)?;
-    // Neither is in every repository; what is missing shows when it is needed.
-    for optional in [GENERATION_CONFIG, TOKENIZER] {
+    // None of these is in every repository; what is missing shows when it is needed.
+    for optional in [GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG] {
         source.get_optional(optional)?;
     }
     if weights {
@@ -85,6 +87,10 @@ pub(super) fn fetch_model(
 }
 
 fn fetch_weights(source: &Source) -> Result<()> {
+    // Older quantised checkpoints say what they are in a file of their own.
+    for (settings, _) in SETTINGS {
+        source.get_optional(settings)?;
+    }
     let Some(index) = source.get_optional(INDEX)? else {
         return source.get(WEIGHTS).map(drop);
     };
@@ -414,12 +420,17 @@ mod tests {
                 r#"{"weight_map": {"a": "one.safetensors", "b": "one.safetensors"}}"#,
             ),
             ("one.safetensors", "weights"),
+            (TOKENIZER_CONFIG, "{} "),
+            (SETTINGS[0].0, "{} "),
         ]);
         let online = settings(cache.path(), Some(hub));
         let snapshot = fetch_model(&online, "org/name", None, true).unwrap();
         assert_eq!(snapshot.commit, COMMIT);
         let shard = fs::read_to_string(snapshot.folder.join("one.safetensors")).unwrap();
         assert_eq!(shard, "weights");
+        for file in [TOKENIZER_CONFIG, SETTINGS[0].0] {
+            assert!(snapshot.folder.join(file).is_file(), "{file}");
+        }
         let absent = Source::new(&online, "org/name", RepoType::Model, None)
             .unwrap()
             .get("two");

@@ -27,6 +27,22 @@ use crate::scheme::{BLOCK, CodeFormat, InputRounding, PackedForm, PackedWeight};
 /// Rows are read in multiples of this many, of which the rows of packed zero points and of blocks are divisors.
 const ROWS: usize = 128;
 
+/// Files of settings beside a `config.json` that has none, each with the method that it stands for unless it names one.
+pub(super) const SETTINGS: [(&str, &str); 2] = [
+    ("quantize_config.json", "gptq"),
+    ("quant_config.json", "awq"),
+];
+
+/// How the names of scales of the KV cache end.
+const CACHE_SCALES: [&str; 6] = [
+    ".k_scale",
+    ".v_scale",
+    ".q_scale",
+    ".prob_scale",
+    ".k_proj.output_scale",
+    ".v_proj.output_scale",
+];
+
 /// A quantised linear layer of a checkpoint, before its numbers are read.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StoredLinear {
@@ -64,8 +80,8 @@ pub(super) struct Quantised {
 }
 
 impl Quantised {
-    /// What `settings`, the object under `quantization_config`, and the tensors say about every layer of `config`. `path` is
-    /// where the settings come from.
+    /// What `settings`, the object under `quantization_config`, and the tensors say about every layer of `config`. `path`
+    /// is where the settings come from.
     pub(super) fn new(
         path: &Path,
         settings: &Value,
@@ -100,6 +116,15 @@ impl Quantised {
     /// What is stored under this weight's name, if it is quantised.
     pub(super) fn linear(&self, name: &str) -> Option<&StoredLinear> {
         self.linears.get(name)
+    }
+
+    /// Whether a tensor of the file belongs to a quantised layer, or is named by [`Quantised::method`]. A bias is told
+    /// apart: what has one is the configuration's to say.
+    pub(super) fn owns(&self, name: &str) -> bool {
+        let mut modules = name.match_indices('.').map(|(at, _)| &name[..at]);
+        let of_layer = modules.any(|module| self.linears.contains_key(&format!("{module}.weight")));
+        let of_cache = CACHE_SCALES.iter().any(|scale| name.ends_with(scale));
+        of_layer && !name.ends_with(".bias") || of_cache && !self.unused.is_empty()
     }
 
     /// The method in the terms of a record.
@@ -137,8 +162,8 @@ impl Quantised {
     }
 }
 
-/// The settings of a checkpoint folder and the file that they are in: under `quantization_config` of `config.json`, under the
-/// older `compression_config` there, or in a file of their own by AutoGPTQ or AutoAWQ.
+/// The settings of a checkpoint folder and the file that they are in: under `quantization_config` of `config.json`, under
+/// the older `compression_config` there, or in a file of their own by AutoGPTQ or AutoAWQ.
 pub(super) fn settings(
     folder: &Path,
     config: &Path,
@@ -149,10 +174,7 @@ pub(super) fn settings(
             return Ok(Some((config.to_owned(), found.clone())));
         }
     }
-    for (name, method) in [
-        ("quantize_config.json", "gptq"),
-        ("quant_config.json", "awq"),
-    ] {
+    for (name, method) in SETTINGS {
         let path = folder.join(name);
         if path.is_file() {
             let mut found = read_value(&path)?;
@@ -165,18 +187,28 @@ pub(super) fn settings(
     Ok(None)
 }
 
-/// The method that settings name.
-pub(super) fn method_of(settings: &Value) -> &str {
+/// The method that settings name, if they do.
+pub(super) fn method_of(settings: &Value) -> Option<&str> {
     let named = settings.get("quant_method").and_then(Value::as_str);
     // The older key of compressed-tensors came without a method at times.
     let groups = settings
         .get("config_groups")
         .map(|_| compressed_tensors::METHOD);
-    named.or(groups).unwrap_or("unnamed")
+    // So did bitsandbytes.
+    let loads = |key| settings.get(key).and_then(Value::as_bool) == Some(true);
+    let bits = (loads("load_in_4bit") || loads("load_in_8bit")).then_some("bitsandbytes");
+    named.or(groups).or(bits)
 }
 
 fn reader(path: &Path, settings: &Value) -> Result<Box<dyn Reader>> {
-    Ok(match method_of(settings) {
+    let Some(method) = method_of(settings) else {
+        return Err(Error::data(
+            path,
+            "the settings of the quantised checkpoint have no key 'quant_method': add the one of the program that made it \
+             (compressed-tensors, gptq, awq, fp8 or bitsandbytes)",
+        ));
+    };
+    Ok(match method {
         compressed_tensors::METHOD => Box::new(compressed_tensors::reader(path, settings)?),
         "gptq" => Box::new(gptq::Gptq::new(path, settings)?),
         "awq" => Box::new(awq::Awq::new(path, settings)?),
@@ -197,12 +229,19 @@ fn may_be_quantised(tensor: &TensorSpec) -> bool {
     tensor.is_linear() || tensor.name == "lm_head.weight"
 }
 
-/// Refuses rows that codes of four bits cannot be packed into, before anything is read.
+/// Refuses rows and groups that have no packed form, before anything is read.
 fn check_width(parts: &Parts<'_>, form: &PackedForm) -> Result<()> {
     if form.format == CodeFormat::U4 && !form.k.is_multiple_of(BLOCK) {
         return Err(parts.unsupported(format!(
             "K = {} of 4-bit codes is not a multiple of {BLOCK}: quantise this layer to 8 bits, or leave it plain",
             form.k
+        )));
+    }
+    if form.group < form.k && !form.group.is_multiple_of(BLOCK) {
+        return Err(parts.unsupported(format!(
+            "groups of {} columns that share a scale are not supported (supported: multiples of {BLOCK}, and whole \
+             rows): quantise the model with one of these",
+            form.group
         )));
     }
     Ok(())

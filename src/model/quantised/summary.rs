@@ -10,6 +10,9 @@ use crate::scheme::{DType, LevelForm, PackedForm};
 pub struct StoredScheme {
     /// How it came about, such as `gptq` or `gguf Q4_1`, with what is not as in the other layers.
     pub method: String,
+    /// What the numbers are in the file, whatever they stay as: `method` without what becomes of blocks that have no packed
+    /// form.
+    pub source: String,
     /// Bits of a code, or of a number where nothing is quantised.
     pub bits: usize,
     /// Columns per scale; `None` for whole rows, or where nothing is quantised.
@@ -36,6 +39,7 @@ pub(in crate::model) fn summary(
     let most = kinds.iter().max_by_key(|(_, (weights, _))| *weights);
     let Some((words, (_, scheme))) = most else {
         return StoredScheme {
+            source: method.clone(),
             method,
             ..one(Err(DType::F32))
         };
@@ -51,6 +55,7 @@ pub(in crate::model) fn summary(
         format!("{method}, in part {}", others.join(" and "))
     };
     StoredScheme {
+        source: method.clone(),
         method,
         ..scheme.clone()
     }
@@ -60,6 +65,7 @@ fn one(stored: Result<StoredLinear, DType>) -> StoredScheme {
     match stored {
         Err(dtype) => StoredScheme {
             method: String::new(),
+            source: String::new(),
             bits: dtype.size() * 8,
             group: None,
             symmetric: None,
@@ -68,6 +74,7 @@ fn one(stored: Result<StoredLinear, DType>) -> StoredScheme {
         },
         Ok(StoredLinear { form, inputs }) => StoredScheme {
             method: String::new(),
+            source: String::new(),
             bits: form.format.bits(),
             group: group(&form),
             symmetric: Some(matches!(
