@@ -1,7 +1,9 @@
 //! Series that remember: how far, and draws that keep what they remember.
 //!
 //! Trials of a run follow each other on a device that warms up, throttles and is shared. Where a slow one is followed by
-//! another slow one, drawing them one by one makes an interval too narrow; drawing runs of them does not.
+//! another slow one, drawing them one by one makes an interval too narrow; drawing runs of them does much less so. Where
+//! each trial keeps half of what the last was off by, 95 % intervals of 30 trials hold the truth in 81 % of cases instead
+//! of 74, of 200 trials in 91 %: a short series does not show how long it remembers.
 
 use super::bootstrap::Draws;
 use super::summary::mean;
@@ -68,7 +70,7 @@ impl Draws {
 
 #[cfg(test)]
 mod tests {
-    use super::super::standard_error;
+    use super::super::{Ratio, Summary, rate_interval, standard_error};
     use super::*;
 
     /// A series in which each value keeps `memory` of the one before.
@@ -124,5 +126,45 @@ mod tests {
         assert!((found / truth - 1.0).abs() < 0.25, "{found} of {truth}");
         // Drawn one by one, it would be half of that: √((1 + 0.6) / (1 − 0.6)) is two.
         assert!(found > 1.5 / (1.0 - memory * memory).sqrt() / 20.0);
+    }
+    /// The share of intervals of the mean, of the median and of a rate over series of so many that hold the truth.
+    fn coverage(n: usize, memory: f64) -> [f64; 3] {
+        let runs = 300;
+        let mut held = [0.0; 3];
+        for seed in 0..runs {
+            let series: Vec<f64> = remembering(seed, n, memory)
+                .iter()
+                .map(|x| 50.0 + x)
+                .collect();
+            let summary = Summary::of(&series).unwrap();
+            let ratios: Vec<Ratio> = series
+                .iter()
+                .map(|&part| Ratio { part, whole: 1.0 })
+                .collect();
+            let ends = [
+                summary.mean_interval,
+                summary.median_interval,
+                rate_interval(&ratios),
+            ];
+            for (held, ends) in held.iter_mut().zip(ends) {
+                *held += f64::from(u8::from(ends.unwrap().contains(50.0))) / runs as f64;
+            }
+        }
+        held
+    }
+
+    #[test]
+    fn intervals_know_of_memory() {
+        // Drawn one by one they would hold it in 95, 74, 74 and 59 % of cases.
+        for (n, memory, least) in [
+            (30, 0.0, 0.92),
+            (30, 0.5, 0.78),
+            (200, 0.5, 0.89),
+            (200, 0.7, 0.88),
+        ] {
+            let held = coverage(n, memory);
+            let kept = held.iter().all(|share| (least..=0.98).contains(share));
+            assert!(kept, "{n} that keep {memory}: {held:?}");
+        }
     }
 }

@@ -3,7 +3,8 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::interval::{FEW_UNITS, Interval, expanded_percentile};
+use super::blocks::block_length;
+use super::interval::{FEW_UNITS, Interval, of_draws};
 use super::rate::{Ratio, rate, rate_standard_error};
 use super::summary::{mean, median, standard_error};
 
@@ -55,49 +56,64 @@ impl Draws {
     }
 }
 
-/// The 95 % interval of `statistic` over [`RESAMPLES`] draws, with replacement, of `n` indices below `n`. Of fewer than
-/// [`FEW_UNITS`] it is Student's about `value`, the statistic of all of them, with its standard error by linearisation;
-/// `None` where that has none, as below two units.
+/// The 95 % interval of `statistic` over [`RESAMPLES`] draws, with replacement, of units in the order in which they were
+/// measured; `each` is what a unit says alone. Units that remember each other are drawn in blocks as long as they do
+/// ([`block_length`]). Of fewer than [`FEW_UNITS`] the interval is Student's about `value`, the statistic of all of
+/// them, with its standard error by linearisation; `None` where that has none, as below two units.
 pub fn bootstrap(
-    n: usize,
+    each: &[f64],
     value: f64,
     stderr: Option<f64>,
     mut statistic: impl FnMut(&[usize]) -> f64,
 ) -> Option<Interval> {
+    let n = each.len();
     if n < FEW_UNITS {
         return stderr.map(|stderr| Interval::student(value, stderr, n));
     }
+    let length = block_length(each);
     let mut draws = Draws::seeded();
-    let mut drawn = vec![0; n];
+    let mut drawn = Vec::with_capacity(n);
     let values = (0..RESAMPLES).map(|_| {
-        drawn.fill_with(|| draws.below(n));
+        drawn.clear();
+        draws.in_blocks(n, length, |i| drawn.push(i));
         statistic(&drawn)
     });
-    Some(expanded_percentile(values.collect(), n))
+    Some(of_draws(values.collect(), value, n as f64 / length))
 }
 
-/// Intervals of the mean and of the median from the same draws of whole units, or Student's where those are few; `None`
-/// below two units.
+/// Intervals of the mean and of the median from the same draws of whole units, in blocks as long as units remember each
+/// other, or Student's where units are few; `None` below two units.
 pub(super) fn location_intervals(units: &[&[f64]]) -> Option<(Interval, Interval)> {
     let n = units.len();
     if n < FEW_UNITS {
         return few_locations(units);
     }
     let sums: Vec<f64> = units.iter().map(|unit| unit.iter().sum()).collect();
+    let each: Vec<f64> = sums
+        .iter()
+        .zip(units)
+        .map(|(sum, unit)| sum / unit.len() as f64)
+        .collect();
+    let length = block_length(&each);
     let mut draws = Draws::seeded();
     let sorted = SortedUnits::of(units);
+    let locations = |times: &[usize]| {
+        let sum: f64 = sums.iter().zip(times).map(|(s, &t)| s * t as f64).sum();
+        (sum / sorted.count(times) as f64, sorted.median(times))
+    };
+    let (mean, median) = locations(&vec![1; n]);
     let mut times = vec![0; n];
     let (means, medians) = (0..RESAMPLES)
         .map(|_| {
             times.fill(0);
-            (0..n).for_each(|_| times[draws.below(n)] += 1);
-            let sum: f64 = sums.iter().zip(&times).map(|(s, &t)| s * t as f64).sum();
-            (sum / sorted.count(&times) as f64, sorted.median(&times))
+            draws.in_blocks(n, length, |i| times[i] += 1);
+            locations(&times)
         })
         .unzip();
+    let independent = n as f64 / length;
     Some((
-        expanded_percentile(means, n),
-        expanded_percentile(medians, n),
+        of_draws(means, mean, independent),
+        of_draws(medians, median, independent),
     ))
 }
 
@@ -176,7 +192,10 @@ mod tests {
     #[test]
     fn the_bootstrap_agrees_with_the_normal_interval_and_repeats() {
         // 0..400 has mean 199.5 and a standard error of 5.781; the 95 % interval is about ± 1.96 of it.
-        let samples: Vec<f64> = (0..400).map(f64::from).collect();
+        // In an order that remembers nothing.
+        let samples: Vec<f64> = (0..400)
+            .map(|i| f64::from(i * i * i % 401 * 151 % 401))
+            .collect();
         let ends = Summary::of(&samples).unwrap().mean_interval.unwrap();
         assert!((ends.low - 188.17).abs() < 0.8, "{ends:?}");
         assert!((ends.high - 210.83).abs() < 0.8, "{ends:?}");

@@ -9,7 +9,7 @@
 
 use super::blocks::block_length;
 use super::bootstrap::{Draws, SortedUnits};
-use super::interval::{Interval, student_p, student_reach};
+use super::interval::{Interval, student_p_value, student_reach};
 use super::rate::{Ratio, rate};
 use super::summary::{mean, median, variance};
 
@@ -188,10 +188,7 @@ impl Contrast {
     /// How probable a logarithm so far from zero is if there is no difference.
     pub fn p_value(&self) -> Option<f64> {
         let spread = self.spread?;
-        if spread.error > 0.0 {
-            return Some(student_p(self.ln_ratio / spread.error, spread.degrees));
-        }
-        Some(if self.ln_ratio == 0.0 { 1.0 } else { 0.0 })
+        student_p_value(self.ln_ratio, spread.error, spread.degrees)
     }
 }
 
@@ -353,6 +350,21 @@ mod tests {
         // Two runs of one sample each tell how much runs differ.
         let found = Contrast::of(&[single(2.0), single(2.1)], &[single(2.05)], None).unwrap();
         assert_eq!(found.spread.unwrap().degrees, 1.0);
+    }
+
+    #[test]
+    fn an_unknown_error_calls_nothing_a_difference() {
+        let of = |error: f64| Contrast {
+            ln_ratio: 0.1,
+            spread: Some(Spread {
+                error,
+                degrees: 4.0,
+                between: 0.0,
+                source: Between::Allowed,
+            }),
+        };
+        assert_eq!(of(f64::NAN).p_value(), None);
+        assert_eq!(of(0.0).p_value(), Some(0.0));
     }
 
     #[test]

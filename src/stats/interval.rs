@@ -2,7 +2,7 @@
 
 use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
 
-use super::summary::interpolated;
+use super::summary::{interpolated, variance};
 
 /// The coverage that every interval here aims at.
 pub const CONFIDENCE: f64 = 0.95;
@@ -32,7 +32,12 @@ impl Interval {
 
     /// Student's interval of a figure of `n` units with this standard error.
     pub fn student(centre: f64, stderr: f64, n: usize) -> Self {
-        Self::around(centre, student_reach(n.saturating_sub(1) as f64) * stderr)
+        Self::of_degrees(centre, stderr, n.saturating_sub(1) as f64)
+    }
+
+    /// Student's interval of a figure whose standard error was estimated with so many degrees of freedom.
+    fn of_degrees(centre: f64, stderr: f64, degrees: f64) -> Self {
+        Self::around(centre, student_reach(degrees) * stderr)
     }
 
     /// Whether `x` lies inside or on an end.
@@ -60,7 +65,18 @@ impl Interval {
 /// test of so few units has too few ways to flip them.
 pub const FEW_UNITS: usize = 8;
 
-/// The expanded percentile interval of a statistic of `n` drawn units (Efron and Tibshirani, "An Introduction to the
+/// The interval of a statistic from what it was of units drawn anew, as many as `units` independent ones: series that
+/// remember have fewer of these than measurements. `value` is the statistic of what was measured.
+pub(super) fn of_draws(drawn: Vec<f64>, value: f64, units: f64) -> Interval {
+    if units >= FEW_UNITS as f64 {
+        return expanded_percentile(drawn, units);
+    }
+    let degrees = (units - 1.0).max(1.0);
+    let unbiased = variance(&drawn).map(|of_draws| of_draws * (degrees + 1.0) / degrees);
+    Interval::of_degrees(value, unbiased.unwrap_or(f64::NAN).sqrt(), degrees)
+}
+
+/// The expanded percentile interval of a statistic of so many drawn units (Efron and Tibshirani, "An Introduction to the
 /// Bootstrap", 1993, §13.3; expanded after Hesterberg, "What Teachers Should Know About the Bootstrap", The American
 /// Statistician 69, 2015).
 ///
@@ -69,9 +85,9 @@ pub const FEW_UNITS: usize = 8;
 /// both: `Φ(−√(n / (n − 1)) t)` with `t` Student's quantile of `n − 1` degrees. Over twenty trials they hold
 /// what they promise of means, rates and medians alike (`study::scripted`); over ten, those of medians are a little too
 /// wide (97 %).
-pub(super) fn expanded_percentile(mut values: Vec<f64>, n: usize) -> Interval {
-    let degrees = n.saturating_sub(1).max(1) as f64;
-    let reach = (n as f64 / degrees).sqrt() * student_reach(degrees);
+fn expanded_percentile(mut values: Vec<f64>, units: f64) -> Interval {
+    let degrees = (units - 1.0).max(1.0);
+    let reach = (units / degrees).sqrt() * student_reach(degrees);
     let tail = Normal::standard().cdf(-reach);
     values.sort_unstable_by(f64::total_cmp);
     Interval {
@@ -100,6 +116,19 @@ pub(super) fn student_p(errors: f64, degrees: f64) -> f64 {
         Some(student) => student.cdf(beyond),
         None => Normal::standard().cdf(beyond),
     }
+}
+
+/// How probable a figure with this standard error is if the truth is zero: Student's test, two-sided. Without any error it
+/// is certain either way; `None` where one of them is not a number.
+pub(super) fn student_p_value(figure: f64, stderr: f64, degrees: f64) -> Option<f64> {
+    if figure.is_nan() || stderr.is_nan() {
+        return None;
+    }
+    Some(match stderr > 0.0 {
+        true => student_p(figure / stderr, degrees),
+        false if figure == 0.0 => 1.0,
+        false => 0.0,
+    })
 }
 
 /// Student's distribution of at least one degree; `None` where the normal one takes its place.
@@ -132,13 +161,19 @@ mod tests {
     #[test]
     fn an_expanded_interval_reaches_further_the_fewer_units_there_are() {
         let values: Vec<f64> = (0..=1000).map(f64::from).collect();
-        let many = expanded_percentile(values.clone(), 100_000);
+        let many = expanded_percentile(values.clone(), 1e5);
         assert!((many.low - 25.0).abs() < 0.1 && (many.high - 975.0).abs() < 0.1);
         // Ten: Φ(−2.3846) is 0.00855.
-        let ten = expanded_percentile(values.clone(), 10);
+        let ten = expanded_percentile(values.clone(), 10.0);
         assert!((ten.low - 8.55).abs() < 0.02, "{ten:?}");
-        let two = expanded_percentile(values, 2);
+        let two = expanded_percentile(values.clone(), 2.0);
         assert!(two.low < 1e-6 && two.high > 1000.0 - 1e-6);
+        // Their standard deviation is 289.11; of four units √(4 / 3) of it, and 3.1824 of that for three degrees.
+        let four = of_draws(values, 500.0, 4.0);
+        assert!(
+            (four.high - four.low - 2.0 * 1062.4).abs() < 1.0,
+            "{four:?}"
+        );
         // Three with an error of one: the quantile of two degrees to either side.
         let three = Interval::student(5.0, 1.0, 3);
         assert!((three.low - 0.6973).abs() < 5e-4 && (three.high - 9.3027).abs() < 5e-4);

@@ -2,8 +2,8 @@
 //! from a seeded, portable generator, so that the same samples always give the same numbers, and verdicts over them.
 //!
 //! - [`Summary`], [`quantile`]: what is said about a set of samples.
-//! - [`Ratio`], [`rate`]: sums over sums, with their spread.
-//! - [`bootstrap`], [`Draws`]: samples drawn anew, and the intervals that follow.
+//! - [`Ratio`], [`rate()`]: sums over sums, with their spread.
+//! - [`bootstrap()`], [`Draws`]: samples drawn anew, and the intervals that follow.
 //! - [`blocks`]: how long a series remembers, and draws that keep what it remembers.
 //! - [`paired`]: differences over the same items.
 //! - [`contrast`]: two sets of runs against each other, with what differs from run to run.
@@ -24,7 +24,9 @@ pub mod verdict;
 
 pub use bootstrap::{Draws, RESAMPLES, bootstrap};
 pub use interval::{CONFIDENCE, FEW_UNITS, Interval};
-pub use paired::{Paired, mcnemar, paired_difference, paired_proportions, paired_test};
+pub use paired::{
+    Paired, mcnemar, paired_difference, paired_proportions, paired_rates, paired_test,
+};
 pub use rate::{Ratio, rate, rate_interval, rate_standard_error};
 pub use summary::{
     Summary, mean, median, pooled_standard_error, quantile, standard_error, supports,

@@ -1,7 +1,7 @@
 //! Differences over the same items: means, tests, and no need to know what the items share.
 
 use super::bootstrap::{Draws, bootstrap};
-use super::interval::{FEW_UNITS, Interval, student_p, student_reach};
+use super::interval::{FEW_UNITS, Interval, student_p_value, student_reach};
 use super::rate::{Ratio, rate, rate_standard_error};
 use super::summary::{mean, standard_error};
 
@@ -26,7 +26,7 @@ pub struct Paired {
     pub mean: f64,
     /// Its standard error; `None` for a single pair.
     pub stderr: Option<f64>,
-    /// Its 95 % bootstrap interval, pairs drawn whole, or Student's of few pairs; `None` for a single pair.
+    /// Its 95 % interval as [`bootstrap`] finds it, pairs drawn whole; `None` for a single pair.
     pub interval: Option<Interval>,
 }
 
@@ -38,7 +38,7 @@ pub fn paired_difference(base: &[f64], other: &[f64]) -> Option<Paired> {
     let differences: Vec<f64> = other.iter().zip(base).map(|(o, b)| o - b).collect();
     let n = differences.len();
     let (mean, stderr) = (mean(&differences)?, standard_error(&differences));
-    let interval = bootstrap(n, mean, stderr, |drawn| {
+    let interval = bootstrap(&differences, mean, stderr, |drawn| {
         drawn.iter().map(|&i| differences[i]).sum::<f64>() / n as f64
     });
     Some(Paired {
@@ -102,13 +102,44 @@ pub fn paired_test(differences: &[Ratio]) -> Option<f64> {
         return sign_flip_test(&parts);
     }
     let (found, stderr) = (rate(differences)?, rate_standard_error(differences)?);
-    if !found.is_finite() {
+    student_p_value(found, stderr, (n - 1) as f64).filter(|_| found.is_finite())
+}
+
+/// The 95 % interval of one rate over another, both of the same pairs of parts, such as the turns that two variants took.
+/// Pairs are drawn whole, so that what slowed both in one turn cancels; of fewer than [`FEW_UNITS`] it is Student's of the
+/// logarithm, whose error is that of the differences within pairs by linearisation: with `r` a rate, a pair moves `ln r` by
+/// `(p − r w) / Σp`. `None` below two pairs, where they do not pair up, or where a rate is not above zero.
+pub fn paired_rates(base: &[Ratio], other: &[Ratio]) -> Option<Interval> {
+    let n = base.len();
+    if n < 2 || other.len() != n {
         return None;
     }
-    if stderr > 0.0 {
-        return Some(student_p(found / stderr, (n - 1) as f64));
-    }
-    Some(if found == 0.0 { 1.0 } else { 0.0 })
+    let positive = |ratios: &[Ratio]| rate(ratios).filter(|rate| rate.is_finite() && *rate > 0.0);
+    let (base_rate, other_rate) = (positive(base)?, positive(other)?);
+    let moves = |ratios: &[Ratio], rate: f64| -> Vec<f64> {
+        let all: f64 = ratios.iter().map(|pair| pair.part).sum();
+        let each = ratios.iter();
+        each.map(|pair| (pair.part - rate * pair.whole) / all)
+            .collect()
+    };
+    let each: Vec<f64> = moves(other, other_rate)
+        .into_iter()
+        .zip(moves(base, base_rate))
+        .map(|(other, base)| other - base)
+        .collect();
+    let squares: f64 = each.iter().map(|x| x.powi(2)).sum();
+    let stderr = (squares * n as f64 / (n - 1) as f64).sqrt();
+    let drawn_log = |ratios: &[Ratio], drawn: &[usize]| {
+        let (part, whole) = drawn.iter().fold((0.0, 0.0), |(part, whole), &i| {
+            (part + ratios[i].part, whole + ratios[i].whole)
+        });
+        (part / whole).ln()
+    };
+    let found = (other_rate / base_rate).ln();
+    let logs = bootstrap(&each, found, Some(stderr), |drawn| {
+        drawn_log(other, drawn) - drawn_log(base, drawn)
+    });
+    logs.map(|ends| ends.map(f64::exp))
 }
 
 /// How many ways to flip signs are tried one by one, rather than by chance: up to twelve differences.
@@ -184,6 +215,66 @@ mod tests {
         assert_eq!(paired_test(&evenly(&[1.0, f64::NAN])), None);
         // From eight on signs are flipped: two of 256 ways.
         assert_eq!(p(&[0.5; 8]), 2.0 / 256.0);
+    }
+
+    #[test]
+    fn what_slows_both_sides_of_a_turn_cancels_in_the_ratio_of_rates() {
+        let turns = |factor: f64, seconds: &[f64]| -> Vec<Ratio> {
+            let turn = |&whole: &f64| Ratio {
+                part: factor * 100.0,
+                whole,
+            };
+            seconds.iter().map(turn).collect()
+        };
+        // Four turns, one of them at half the speed for both.
+        let seconds = [1.0, 1.0, 2.0, 1.0];
+        let ends = paired_rates(&turns(1.0, &seconds), &turns(1.5, &seconds)).unwrap();
+        assert!((ends.low - 1.5).abs() < 1e-12 && (ends.high - 1.5).abs() < 1e-12);
+        // Two turns, which move the logarithm by ±0.005: an error of √(2 · 2 · 0.005²), and Student's quantile of one
+        // degree.
+        let base = turns(1.0, &[1.0, 1.0]);
+        let other = [
+            Ratio {
+                part: 101.0,
+                whole: 1.0,
+            },
+            Ratio {
+                part: 99.0,
+                whole: 1.0,
+            },
+        ];
+        let ends = paired_rates(&base, &other).unwrap();
+        let reach = 12.706_2 * 0.01;
+        assert!((ends.high.ln() - reach).abs() < 1e-5, "{ends:?}");
+        assert!((ends.low.ln() + reach).abs() < 1e-5, "{ends:?}");
+        assert_eq!(paired_rates(&base[..1], &other[..1]), None);
+        assert_eq!(paired_rates(&base, &other[..1]), None);
+        assert_eq!(paired_rates(&turns(0.0, &[1.0, 1.0]), &other), None);
+    }
+
+    #[test]
+    fn intervals_of_paired_rates_cover_what_they_promise() {
+        for n in [3_u64, 4, 12] {
+            let mut draws = Draws::of_seed(n);
+            let mut held = 0;
+            for _ in 0..400 {
+                let (mut base, mut other) = (Vec::new(), Vec::new());
+                for _ in 0..n {
+                    // What both have in common is ten times what they have not.
+                    let common = 1.0 + 0.1 * draws.normal();
+                    let mut turn = |part: f64| Ratio {
+                        part,
+                        whole: common * (1.0 + 0.01 * draws.normal()),
+                    };
+                    base.push(turn(100.0));
+                    other.push(turn(130.0));
+                }
+                let ends = paired_rates(&base, &other).unwrap();
+                held += i32::from(ends.contains(1.3));
+                assert!(ends.high / ends.low < 1.5, "{n}: {ends:?}");
+            }
+            assert!((360..=398).contains(&held), "{n} turns: {held} of 400");
+        }
     }
 
     #[test]

@@ -19,10 +19,11 @@ pub fn rate(ratios: &[Ratio]) -> Option<f64> {
     (whole > 0.0).then_some(part / whole)
 }
 
-/// The 95 % bootstrap interval of [`rate`], pairs drawn whole, or Student's of few pairs; `None` below two.
+/// The 95 % interval of [`rate`] as [`bootstrap`] finds it, pairs drawn whole; `None` below two.
 pub fn rate_interval(ratios: &[Ratio]) -> Option<Interval> {
     let (whole, stderr) = (rate(ratios)?, rate_standard_error(ratios));
-    bootstrap(ratios.len(), whole, stderr, |drawn| {
+    let each: Vec<f64> = ratios.iter().map(|pair| pair.part / pair.whole).collect();
+    bootstrap(&each, whole, stderr, |drawn| {
         let (part, whole) = sums(drawn.iter().map(|&i| &ratios[i]));
         part / whole
     })

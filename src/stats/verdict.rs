@@ -25,25 +25,28 @@ impl Verdict {
         if -margin < interval.low && interval.high < margin {
             return Self::Equivalent;
         }
-        // What is not a number decides nothing.
-        if p_value.is_nan() || p_value >= 1.0 - CONFIDENCE || interval.contains(0.0) {
-            return Self::Inconclusive;
-        }
-        if interval.high < 0.0 {
+        // Each is asked whether it speaks for a difference, so that what is not a number decides nothing.
+        let is_significant = p_value < 1.0 - CONFIDENCE;
+        if is_significant && interval.high < 0.0 {
             Self::Lower
-        } else {
+        } else if is_significant && interval.low > 0.0 {
             Self::Higher
+        } else {
+            Self::Inconclusive
         }
     }
 }
 
 /// P-values adjusted so that the chance of calling any of them that is none stays below the level, in their order (Holm, "A
-/// Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979).
+/// Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979). What is not a
+/// number is not among those that could be called: it stays what it is, and the others are adjusted for each other alone.
 pub fn holm(p_values: &[f64]) -> Vec<f64> {
-    let n = p_values.len();
-    let mut order: Vec<usize> = (0..n).collect();
+    let mut order: Vec<usize> = (0..p_values.len())
+        .filter(|&place| !p_values[place].is_nan())
+        .collect();
+    let n = order.len();
     order.sort_by(|&a, &b| p_values[a].total_cmp(&p_values[b]));
-    let mut adjusted = vec![0.0; n];
+    let mut adjusted = vec![f64::NAN; p_values.len()];
     let mut least: f64 = 0.0;
     for (rank, place) in order.into_iter().enumerate() {
         least = least.max((n - rank) as f64 * p_values[place]).min(1.0);
@@ -66,6 +69,27 @@ mod tests {
         assert_eq!(holm(&[0.9, 0.8]), [1.0, 1.0]);
         assert_eq!(holm(&[0.2]), [0.2]);
         assert!(holm(&[]).is_empty());
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_never_significant() {
+        assert!(holm(&[f64::NAN])[0].is_nan());
+        // As in R, the others are adjusted as if it were not there.
+        for not_a_number in [f64::NAN, -f64::NAN] {
+            let adjusted = holm(&[0.03, not_a_number, 0.01]);
+            assert!(adjusted[1].is_nan(), "{adjusted:?}");
+            assert_eq!([adjusted[0], adjusted[2]], [0.03, 0.02]);
+        }
+        let apart = Interval {
+            low: 0.02,
+            high: 0.03,
+        };
+        let unknown = Interval {
+            low: f64::NAN,
+            high: f64::NAN,
+        };
+        assert_eq!(Verdict::of(apart, f64::NAN, 0.01), Verdict::Inconclusive);
+        assert_eq!(Verdict::of(unknown, 0.001, 0.01), Verdict::Inconclusive);
     }
 
     #[test]
