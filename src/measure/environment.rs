@@ -41,7 +41,8 @@ pub struct Environment {
 pub struct Tool {
     /// Version of the package.
     pub version: &'static str,
-    /// Commit that was built, where the build came from a checkout; with `-dirty` behind it if files differed from it.
+    /// Commit that was built, where the build came from a checkout; if files differed from it with
+    /// `-dirty-` and a hash of what differed behind it.
     pub commit: Option<&'static str>,
     /// Cargo features that are on.
     pub features: Vec<&'static str>,

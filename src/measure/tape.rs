@@ -61,8 +61,8 @@ pub struct Conditions {
     pub sm_clock_mhz: Option<f64>,
     /// Mean clock of the memory, in MHz.
     pub memory_clock_mhz: Option<f64>,
-    /// First and last temperature, in degrees Celsius.
-    pub temperature_celsius: Option<(u32, u32)>,
+    /// Highest temperature of any sample, in degrees Celsius.
+    pub temperature_max_celsius: Option<u32>,
     /// Highest power of a single reading.
     pub power_max: Option<Watts>,
     /// Most memory in use on the device. Peaks between two samples are missed.
@@ -127,12 +127,14 @@ impl Tape {
                 .filter(move |sample| window.contains(sample.at))
         };
         let states: Vec<GpuState> = inside().filter_map(|sample| sample.state).collect();
-        let temperatures = || states.iter().filter_map(|state| state.temperature_celsius);
         let mut conditions = Conditions {
             samples: states.len(),
             sm_clock_mhz: mean(states.iter().filter_map(|state| state.sm_clock_mhz)),
             memory_clock_mhz: mean(states.iter().filter_map(|state| state.memory_clock_mhz)),
-            temperature_celsius: temperatures().next().zip(temperatures().next_back()),
+            temperature_max_celsius: states
+                .iter()
+                .filter_map(|state| state.temperature_celsius)
+                .max(),
             power_max: inside()
                 .filter_map(|sample| sample.power)
                 .max_by(|a, b| a.0.total_cmp(&b.0)),
@@ -208,13 +210,23 @@ mod tests {
             samples: 2,
             sm_clock_mhz: Some(1850.0),
             memory_clock_mhz: None,
-            temperature_celsius: Some((41, 42)),
+            temperature_max_celsius: Some(42),
             power_max: Some(Watts(102.0)),
             memory_used_max: Some(Bytes(999)),
             throttled: vec![("sw_power_cap", 1.0), ("sw_thermal_slowdown", 0.5)],
             fault_share: Some(0.5),
         };
         assert_eq!(conditions, expected);
+    }
+
+    #[test]
+    fn the_highest_temperature_may_lie_inside_the_window() {
+        let mut samples: Vec<Sample> = (0..3).map(|i| sample(f64::from(i), 0, 0)).collect();
+        if let Some(state) = samples[1].state.as_mut() {
+            state.temperature_celsius = Some(80);
+        }
+        let conditions = Tape::of(samples).conditions(Window::new(Seconds(0.0), Seconds(2.0)));
+        assert_eq!(conditions.temperature_max_celsius, Some(80));
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl Cooling {
     /// Waits until nothing slows the board and it has cooled, or for as long as that may take; how long it was.
     ///
     /// # Errors
-    /// [`Interrupted`](crate::Error::Interrupted).
+    /// [`Interrupted`](crate::error::Error::Interrupted).
     pub fn wait(
         &self,
         board: &dyn Board,

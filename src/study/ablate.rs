@@ -18,8 +18,9 @@ pub fn stages(plan: &Plan, device: &Device) -> Vec<Plan> {
         stages.push(Plan {
             engine: EngineKind::Candle,
             variants: plain,
-            // The only one that candle has.
+            // The only one that candle has; and it takes prompts whole.
             kv: vec![KvFormat::Auto],
+            chunk: None,
             switches: Switches::default(),
             ..plan.clone()
         });

@@ -94,8 +94,6 @@ pub(super) struct Timing {
     blocks: Vec<Block>,
     throttling: Throttling,
     warmup_trials: usize,
-    /// Time that the counted trials took.
-    elapsed: Seconds,
     /// Trials so far, those that do not count among them: each has prompts of its own.
     made: u64,
     stopped: Option<StopReason>,
@@ -133,7 +131,6 @@ impl Bench<'_> {
             blocks: Vec::new(),
             throttling: Throttling::default(),
             warmup_trials: 0,
-            elapsed: Seconds(0.0),
             made: 0,
             stopped: None,
         })
@@ -149,19 +146,16 @@ impl Bench<'_> {
         mut progress: impl FnMut(f64),
     ) -> Result<bool> {
         let (whole, clock) = (&self.plan.rule, &*self.clock);
-        let earlier = Earlier {
-            figures: timing
-                .trials
-                .iter()
-                .map(|(trial, _)| watched(trial))
-                .collect(),
-            elapsed: timing.elapsed,
-        };
-        timing.stopped = whole.met(&earlier.figures, earlier.elapsed);
+        let figures = |(trial, _): &(Trial, Vec<String>)| watched(trial);
+        let earlier = Earlier::of(&timing.trials, figures);
+        if timing.stopped.is_none() {
+            timing.stopped = whole.met(&earlier.figures, earlier.elapsed);
+        }
         if timing.stopped.is_some() {
             return Ok(true);
         }
-        let before = timing.trials.len();
+        // Those that count.
+        let before = earlier.figures.len();
         // Blocks before the last meet their share of the minima; what is to be known is known of all.
         let rest = match turn.filter(|turn| turn.number < turn.of) {
             None => None,
@@ -173,7 +167,7 @@ impl Bench<'_> {
                 }
             }
         };
-        let warm_up = match before {
+        let warm_up = match timing.trials.len() {
             0 => self.plan.warm_up,
             // Another variant ran since: what it left behind falls on one trial that does not count.
             _ => WarmUp {
@@ -188,7 +182,6 @@ impl Bench<'_> {
             self.trial(runner, &cell, *made)
         };
         timing.warmup_trials += warm_up.run(clock, self.interrupt, |_| one(runner).map(|_| ()))?;
-        let begin = clock.now();
         let mut unslowed = Unslowed {
             board: self.meter.board(),
             clock,
@@ -196,29 +189,36 @@ impl Bench<'_> {
             cooling: Cooling::default(),
             found: std::mem::take(&mut timing.throttling),
         };
-        let trial = |i: usize| {
-            let result = unslowed.trial(&mut || one(runner));
-            let counted = (before + i + 1) as f64 / whole.min_trials.max(1) as f64;
-            let timed = (earlier.elapsed + (clock.now() - begin)).0 / whole.min_time.0.max(1e-9);
+        let (mut number, mut elapsed) = (before, earlier.elapsed);
+        let trial = |_: usize| {
+            let made = unslowed.trial(&mut || one(runner))?;
+            if made.stands {
+                (number, elapsed) = (number + 1, elapsed + made.took);
+            }
+            let counted = number as f64 / whole.min_trials.max(1) as f64;
+            let timed = elapsed.0 / whole.min_time.0.max(1e-9);
             progress(counted.min(timed).min(1.0));
-            result
+            Ok(made)
         };
-        let figures = |(trial, _): &Watched| watched(trial);
         let block = match &rest {
-            Some(rest) => trial::run(rest, clock, self.interrupt, trial, figures)?,
-            None => trial::run_on(whole, &earlier, clock, self.interrupt, trial, figures)?,
+            Some(rest) => {
+                let earlier = earlier.of_next_block();
+                trial::run_on(rest, &earlier, self.interrupt, trial, figures)?
+            }
+            None => trial::run_on(whole, &earlier, self.interrupt, trial, figures)?,
         };
         timing.throttling = unslowed.found;
         timing.blocks.extend(turn.map(|turn| Block {
             begin: Seconds(turn.begin),
             trials: block.values.len(),
         }));
-        timing.elapsed = earlier.elapsed + block.window.duration();
         timing.trials.extend(block.values);
-        let all: Vec<Vec<f64>> = timing.trials.iter().map(figures).collect();
-        timing.stopped = match rest {
-            Some(_) => whole.met(&all, timing.elapsed),
-            None => Some(block.stopped),
+        timing.stopped = match (rest, block.stopped) {
+            (Some(_), StopReason::Throttled) | (None, _) => Some(block.stopped),
+            (Some(_), _) => {
+                let all = Earlier::of(&timing.trials, figures);
+                whole.met(&all.figures, all.elapsed)
+            }
         };
         Ok(timing.stopped.is_some())
     }

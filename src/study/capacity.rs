@@ -1,13 +1,14 @@
 //! What of a model fits into some memory, by calculation: nothing is loaded and nothing is tried.
 
 use super::bench::chunk_for;
+use super::plan::check_variants;
 use super::runner::activation_dtype;
 use crate::engine::{Footprint, Limits, WeightSource};
 use crate::error::Result;
 use crate::kernels::Device;
 use crate::measure::memory::HostMemory;
 use crate::model::Model;
-use crate::results::capacity::{AtBatch, AtContext, Capacity, VariantCapacity};
+use crate::results::capacity::{AtBatch, AtContext, Capacity, VariantCapacity, Version};
 use crate::scheme::{DType, KvFormat, Variant};
 use crate::units::Bytes;
 
@@ -36,7 +37,7 @@ pub struct Question<'a> {
 /// The largest batch for each context and the longest context for each batch, of every variant.
 ///
 /// # Errors
-/// If the model has no such variant.
+/// If the model has no such variant, or one is named twice.
 pub fn capacity(question: &Question<'_>) -> Result<Capacity> {
     let Question {
         model,
@@ -44,6 +45,7 @@ pub fn capacity(question: &Question<'_>) -> Result<Capacity> {
         variants,
         ..
     } = *question;
+    check_variants(variants)?;
     let act = activation_dtype(question.act, device, model);
     let free = || match device.memory() {
         Some((free, _)) => Some(Bytes(free)),
@@ -83,6 +85,7 @@ pub fn capacity(question: &Question<'_>) -> Result<Capacity> {
         })
     };
     Ok(Capacity {
+        schema: Version::V1,
         model: model.name.clone(),
         activation_dtype: act.name().to_owned(),
         kv_cache: question.kv.name().to_owned(),

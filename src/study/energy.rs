@@ -158,7 +158,7 @@ impl Meter {
     /// Finds what the loaded board draws when nothing runs, unless that is known already.
     ///
     /// # Errors
-    /// [`Interrupted`](crate::Error::Interrupted).
+    /// [`Interrupted`](crate::error::Error::Interrupted).
     pub(super) fn rest(&self, interrupt: &Interrupt) -> Result<()> {
         if self.idle.borrow().is_some() {
             return Ok(());
@@ -170,7 +170,7 @@ impl Meter {
     /// The draw as long as nothing is asked of the device, or why it is not known.
     ///
     /// # Errors
-    /// [`Interrupted`](crate::Error::Interrupted).
+    /// [`Interrupted`](crate::error::Error::Interrupted).
     pub(super) fn draw_of_nothing(
         &self,
         interrupt: &Interrupt,
@@ -190,7 +190,7 @@ impl Meter {
     /// The energy of a cell; `tell` is told the share of the time it takes that has passed.
     ///
     /// # Errors
-    /// What the work fails with, or [`Interrupted`](crate::Error::Interrupted).
+    /// What the work fails with, or [`Interrupted`](crate::error::Error::Interrupted).
     pub(super) fn cell(
         &self,
         rounds: &mut dyn Rounds,
@@ -332,9 +332,7 @@ impl Meter {
             power_limit,
             sm_clock_mhz: conditions.sm_clock_mhz,
             memory_clock_mhz: conditions.memory_clock_mhz,
-            temperature_c: conditions
-                .temperature_celsius
-                .map(|(first, last)| f64::from(first.max(last))),
+            temperature_c: conditions.temperature_max_celsius.map(f64::from),
             throttle_reasons: conditions
                 .throttled
                 .iter()

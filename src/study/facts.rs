@@ -253,8 +253,8 @@ pub(super) fn scheme(
         // What was quantised once is no longer what the model's makers gave away.
         method: match (&model.config.quantization, packed) {
             (None, _) => method,
-            (Some(_), true) => format!("{method} of dequantised {}", stored.method),
-            (Some(_), false) => format!("dequantised {}", stored.method),
+            (Some(_), true) => format!("{method} of dequantised {}", stored.source),
+            (Some(_), false) => format!("dequantised {}", stored.source),
         },
         scale_dtype: packed.then(|| source.name().to_owned()),
     })

@@ -108,12 +108,12 @@ impl Job<'_> {
 }
 
 /// Says that cells on record have fewer trials than `plan` wants; `None` if all have enough. One that a limit on time
-/// cut short would have no more if it were measured anew under such a limit.
+/// cut short would have no more if it were measured anew under such a limit, and one that heat did was told of then.
 pub(super) fn too_few_trials(plan: &Plan, records: &[Option<Record>]) -> Option<String> {
     let wanted = plan.rule.min_trials;
     let limited = |speed: &Speed| {
-        let limit = StopReason::TimeLimit.name();
-        plan.rule.max_time.is_some() && speed.stop_reason.as_deref() == Some(limit)
+        let ended = |by: StopReason| speed.stop_reason.as_deref() == Some(by.name());
+        plan.rule.max_time.is_some() && ended(StopReason::TimeLimit) || ended(StopReason::Throttled)
     };
     let trials = records
         .iter()

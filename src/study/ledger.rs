@@ -20,8 +20,8 @@ pub(super) fn begin(device: &Device) -> Result<()> {
     }
 }
 
-/// The account since [`begin`]; `predicted` is what the cell was thought to take. Where the device is `shared` with variants that
-/// take turns, what this process holds of it stands for what is in use.
+/// The account since [`begin`]; `predicted` is what the cell was thought to take. Where the device is `shared` with
+/// variants that take turns, what this process holds of it stands for what is in use.
 pub(super) fn account(
     device: &Device,
     runner: &dyn Target,

@@ -141,7 +141,7 @@ fn plan_in_full(plan: &Plan) -> Value {
 
 /// A file by content: all of it, unless it is so large that reading it would hold up the run.
 fn file(path: &Path) -> Result<ModelFile> {
-    let unreadable = |e| Error::io(path, "cannot read", e);
+    let unreadable = |e| Error::reading(path, "cannot read", e);
     let mut file = File::open(path).map_err(unreadable)?;
     let bytes = file.metadata().map_err(unreadable)?.len();
     let mut hasher = blake3::Hasher::new();

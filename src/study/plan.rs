@@ -269,14 +269,8 @@ impl Plan {
         if self.variants.is_empty() {
             return usage("no --variants are given");
         }
-        for (i, variant) in self.variants.iter().enumerate() {
-            if self.variants[..i]
-                .iter()
-                .any(|other| other.name == variant.name)
-            {
-                return usage(&format!("--variants names '{variant}' twice"));
-            }
-        }
+        check_models(&self.models)?;
+        check_variants(&self.variants)?;
         self.quantising.check(&self.variants)?;
         if self.kv.is_empty() {
             return usage("no --kv-cache is given");
@@ -296,6 +290,12 @@ impl Plan {
                 return usage("--batch, --prompt and --gen must be at least 1");
             }
         }
+        if self.chunk.is_some() && self.engine != EngineKind::Candlepower {
+            return usage(&format!(
+                "--chunk is for candlepower's engine: --engine {} takes a prompt whole",
+                self.engine.name()
+            ));
+        }
         if self.tasks.is_some() && self.engine != EngineKind::Candlepower {
             return usage(&format!(
                 "--tasks is for candlepower's engine: --engine {} has no logits to score",
@@ -307,6 +307,43 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// Refuses lists that name a model twice, in one way or two.
+///
+/// # Errors
+/// [`Error::Usage`] that names both.
+pub(super) fn check_models(models: &[ModelSpec]) -> Result<()> {
+    let place = |spec: &ModelSpec| {
+        let path = std::fs::canonicalize(&spec.source);
+        path.unwrap_or_else(|_| spec.source.to_ascii_lowercase().into())
+    };
+    for (i, spec) in models.iter().enumerate() {
+        let earlier = models[..i].iter().find(|other| place(other) == place(spec));
+        if let Some(other) = earlier {
+            return Err(twice("--model", &other.source, &spec.source));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses lists that name a variant twice, in one way or two.
+///
+/// # Errors
+/// [`Error::Usage`] that names both.
+pub(super) fn check_variants(variants: &[Variant]) -> Result<()> {
+    match Variant::repeated(variants) {
+        Some([one, other]) => Err(twice("--variants", &one.name, &other.name)),
+        None => Ok(()),
+    }
+}
+
+/// That a list names something twice.
+fn twice(flag: &str, one: &str, other: &str) -> Error {
+    Error::Usage(match one == other {
+        true => format!("{flag} names '{one}' twice: give it once"),
+        false => format!("{flag}: '{one}' and '{other}' are the same: give one of them"),
+    })
 }
 
 /// Positions that a cell needs in the cache.

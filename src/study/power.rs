@@ -11,7 +11,7 @@ use crate::measure::energy::EnergyReading;
 use crate::measure::sampler::{DEFAULT_PERIOD, PowerSource, Sampler};
 use crate::measure::self_test::{POLL, Schedule, SelfTest};
 use crate::measure::{Interrupt, SystemClock, Tape, Unavailable, Window};
-use crate::results::power::{Figure, PowerCard, PowerPart, QueryCost};
+use crate::results::power::{Figure, PowerCard, PowerPart, QueryCost, Version};
 use crate::scheme::DType;
 use crate::units::{Clock, Seconds};
 
@@ -154,6 +154,7 @@ impl Bed<'_> {
 /// The findings in the form that is shown.
 fn card(device: String, found: &SelfTest, sampler: Option<f64>) -> PowerCard {
     PowerCard {
+        schema: Version::V1,
         device,
         verdict: found.verdict().name().to_owned(),
         parts: found.parts().map(|(name, part)| of_part(name, part)).into(),

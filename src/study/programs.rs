@@ -79,11 +79,14 @@ fn run(
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()
-        .map_err(|e| Error::io(&contender.program, "cannot start", e))?;
+        .map_err(|e| Error::reading(&contender.program, "cannot start", e))?;
     loop {
-        let ended = process
-            .try_wait()
-            .map_err(|e| Error::io(&contender.program, "cannot wait for", e))?;
+        let ended = process.try_wait().map_err(|e| {
+            Error::Internal(format!(
+                "cannot wait for {}: {e}",
+                contender.program.display()
+            ))
+        })?;
         if let Some(status) = ended {
             return Ok(status);
         }

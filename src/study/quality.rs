@@ -6,7 +6,7 @@ use super::runner::Runner;
 use crate::engine::{Limits, Prompt};
 use crate::error::{Error, Result};
 use crate::model::{Model, OriginKind, tiny_text};
-use crate::quality::{Layout, Segment, Text, TextFormat, Witness, perplexity};
+use crate::quality::{Layout, Rule, Segment, Text, TextFormat, Witness, perplexity};
 use crate::results::record::{self, Perplexity, QualityTask, UnderLoad};
 
 /// A text as one model sees it.
@@ -26,12 +26,39 @@ impl ScoredText {
 
 /// The name that stands for WikiText-2 from the hub, unless a file has it.
 const WIKITEXT: &str = "wikitext2";
+/// Tokens of a segment with the embedded model, whose text is short.
+const TINY_CONTEXT: usize = 256;
 /// Tokens that are scored side by side: whole windows, as many as fit.
 const TOKENS_AT_ONCE: usize = 4096;
 /// Tokens of the samples that show whether figures depend on what runs beside them.
 const SAMPLED_TOKENS: usize = 2048;
 /// And the fewest of a sequence, however many stand side by side.
 const SHORTEST_PIECE: usize = 8;
+
+/// The tokens of a segment that are usual for `rule`, or as many as all of `models` take; and a word on that, if they take
+/// fewer.
+pub fn usual_context<'a>(
+    rule: Rule,
+    models: impl IntoIterator<Item = &'a Model>,
+) -> (usize, Option<String>) {
+    let usual = rule.usual_context();
+    let mut found = (usual, None);
+    for model in models {
+        let is_tiny = model.origin.kind == OriginKind::Embedded;
+        let most = model.config.max_positions;
+        if is_tiny && TINY_CONTEXT < found.0 {
+            found = (TINY_CONTEXT, None);
+        } else if most < found.0 {
+            let name = &model.name;
+            let note = format!(
+                "segments of {most} tokens, the context of {name}: the {usual} that are usual for the protocol {rule} do \
+                 not fit, and figures do not compare with those of {usual}"
+            );
+            found = (most, Some(note));
+        }
+    }
+    found
+}
 
 /// The text of a plan: its file or folder, or the one that comes with `tiny`.
 ///

@@ -159,8 +159,8 @@ impl Quantising {
         }
     }
 
-    /// What is to be loaded for `variant` of `model`: the model itself, or a checkpoint that is quantised from it now or was
-    /// before. What `watch` returns stops the quantising.
+    /// What is to be loaded for `variant` of `model`: the model itself, or a checkpoint that is quantised from it now or
+    /// was before. What `watch` returns stops the quantising.
     ///
     /// # Errors
     /// If a checkpoint is needed and cannot be made or opened.
@@ -197,8 +197,9 @@ impl Quantising {
         let (folder, scratch) = match &self.cache {
             Some(cache) => (quant::cached_folder(cache, &key), None),
             None => {
-                let scratch = tempfile::tempdir()
-                    .map_err(|e| Error::io(std::env::temp_dir(), "cannot create a folder in", e))?;
+                let scratch = tempfile::tempdir().map_err(|e| {
+                    Error::writing(std::env::temp_dir(), "cannot create a folder in", e)
+                })?;
                 (scratch.path().join(&key), Some(scratch))
             }
         };

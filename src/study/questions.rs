@@ -7,7 +7,7 @@ use super::tasks::{max_length, tokenizer};
 use crate::engine::Limits;
 use crate::error::{Error, Result};
 use crate::model::{Model, Tokenizer};
-use crate::quality::tasks::{Answer, Encoder, Group, SuiteScore, TaskScore, Work};
+use crate::quality::tasks::{Answer, Encoder, Group, SuiteScore, Task, TaskScore, Work};
 use crate::results::record::{TaskAnswers, TaskFigure, TaskGroup, TaskQuestion, TaskUnderLoad};
 use crate::results::recovery::{Recoveries, Scored};
 
@@ -50,7 +50,7 @@ impl Questions {
                 documents: work.documents.len(),
                 add_bos: plan.add_bos,
                 max_length,
-                groups: groups_of(&suite.groups, &task.name),
+                groups: groups_of(&suite.groups, &suite.tasks, &task.name),
             };
             Ok((question, work))
         });
@@ -117,7 +117,7 @@ impl Questions {
             !(figure.value.is_finite() && figure.values.iter().all(|value| value.is_finite()))
         };
         match answers.figures.iter().find(broken) {
-            Some(figure) => Err(Error::Internal(format!(
+            Some(figure) => Err(Error::NotFinite(format!(
                 "{}: {} is not a finite number",
                 question.name, figure.metric
             ))),
@@ -189,18 +189,34 @@ fn digest(work: &Work) -> String {
     format!("blake3:{}", &hasher.finalize().to_hex()[..32])
 }
 
-/// The groups that a task is part of, and whether each counts by itself.
+/// The groups with a figure that a task is part of, how that is made of its tasks', and whether it counts by itself.
 fn groups_of<'a>(
-    groups: impl IntoIterator<Item = &'a Group> + Clone,
+    groups: impl IntoIterator<Item = &'a Group>,
+    tasks: impl IntoIterator<Item = &'a Task> + Clone,
     task: &str,
 ) -> Vec<TaskGroup> {
-    let own = groups.clone().into_iter();
-    own.filter(|group| group.tasks.iter().any(|name| name == task))
-        .map(|group| TaskGroup {
+    // By lm_eval's rule a group without metrics to aggregate is a list of names.
+    let with_figure = groups
+        .into_iter()
+        .filter_map(|group| Some((group, group.main_metric(tasks.clone())?)));
+    let groups: Vec<(&Group, &str)> = with_figure.collect();
+    let own = groups
+        .iter()
+        .filter(|(group, _)| group.tasks.iter().any(|name| name == task));
+    own.map(|(group, metric)| {
+        let mut of_group = tasks
+            .clone()
+            .into_iter()
+            .filter(|task| group.tasks.contains(&task.name));
+        let is_usual = of_group.all(|task| task.main_measure() == Some((*metric, "none")));
+        TaskGroup {
             name: group.name.clone(),
-            counts: !groups.clone().into_iter().any(|other| around(other, group)),
-        })
-        .collect()
+            counts: !groups.iter().any(|(other, _)| around(other, group)),
+            by_size: group.by_size,
+            metric: (!is_usual).then(|| (*metric).to_owned()),
+        }
+    })
+    .collect()
 }
 
 /// Whether a group is part of another one, by name or because that has all of its tasks and more.
@@ -238,11 +254,14 @@ pub fn recoveries(base: &SuiteScore, other: &SuiteScore) -> Option<Recoveries> {
 
 /// The groups and the answers of each task.
 fn in_records(score: &SuiteScore) -> Vec<(Vec<TaskGroup>, TaskAnswers)> {
-    let groups = score.groups.iter().map(|group| &group.group);
-    let tasks = score.tasks.iter();
-    tasks
-        .map(|task| (groups_of(groups.clone(), &task.task.name), answers(task)))
-        .collect()
+    let groups = || score.groups.iter().map(|group| &group.group);
+    let tasks = || score.tasks.iter().map(|task| &task.task);
+    let each = score.tasks.iter();
+    each.map(|task| {
+        let groups = groups_of(groups(), tasks(), &task.task.name);
+        (groups, answers(task))
+    })
+    .collect()
 }
 
 fn views<'a>(score: &'a SuiteScore, tasks: &'a [(Vec<TaskGroup>, TaskAnswers)]) -> Vec<Scored<'a>> {
@@ -253,4 +272,68 @@ fn views<'a>(score: &'a SuiteScore, tasks: &'a [(Vec<TaskGroup>, TaskAnswers)]) 
         answers,
     })
     .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::quality::tasks::Suite;
+
+    /// The groups of the first task where a group of two has this list of metrics, the second task with `more` of its own.
+    fn groups(aggregate: &str, more: &str) -> Vec<TaskGroup> {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        write(
+            "rows.jsonl",
+            r#"{"query": "a", "choices": ["b", "c"], "gold": 0}"#,
+        );
+        let task = "dataset_path: json\ndataset_kwargs: {data_files: rows.jsonl}\ntest_split: train\n\
+                    output_type: multiple_choice\ndoc_to_text: query\ndoc_to_choice: choices\n\
+                    doc_to_target: gold\n";
+        write("one.yaml", &format!("task: one\n{task}"));
+        write("two.yaml", &format!("task: two\n{task}{more}"));
+        write(
+            "both.yaml",
+            &format!("group: both\ntask: [one.yaml, two.yaml]\n{aggregate}"),
+        );
+        let path = folder.path().join("both.yaml").display().to_string();
+        let suite = Suite::find(&[path]).unwrap();
+        groups_of(&suite.groups, &suite.tasks, "one")
+    }
+
+    #[test]
+    fn a_group_is_taken_together_as_its_definition_says() {
+        let usual = TaskGroup {
+            name: "both".to_owned(),
+            counts: true,
+            by_size: true,
+            metric: None,
+        };
+        let of = |aggregate: &str| groups(&format!("aggregate_metric_list: {aggregate}\n"), "");
+        assert_eq!(of("[{metric: acc}]"), vec![usual.clone()]);
+        let by_task = TaskGroup {
+            by_size: false,
+            ..usual.clone()
+        };
+        assert_eq!(of("[{metric: acc, weight_by_size: false}]"), [by_task]);
+        let other = TaskGroup {
+            metric: Some("acc_norm".to_owned()),
+            ..usual.clone()
+        };
+        assert_eq!(of("[{metric: acc_norm}]"), [other]);
+        // One of its tasks is compared by something else, and has this as well.
+        let stated = TaskGroup {
+            metric: Some("acc".to_owned()),
+            ..usual
+        };
+        let more = "metric_list: [{metric: acc_norm}, {metric: acc}]\n";
+        assert_eq!(
+            groups("aggregate_metric_list: [{metric: acc}]\n", more),
+            [stated]
+        );
+        // Only a list of names.
+        assert!(groups("", "").is_empty());
+    }
 }

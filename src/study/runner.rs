@@ -21,8 +21,8 @@ pub(super) enum Runner {
     Candle(Box<CandleEngine>),
 }
 
-/// The type of activations, and of a cache without codes: what was asked for, else f32 on the CPU and the checkpoint's 16-bit type (bf16
-/// where it has none) on a GPU.
+/// The type of activations, and of a cache without codes: what was asked for, else f32 on the CPU and the checkpoint's
+/// 16-bit type (bf16 where it has none) on a GPU.
 pub fn activation_dtype(wish: Option<DType>, device: &Device, model: &Model) -> DType {
     wish.unwrap_or(match (device.kind(), model.config.dtype) {
         ("cpu", _) => DType::F32,
@@ -114,8 +114,8 @@ impl Runner {
         }
     }
 
-    /// Makes our engine anew of its weights, so that it is as the device is switched now; nothing of its cache or of what it
-    /// has recorded remains.
+    /// Makes our engine anew of its weights, so that it is as the device is switched now; nothing of its cache or of what
+    /// it has recorded remains.
     ///
     /// # Errors
     /// If the memory is not there.

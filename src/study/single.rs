@@ -2,6 +2,7 @@
 
 use super::base::BaseFile;
 use super::facts;
+use super::finite::explained;
 use super::plan::{EngineKind, QualityPlan};
 use super::quality::{self, Role, Score, Scored, ScoredText};
 use super::quantise::Quantising;
@@ -164,12 +165,13 @@ fn scored(
         chunk: wish.chunk.unwrap_or(wish.plan.protocol.context),
         batch: None,
     };
-    score.run(&mut runner, &mut |done, total| {
+    let found = score.run(&mut runner, &mut |done, total| {
         let share = done as f64 / total.max(1) as f64;
         let overall = begin + (1.0 - begin) * share;
         watcher.progress(name, &Stage::Quality, share, overall);
         interrupt.check()
-    })
+    });
+    found.map_err(|error| explained(error, wish.model, act))
 }
 
 /// The logits after every token of `ids`, `[ids, vocab]`.
@@ -298,10 +300,11 @@ pub fn generate(wish: &Generation<'_>, interrupt: &Interrupt) -> Result<Vec<Gene
         prompt_ids
             .iter()
             .map(|ids| by_candle(&mut runner, ids, wish, tokenizer))
-            .collect::<Result<Vec<_>>>()?
+            .collect::<Result<Vec<_>>>()
     } else {
-        by_own(&mut runner, &prompt_ids, wish, tokenizer)?
+        by_own(&mut runner, &prompt_ids, wish, tokenizer)
     };
+    let ids = ids.map_err(|error| explained(error, wish.model, act))?;
     let rows = wish.prompts.iter().zip(prompt_ids).zip(ids);
     rows.map(|((prompt, prompt_ids), ids)| {
         let end = ids

@@ -1,5 +1,6 @@
 //! Checkpoints that are quantised already: which variants are worth running, and what to tell about them.
 
+use super::plan::EngineKind;
 use crate::error::Result;
 use crate::model::{Model, ModelSpec, StoredScheme};
 use crate::scheme::{Variant, WeightScheme};
@@ -10,29 +11,45 @@ use crate::scheme::{Variant, WeightScheme};
 /// If a tensor is missing.
 pub fn notice(model: &Model, variant: &Variant) -> Result<Option<String>> {
     let stored = model.weights.stored_scheme(&model.config)?;
+    let rounded = model.weights.rounded_tables(&model.config)?;
     // Of other checkpoints nothing is hidden: their weights are plain.
-    if stored.symmetric.is_none() {
+    if model.config.quantization.is_none() && rounded.is_empty() {
         return Ok(None);
     }
     let what = in_words(&stored);
     let name = &model.name;
     Ok(Some(match variant.weights {
-        WeightScheme::AsIs => format!("{name} as it is: {what}"),
+        WeightScheme::AsIs if rounded.is_empty() => format!("{name} as it is: {what}"),
+        WeightScheme::AsIs => {
+            let tables = rounded.join(" and ");
+            format!("{name} as it is: {what}, with {tables} rounded to bf16")
+        }
+        _ if stored.symmetric.is_none() => format!(
+            "{name} is stored as {}: {variant} is made of its dequantised weights",
+            stored.source
+        ),
         _ => format!("{name} is stored as {what}: {variant} is made of its dequantised weights"),
     }))
 }
 
-/// The variants to run where none are named: `plain`, or `quantised` if any of the models is a quantised checkpoint.
+/// The variants to run where none are named: `plain`, or `quantised` if any of the models is a quantised checkpoint. Other
+/// engines than this program's own have the first of `plain` alone: they make no variants.
 ///
 /// # Errors
 /// As [`Model::open`].
 pub fn default_variants(
     models: &[ModelSpec],
+    engine: EngineKind,
     plain: &[&str],
     quantised: &[&str],
 ) -> Result<Vec<Variant>> {
-    let mut names = plain;
-    for spec in models {
+    let own = engine == EngineKind::Candlepower;
+    let mut names = if own {
+        plain
+    } else {
+        plain.get(..1).unwrap_or(plain)
+    };
+    for spec in models.iter().filter(|_| own) {
         if Model::open(spec)?.config.quantization.is_some() {
             names = quantised;
         }
@@ -82,17 +99,23 @@ mod tests {
 
     #[test]
     fn a_quantised_checkpoint_runs_as_it_is_unless_told_otherwise() {
-        let defaults = |models: &[&str]| {
+        let defaults = |models: &[&str], engine| {
             let models: Vec<ModelSpec> = models.iter().map(|source| spec(source)).collect();
+            let quantised = ["bf16", "as-is"];
             let variants =
-                default_variants(&models, &["bf16", "int8"], &["bf16", "as-is"]).unwrap();
+                default_variants(&models, engine, &["bf16", "int8"], &quantised).unwrap();
             variants
                 .into_iter()
                 .map(|variant| variant.name)
                 .collect::<Vec<_>>()
         };
-        assert_eq!(defaults(&["tiny"]), ["bf16", "int8"]);
-        assert_eq!(defaults(&["tiny", QUANTISED]), ["bf16", "as-is"]);
+        let own = EngineKind::Candlepower;
+        assert_eq!(defaults(&["tiny"], own), ["bf16", "int8"]);
+        assert_eq!(defaults(&["tiny", QUANTISED], own), ["bf16", "as-is"]);
+        // What candle runs is one thing.
+        for engine in [EngineKind::Candle, EngineKind::CandleGguf] {
+            assert_eq!(defaults(&["tiny", QUANTISED], engine), ["bf16"]);
+        }
     }
 
     #[test]

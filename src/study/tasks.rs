@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::{EngineKind, TaskPlan};
+use super::finite::explained;
+use super::plan::{EngineKind, TaskPlan, check_variants};
 use super::quantise::{Quantising, describe_method};
 use super::runner::{Runner, activation_dtype};
 use super::{bench, facts};
@@ -38,8 +39,42 @@ pub struct Evaluation<'a> {
     pub chunk: Option<usize>,
     /// What is asked, and how.
     pub tasks: &'a TaskPlan,
-    /// Where the log of all documents goes, and whether it holds their texts.
-    pub log: Option<(&'a Path, bool)>,
+    /// Where the log of all documents goes.
+    pub log: Option<SampleLog<'a>>,
+}
+
+/// A log of what was said to every document.
+#[derive(Debug, Clone, Copy)]
+pub struct SampleLog<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// Whether it holds the documents' texts.
+    pub texts: bool,
+    /// Whether it takes the place of a file that is there.
+    pub replace: bool,
+}
+
+impl SampleLog<'_> {
+    /// Makes sure, before anything is computed, that the log can be written when all is done: what is in its place is not
+    /// lost, and its folder is there, made if need be.
+    fn prepare(&self) -> Result<()> {
+        let refused = |why| Err(Error::Usage(format!("{} {why}", self.path.display())));
+        match std::fs::metadata(self.path) {
+            Ok(found) if !found.is_file() => refused("is no file: give another --log-samples"),
+            Ok(_) if !self.replace => {
+                refused("is there already: give another --log-samples, or --force to replace it")
+            }
+            _ => std::fs::create_dir_all(folder_of(self.path))
+                .map_err(|e| Error::writing(folder_of(self.path), "cannot create the folder", e)),
+        }
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    folder.unwrap_or(Path::new("."))
 }
 
 /// What came of a variant.
@@ -58,12 +93,16 @@ pub struct Evaluated {
 /// and the log itself appears when all is done.
 ///
 /// # Errors
-/// If data, templates or the model are at fault; then no log is written.
+/// If the log is there already or has no place, or if data, templates or the model are at fault; then no log is written.
 pub fn evaluate(
     wish: &Evaluation<'_>,
     interrupt: &Interrupt,
     progress: &mut dyn FnMut(&str, f64),
 ) -> Result<Vec<Evaluated>> {
+    check_variants(wish.variants)?;
+    if let Some(log) = &wish.log {
+        log.prepare()?;
+    }
     let clock = SystemClock::new();
     let model = wish.model;
     let tokenizer = tokenizer(model)?;
@@ -83,7 +122,7 @@ pub fn evaluate(
             &encoder,
         )?);
     }
-    let mut journal = wish.log.map(|(log, _)| Journal::open(log));
+    let mut journal = wish.log.map(|log| Journal::open(log.path));
     let mut all = Vec::new();
     for (number, variant) in wish.variants.iter().enumerate() {
         let mut works = works.clone();
@@ -105,7 +144,8 @@ pub fn evaluate(
             tokenizer,
             interrupt,
         };
-        job.ask(&mut works, journal.as_mut(), &mut of_all)?;
+        job.ask(&mut works, journal.as_mut(), &mut of_all)
+            .map_err(|error| explained(error, model, act))?;
         all.push(Evaluated {
             score: Work::finish(&wish.tasks.suite, &works)?,
             from: Provenance {
@@ -125,8 +165,8 @@ pub fn evaluate(
             resumed,
         });
     }
-    if let (Some(journal), Some((log, texts))) = (journal, wish.log) {
-        write_log(log, &all, &works, texts)?;
+    if let (Some(journal), Some(log)) = (journal, wish.log) {
+        write_log(log, &all, &works)?;
         journal.remove();
     }
     Ok(all)
@@ -326,8 +366,8 @@ impl Journal {
         }
     }
 
-    /// From now on everything belongs to the run of this key; hands what is known of it to its documents, and gives how many
-    /// there are.
+    /// From now on everything belongs to the run of this key; hands what is known of it to its documents, and gives how
+    /// many there are.
     fn recall(&mut self, key: &str, works: &mut [Work]) -> usize {
         self.key = key.to_owned();
         let known = self.known.iter().filter(|((of, ..), _)| of == key);
@@ -358,7 +398,7 @@ impl Journal {
         let mut text = serde_json::to_string(&line)
             .map_err(|e| Error::Internal(format!("cannot write JSON: {e}")))?;
         text.push('\n');
-        let io = |e| Error::io(&self.path, "cannot write", e);
+        let io = |e| Error::writing(&self.path, "cannot write", e);
         if self.file.is_none() {
             let mut options = OpenOptions::new();
             let file = options.create(true).append(true).open(&self.path);
@@ -380,10 +420,14 @@ impl Journal {
 }
 
 /// Writes one line for each document of each variant, in their order; whole or not at all.
-fn write_log(log: &Path, all: &[Evaluated], works: &[Work], texts: bool) -> Result<()> {
-    let io = |e| Error::io(log, "cannot write", e);
-    let folder = log.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new("."))).map_err(io)?;
+fn write_log(log: SampleLog<'_>, all: &[Evaluated], works: &[Work]) -> Result<()> {
+    let SampleLog { path, texts, .. } = log;
+    let io = |e| Error::writing(path, "cannot write", e);
+    let mut builder = tempfile::Builder::new();
+    // Read by whoever may read what this user writes, where a temporary file is for nobody else.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder_of(path)).map_err(io)?;
     for Evaluated { score, from, .. } in all {
         for (task, work) in score.tasks.iter().zip(works) {
             for (sample, document) in task.samples.iter().zip(&work.documents) {
@@ -395,7 +439,7 @@ fn write_log(log: &Path, all: &[Evaluated], works: &[Work], texts: bool) -> Resu
             }
         }
     }
-    file.persist(log).map_err(|e| io(e.error))?;
+    file.persist(path).map_err(|e| io(e.error))?;
     Ok(())
 }
 

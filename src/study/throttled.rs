@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::measure::throttle::{Cooling, ThrottleWatch};
+use crate::measure::trial::Made;
 use crate::measure::{Board, Interrupt};
 use crate::results::record::{Block, ThrottledTrial, Throttling, Trial};
 use crate::units::Clock;
@@ -15,26 +16,33 @@ pub(super) struct Unslowed<'a> {
     pub(super) found: Throttling,
 }
 
-/// A trial with what slowed it, if anything did.
-pub(super) type Watched = (Trial, Vec<String>);
+/// A trial with what slowed it, if anything did; it stands if nothing did.
+pub(super) type Watched = Made<(Trial, Vec<String>)>;
 
 impl Unslowed<'_> {
-    /// A trial that nothing slowed; once too many have been made again, one that is slowed after all.
+    /// A trial that nothing slowed; once too many have been made again, one that is slowed after all. Neither those that
+    /// are made again nor the waits before them are in the time that it took.
     ///
     /// # Errors
-    /// What the trial fails with, or [`Interrupted`](crate::Error::Interrupted) while the device cools.
+    /// What the trial fails with, or [`Interrupted`](crate::error::Error::Interrupted) while the device cools.
     pub(super) fn trial(&mut self, one: &mut dyn FnMut() -> Result<Trial>) -> Result<Watched> {
         loop {
             let watch = ThrottleWatch::start(self.board);
+            let begin = self.clock.now();
             let trial = one()?;
+            let took = self.clock.now() - begin;
             let reasons: Vec<String> = watch.reasons().into_iter().map(str::to_owned).collect();
+            let may_wait = self.found.left_out.len() < self.cooling.retries;
             let board = match self.board {
-                Some(board) if !reasons.is_empty() => board,
-                _ => return Ok((trial, reasons)),
+                Some(board) if !reasons.is_empty() && may_wait => board,
+                _ => {
+                    return Ok(Made {
+                        stands: reasons.is_empty(),
+                        value: (trial, reasons),
+                        took,
+                    });
+                }
             };
-            if self.found.left_out.len() >= self.cooling.retries {
-                return Ok((trial, reasons));
-            }
             self.found.left_out.push(ThrottledTrial { reasons, trial });
             let cooled = self.cooling.wait(board, self.clock, self.interrupt)?;
             self.found.cooled = self.found.cooled + cooled;
@@ -52,19 +60,19 @@ pub(super) struct Settled {
     pub(super) throttling: Throttling,
 }
 
-/// Sets apart the trials that were slowed after all; `blocks` say how many of `trials` each block made.
+/// Sets apart the trials that were slowed after all, as [`counted`](crate::measure::trial::counted) does; `blocks` say how many of `trials` each block made.
 pub(super) fn settle(
     trials: Vec<Watched>,
     mut blocks: Vec<Block>,
     mut found: Throttling,
 ) -> Settled {
-    if trials.iter().all(|(_, reasons)| !reasons.is_empty()) {
-        let mut reasons: Vec<String> = trials.iter().flat_map(|(_, r)| r.clone()).collect();
+    if !trials.iter().any(|made| made.stands) {
+        let mut reasons: Vec<String> = trials.iter().flat_map(|t| t.value.1.clone()).collect();
         reasons.sort_unstable();
         reasons.dedup();
         found.counted = reasons;
         return Settled {
-            trials: trials.into_iter().map(|(trial, _)| trial).collect(),
+            trials: trials.into_iter().map(|made| made.value.0).collect(),
             blocks,
             throttling: found,
         };
@@ -72,13 +80,14 @@ pub(super) fn settle(
     let mut first = 0;
     for block in &mut blocks {
         let last = (first + block.trials).min(trials.len());
-        let good = trials[first..last].iter().filter(|(_, r)| r.is_empty());
+        let good = trials[first..last].iter().filter(|made| made.stands);
         block.trials = good.count();
         first = last;
     }
     let mut good = Vec::with_capacity(trials.len());
-    for (trial, reasons) in trials {
-        match reasons.is_empty() {
+    for made in trials {
+        let (trial, reasons) = made.value;
+        match made.stands {
             true => good.push(trial),
             false => found.left_out.push(ThrottledTrial { reasons, trial }),
         }
@@ -159,7 +168,9 @@ mod tests {
                 ..Trial::default()
             })
         };
-        let trials = (0..5).map(|_| unslowed.trial(&mut one).unwrap()).collect();
+        let trials: Vec<Watched> = (0..5).map(|_| unslowed.trial(&mut one).unwrap()).collect();
+        // However long a wait and a trial that was made again took.
+        assert!(trials.iter().all(|made| (made.took.0 - 1.0).abs() < 1e-9));
         let settled = settle(trials, Vec::new(), unslowed.found);
         let numbers = settled.trials.iter().map(|trial| trial.ttft.0);
         (numbers.collect(), settled.throttling)
@@ -197,7 +208,11 @@ mod tests {
     fn blocks_count_the_trials_that_count() {
         let trial = |slowed: bool| {
             let reasons = slowed.then(|| "hw_thermal_slowdown".to_owned());
-            (Trial::default(), reasons.into_iter().collect())
+            Made {
+                value: (Trial::default(), reasons.into_iter().collect()),
+                took: Seconds(1.0),
+                stands: !slowed,
+            }
         };
         let block = |trials| Block {
             begin: Seconds(0.0),
@@ -223,7 +238,7 @@ mod tests {
             found: Throttling::default(),
         };
         let watched = unslowed.trial(&mut || Ok(Trial::default())).unwrap();
-        assert!(watched.1.is_empty());
+        assert!(watched.stands && watched.value.1.is_empty());
         let settled = settle(vec![watched], Vec::new(), unslowed.found);
         assert_eq!(settled.throttling, Throttling::default());
     }

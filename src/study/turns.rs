@@ -40,7 +40,8 @@ pub(super) fn groups(
 }
 
 /// The order of a round, counted from one. Forward, backward, backward, forward, and over again: of two variants ABBA BAAB,
-/// so that a drift that is linear in time adds the same to each.
+/// so that a drift that is linear in time adds the same to each after every even number of rounds. Where there are fewer
+/// trials than rounds some rounds make none, and of an odd number of trials one is left over.
 pub(super) fn turns(round: usize, of: &[usize]) -> Vec<usize> {
     let mut order = of.to_vec();
     if matches!(round % 4, 2 | 3) {

@@ -35,10 +35,10 @@ pub(super) fn verify(
     Ok(Verification { checks })
 }
 
-/// What two ways of computing the same logits may differ by, of the largest logit. Sums in another order round otherwise, and
-/// what was rounded otherwise goes through every layer: after L of them, each of which rounds what it adds to the residual
-/// stream twice, a random walk of 2 L steps of a unit of the activations; three times that for the largest of many logits.
-/// Where inputs become codes, one that falls to the other side moves by a whole step of 127 instead.
+/// What two ways of computing the same logits may differ by, of the largest logit. Sums in another order round otherwise,
+/// and what was rounded otherwise goes through every layer: after L of them, each of which rounds what it adds to the
+/// residual stream twice, a random walk of 2 L steps of a unit of the activations; three times that for the largest of many
+/// logits. Where inputs become codes, one that falls to the other side moves by a whole step of 127 instead.
 fn rounding(engine: &Engine) -> f32 {
     let weights = engine.weights();
     let unit = match weights.act {

@@ -1,13 +1,15 @@
 //! What the work of a cell costs at least, by the ops' own accounts.
 
-use crate::engine::{DeviceWeights, StepPlan};
+use crate::engine::{DeviceWeights, StepPlan, StepWork};
+use crate::kernels::attention::Queries;
 use crate::kernels::{self, Device};
 use crate::results::environment::Ceilings;
 use crate::results::record::{Cell, Work};
 use crate::results::roofline::{Cost, Limits};
 use crate::scheme::{DType, KvFormat};
 
-/// The cost of a trial of `cell`, whose prompts go in steps of `chunk` tokens with the cache in the format `kv`, and the ceilings that bound it.
+/// The cost of a trial of `cell`, whose prompts go in steps of `chunk` tokens with the cache in the format `kv`, and the
+/// ceilings that bound it.
 pub(super) fn of_cell(
     (weights, plan): (&DeviceWeights, StepPlan),
     cell: &Cell,
@@ -22,8 +24,7 @@ pub(super) fn of_cell(
         Device::Cpu => DType::F32.name(),
         Device::Gpu(_) => weights.act.name(),
     };
-    let cost_of =
-        |step: &Step| weights.step_cost(plan, step.tokens, step.seen, step.cached, step.logits, kv);
+    let cost_of = |step: &StepWork| weights.step_cost(device, plan, step, kv);
     Work {
         prefill: wire(prefill(cell, chunk).iter().map(cost_of).sum()),
         decode_step: (cell.generate > 1).then(|| wire(cost_of(&decode(cell)))),
@@ -39,28 +40,20 @@ fn wire(cost: kernels::Cost) -> Cost {
     }
 }
 
-/// What a forward pass works on.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-struct Step {
-    tokens: usize,
-    /// Positions that the tokens see, in all.
-    seen: f64,
-    /// Distinct ones among them.
-    cached: f64,
-    /// Rows of logits.
-    logits: usize,
-}
-
 /// The steps of a prefill: prompts one after another, cut wherever a step is full.
-fn prefill(cell: &Cell, chunk: usize) -> Vec<Step> {
+fn prefill(cell: &Cell, chunk: usize) -> Vec<StepWork> {
     let total = cell.batch * cell.prompt;
     (0..total)
         .step_by(chunk.max(1))
         .map(|first| {
             let end = (first + chunk.max(1)).min(total);
-            let mut step = Step {
+            let mut step = StepWork {
                 tokens: end - first,
-                ..Step::default()
+                queries: Queries::Single,
+                seen: 0.0,
+                cached: 0.0,
+                logits: 0,
+                picks: false,
             };
             let mut at = first;
             while at < end {
@@ -72,6 +65,10 @@ fn prefill(cell: &Cell, chunk: usize) -> Vec<Step> {
                 step.seen += count * mean;
                 step.cached += (cell.depth + to) as f64;
                 step.logits += usize::from(to == cell.prompt);
+                // Tokens of a prompt are neighbours.
+                if to - from > 1 {
+                    step.queries = Queries::Runs;
+                }
                 at += to - from;
             }
             step
@@ -80,14 +77,16 @@ fn prefill(cell: &Cell, chunk: usize) -> Vec<Step> {
 }
 
 /// The mean step of decoding: one token of each sequence, half of the generated ones behind it.
-fn decode(cell: &Cell) -> Step {
+fn decode(cell: &Cell) -> StepWork {
     let context = (cell.depth + cell.prompt) as f64 + cell.generate as f64 / 2.0;
     let seen = cell.batch as f64 * context;
-    Step {
+    StepWork {
         tokens: cell.batch,
+        queries: Queries::Single,
         seen,
         cached: seen,
         logits: cell.batch,
+        picks: true,
     }
 }
 
@@ -119,10 +118,27 @@ mod tests {
     }
 
     #[test]
+    fn tokens_of_a_prefill_are_alone_where_no_two_of_a_prompt_are_in_a_step() {
+        let queries = |cell: &Cell, chunk| -> Vec<Queries> {
+            prefill(cell, chunk)
+                .iter()
+                .map(|step| step.queries)
+                .collect()
+        };
+        let short = Cell { prompt: 1, ..CELL };
+        assert_eq!(queries(&short, 30), [Queries::Single]);
+        assert_eq!(queries(&CELL, 30), [Queries::Runs]);
+        assert!(queries(&CELL, 1).iter().all(|&q| q == Queries::Single));
+        // The second step begins with the last token of the first prompt and goes on with eight of the second.
+        assert_eq!(queries(&CELL, 9)[1], Queries::Runs);
+    }
+
+    #[test]
     fn the_mean_step_of_decoding_stands_in_the_middle() {
         // Steps 1 to 4 see 111 to 114 positions.
         let step = decode(&CELL);
         assert_eq!((step.tokens, step.logits), (3, 3));
+        assert!(step.picks);
         assert_eq!(step.seen, 3.0 * 112.5);
     }
 }

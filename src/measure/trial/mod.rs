@@ -3,7 +3,6 @@
 mod stop;
 
 use super::interrupt::Interrupt;
-use super::window::Window;
 use crate::error::Result;
 use crate::units::{Clock, Seconds};
 use stop::Watch;
@@ -33,7 +32,7 @@ impl WarmUp {
     /// Runs `trial` until warm; returns how many runs that took.
     ///
     /// # Errors
-    /// What `trial` fails with, or [`Interrupted`](crate::Error::Interrupted).
+    /// What `trial` fails with, or [`Interrupted`](crate::error::Error::Interrupted).
     pub fn run(
         &self,
         clock: &dyn Clock,
@@ -51,6 +50,23 @@ impl WarmUp {
     }
 }
 
+/// A trial that was made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Made<T> {
+    /// What it returned.
+    pub value: T,
+    /// Time that it took; what came before it, such as a wait for the device to cool, is not in it.
+    pub took: Seconds,
+    /// Whether nothing disturbed it: one that heat slowed says nothing of what the device does otherwise.
+    pub stands: bool,
+}
+
+/// The trials that count among these: those that stand, or where none does, all.
+pub fn counted<T>(trials: &[Made<T>]) -> impl Iterator<Item = &Made<T>> {
+    let any = trials.iter().any(|trial| trial.stands);
+    trials.iter().filter(move |trial| trial.stands || !any)
+}
+
 /// The trials that were made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trials<T> {
@@ -58,62 +74,132 @@ pub struct Trials<T> {
     pub values: Vec<T>,
     /// Why there are not more.
     pub stopped: StopReason,
-    /// From before the first to after the last.
-    pub window: Window,
 }
 
 /// Makes trials until `rule` says stop; `trial` is told its number, from zero. `figures` are what the rule watches of a
 /// trial, the same ones of each.
 ///
 /// # Errors
-/// What `trial` fails with, or [`Interrupted`](crate::Error::Interrupted); the values so far are dropped.
+/// What `trial` fails with, or [`Interrupted`](crate::error::Error::Interrupted); the values so far are dropped.
 pub fn run<T>(
     rule: &StopRule,
     clock: &dyn Clock,
     interrupt: &Interrupt,
-    trial: impl FnMut(usize) -> Result<T>,
+    mut trial: impl FnMut(usize) -> Result<T>,
     figures: impl Fn(&T) -> Vec<f64>,
 ) -> Result<Trials<T>> {
-    run_on(rule, &Earlier::default(), clock, interrupt, trial, figures)
+    let one = |number: usize| {
+        let begin = clock.now();
+        let value = trial(number)?;
+        Ok(Made {
+            value,
+            took: clock.now() - begin,
+            stands: true,
+        })
+    };
+    let trials = run_on(rule, &Earlier::default(), interrupt, one, figures)?;
+    Ok(Trials {
+        values: trials.values.into_iter().map(|made| made.value).collect(),
+        stopped: trials.stopped,
+    })
 }
 
 /// Trials that were made before, in other blocks.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Earlier {
-    /// What the rule watches of each.
+    /// What the rule watches of each that counts.
     pub figures: Vec<Vec<f64>>,
-    /// Time that they took together.
+    /// Time that those took together.
     pub elapsed: Seconds,
+    /// How many stand.
+    pub standing: usize,
+    /// How many do not.
+    pub disturbed: usize,
 }
 
-/// Makes trials after `earlier` ones until `rule` says stop of all; only the new ones are handed back. One is always made.
+impl Earlier {
+    /// What is to be known of `trials` for more of them to be made; `figures` are what the rule watches of one.
+    pub fn of<T>(trials: &[Made<T>], figures: impl Fn(&T) -> Vec<f64>) -> Self {
+        let standing = trials.iter().filter(|trial| trial.stands).count();
+        Self {
+            figures: counted(trials).map(|trial| figures(&trial.value)).collect(),
+            elapsed: counted(trials).fold(Seconds(0.0), |sum, trial| sum + trial.took),
+            standing,
+            disturbed: trials.len() - standing,
+        }
+    }
+
+    /// The same, for a rule that is about the next block alone.
+    pub fn of_next_block(&self) -> Self {
+        Self {
+            figures: Vec::new(),
+            elapsed: Seconds(0.0),
+            ..*self
+        }
+    }
+}
+
+/// Makes trials after `earlier` ones until `rule` says stop of all that count; only the new ones are handed back. One is
+/// always made. Trials that do not stand count only as long as none does, for the rule as in [`counted`]; once more of
+/// them than of the others were made, waiting for better ones ends.
 ///
 /// # Errors
 /// As [`run`].
 pub fn run_on<T>(
     rule: &StopRule,
     earlier: &Earlier,
-    clock: &dyn Clock,
     interrupt: &Interrupt,
-    mut trial: impl FnMut(usize) -> Result<T>,
+    mut trial: impl FnMut(usize) -> Result<Made<T>>,
     figures: impl Fn(&T) -> Vec<f64>,
-) -> Result<Trials<T>> {
+) -> Result<Trials<Made<T>>> {
     let mut values = Vec::new();
-    let mut watch = Watch::after_trials(rule, &earlier.figures);
-    let begin = clock.now();
+    let mut tally = Tally {
+        rule,
+        watch: Watch::after_trials(rule, &earlier.figures),
+        elapsed: earlier.elapsed,
+        standing: earlier.standing,
+        disturbed: earlier.disturbed,
+    };
     loop {
         interrupt.check()?;
-        let value = trial(values.len())?;
-        let end = clock.now();
-        let stopped = watch.after(&figures(&value), earlier.elapsed + (end - begin));
-        values.push(value);
+        let made = trial(values.len())?;
+        let stopped = tally.after(&figures(&made.value), made.took, made.stands);
+        values.push(made);
         if let Some(stopped) = stopped {
-            return Ok(Trials {
-                values,
-                stopped,
-                window: Window::new(begin, end),
-            });
+            return Ok(Trials { values, stopped });
         }
+    }
+}
+
+/// The trials so far, those that stand told from those that do not.
+struct Tally<'a> {
+    rule: &'a StopRule,
+    /// Of those that count.
+    watch: Watch<'a>,
+    elapsed: Seconds,
+    standing: usize,
+    disturbed: usize,
+}
+
+impl Tally<'_> {
+    /// The reason to stop after a trial, if there is one.
+    fn after(&mut self, figures: &[f64], took: Seconds, stands: bool) -> Option<StopReason> {
+        match (stands, self.standing) {
+            (true, 0) if self.disturbed > 0 => {
+                // What counted for want of better counts no longer.
+                self.watch = Watch::after_trials(self.rule, &[]);
+                self.elapsed = Seconds(0.0);
+                self.standing = 1;
+            }
+            (true, _) => self.standing += 1,
+            (false, 0) => self.disturbed += 1,
+            (false, standing) => {
+                self.disturbed += 1;
+                return (self.disturbed > standing).then_some(StopReason::Throttled);
+            }
+        }
+        self.elapsed = self.elapsed + took;
+        self.watch.after(figures, self.elapsed)
     }
 }
 
@@ -123,9 +209,10 @@ mod tests {
     use crate::error::Error;
     use crate::measure::clock::VirtualClock;
 
+    /// How many trials of `each` seconds a rule wants, why no more, and the time that they took.
     fn trials_of(each: f64, rule: &StopRule) -> (usize, StopReason, Seconds) {
         let clock = VirtualClock::new();
-        clock.set(Seconds(100.0));
+        let begin = clock.now();
         let trials = run(
             rule,
             &clock,
@@ -138,11 +225,7 @@ mod tests {
         )
         .unwrap();
         assert!(trials.values.iter().copied().eq(0..trials.values.len()));
-        (
-            trials.values.len(),
-            trials.stopped,
-            trials.window.duration(),
-        )
+        (trials.values.len(), trials.stopped, clock.now() - begin)
     }
 
     #[test]
@@ -192,7 +275,6 @@ mod tests {
 
     #[test]
     fn what_is_to_be_known_is_known_of_all_blocks() {
-        let clock = VirtualClock::new();
         let rule = StopRule {
             min_time: Seconds(0.0),
             until: Until {
@@ -202,18 +284,12 @@ mod tests {
             ..StopRule::default()
         };
         let spread = |i: usize| vec![1.0 + 0.1 * (i % 3) as f64];
-        let trial = |i| {
-            clock.advance(Seconds(1.0));
-            Ok(i)
-        };
-        let earlier = Earlier {
-            figures: (0..9).map(spread).collect(),
-            elapsed: Seconds(9.0),
-        };
+        let trial = |i| Ok(made(i, true));
+        let before: Vec<_> = (0..9).map(|i| made(i, true)).collect();
+        let earlier = Earlier::of(&before, |&i| spread(i));
+        assert_eq!(earlier.elapsed, Seconds(9.0));
         assert_eq!(rule.met(&earlier.figures, earlier.elapsed), None);
-        let last = run_on(&rule, &earlier, &clock, &Interrupt::new(), trial, |&i| {
-            spread(i)
-        });
+        let last = run_on(&rule, &earlier, &Interrupt::new(), trial, |&i| spread(i));
         let last = last.unwrap();
         assert_eq!((last.values.len(), last.stopped), (1, StopReason::Precise));
     }
@@ -234,7 +310,7 @@ mod tests {
                 };
                 let block = run(&rest, &clock, &Interrupt::new(), trial, |()| vec![]).unwrap();
                 made += block.values.len();
-                elapsed = elapsed + block.window.duration();
+                elapsed = elapsed + Seconds(each * block.values.len() as f64);
                 blocks.push(block.values.len());
             }
             (blocks, rule.met(&vec![vec![]; made], elapsed))
@@ -260,6 +336,96 @@ mod tests {
             blocks_of(brief, 3.0),
             (vec![1, 0, 0, 1], Some(StopReason::TimeLimit))
         );
+    }
+
+    /// A trial of a second.
+    fn made<T>(value: T, stands: bool) -> Made<T> {
+        Made {
+            value,
+            took: Seconds(1.0),
+            stands,
+        }
+    }
+
+    /// How many trials are made after `before`, each of a second and standing where `script` has a one, over and over, and why
+    /// no more; what counts of all; and the time that a later block takes them to have taken.
+    fn disturbed(
+        rule: &StopRule,
+        before: &[Made<()>],
+        script: &str,
+    ) -> (usize, StopReason, usize, f64) {
+        let stands: Vec<bool> = script.chars().map(|sign| sign == '1').collect();
+        let trial = |i: usize| Ok(made((), stands[i % stands.len()]));
+        let earlier = Earlier::of(before, |()| vec![1.0]);
+        let trials = run_on(rule, &earlier, &Interrupt::new(), trial, |()| vec![1.0]).unwrap();
+        let all = [before.to_vec(), trials.values.clone()].concat();
+        let later = Earlier::of(&all, |()| vec![]);
+        assert_eq!(later.figures.len(), counted(&all).count());
+        (
+            trials.values.len(),
+            trials.stopped,
+            later.figures.len(),
+            later.elapsed.0,
+        )
+    }
+
+    #[test]
+    fn trials_that_do_not_stand_count_for_nothing_while_others_do() {
+        let ten = StopRule::exactly(10);
+        assert_eq!(
+            disturbed(&ten, &[], "110"),
+            (14, StopReason::Enough, 10, 10.0)
+        );
+        // Nor does their time.
+        let long = StopRule {
+            min_trials: 1,
+            min_time: Seconds(6.0),
+            ..StopRule::default()
+        };
+        assert_eq!(
+            disturbed(&long, &[], "110"),
+            (8, StopReason::Enough, 6, 6.0)
+        );
+        let brief = StopRule {
+            max_time: Some(Seconds(4.0)),
+            ..StopRule::default()
+        };
+        assert_eq!(
+            disturbed(&brief, &[], "110"),
+            (5, StopReason::TimeLimit, 4, 4.0)
+        );
+    }
+
+    #[test]
+    fn where_no_trial_stands_all_count_until_one_does() {
+        let ten = StopRule::exactly(10);
+        assert_eq!(
+            disturbed(&ten, &[], "0"),
+            (10, StopReason::Enough, 10, 10.0)
+        );
+        // Three for want of better, and ten that stand.
+        assert_eq!(
+            disturbed(&ten, &[], "0001111111111"),
+            (13, StopReason::Enough, 10, 10.0)
+        );
+    }
+
+    #[test]
+    fn waiting_for_trials_that_stand_ends_once_more_were_made_that_do_not() {
+        let ten = StopRule::exactly(10);
+        assert_eq!(
+            disturbed(&ten, &[], "111000000"),
+            (7, StopReason::Throttled, 3, 3.0)
+        );
+        // Those of blocks before are not forgotten.
+        let before = [made((), true), made((), false)];
+        assert_eq!(
+            disturbed(&ten, &before, "0"),
+            (1, StopReason::Throttled, 1, 1.0)
+        );
+        let block = Earlier::of(&before, |()| vec![1.0]).of_next_block();
+        assert_eq!((block.standing, block.disturbed), (1, 1));
+        assert!(block.figures.is_empty() && block.elapsed == Seconds(0.0));
     }
 
     #[test]

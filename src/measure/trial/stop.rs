@@ -36,7 +36,7 @@ pub struct StopRule {
 /// number of trials averages out ends the trials as well.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Until {
-    /// Half of the 95 % bootstrap interval of the median is at most this share of it.
+    /// Half of the 95 % interval of the median is at most this share of it.
     pub precision: Option<f64>,
     /// The relative standard deviation over all trials so far has changed by less than 5 % of itself over the last half of
     /// them, and over at least 32: more trials show nothing new. The idea is NVBench's.
@@ -76,6 +76,8 @@ pub enum StopReason {
     TrialLimit,
     /// The limit on time came first.
     TimeLimit,
+    /// More trials were slowed by heat or the power supply than were not.
+    Throttled,
 }
 
 impl StopReason {
@@ -87,6 +89,7 @@ impl StopReason {
             Self::Stable => "noise_stable",
             Self::TrialLimit => "trial_limit",
             Self::TimeLimit => "time_limit",
+            Self::Throttled => "throttled",
         }
     }
 }
@@ -110,8 +113,8 @@ impl StopRule {
         }
     }
 
-    /// What is still to be done of a share of the minima and limits, after `trials` trials that took `elapsed` together; `None`
-    /// if nothing is. Trials that are made in blocks meet the whole rule with the last of them.
+    /// What is still to be done of a share of the minima and limits, after `trials` trials that took `elapsed` together;
+    /// `None` if nothing is. Trials that are made in blocks meet the whole rule with the last of them.
     pub fn rest_of(&self, share: f64, trials: usize, elapsed: Seconds) -> Option<Self> {
         let count = |of: usize| ((of as f64 * share).ceil() as usize).saturating_sub(trials);
         let time = |of: Seconds| Seconds((of.0 * share - elapsed.0).max(0.0));

@@ -68,7 +68,7 @@ fn float(bed: &Bed<'_>, found: &mut Found, dtype: DType, n: usize) -> Result<()>
     let product = product(n);
     let timing =
         bed.time(&mut || product.run(device, Input::Float(&x), &weight, None, &mut out))?;
-    let flops = product.cost(&weight, dtype).flops;
+    let flops = product.cost(&weight, Some(dtype), dtype).flops;
     found.rate(
         format!("{MATMUL}{dtype}"),
         flops,
@@ -113,7 +113,7 @@ fn int8(bed: &Bed<'_>, found: &mut Found, n: usize) -> Result<()> {
         scales: &scales,
     };
     let timing = bed.time(&mut || product.run(device, input, &weight, None, &mut out))?;
-    let flops = product.cost(&weight, act).flops;
+    let flops = product.cost(&weight, None, act).flops;
     found.rate(
         format!("{MATMUL}int8"),
         flops,

@@ -1,5 +1,5 @@
-//! Whether a generation is what is reported of it: so many tokens, the same at every repetition, nothing remembered from one
-//! to the next, and the same however the work is launched. After what MLPerf's compliance tests ask of a submission.
+//! Whether a generation is what is reported of it: so many tokens, the same at every repetition, nothing remembered from
+//! one to the next, and the same however the work is launched. After what MLPerf's compliance tests ask of a submission.
 
 use super::{PROBE, check, rounding};
 use crate::engine::{Arrivals, Engine, Limits, Prompt};

@@ -82,7 +82,7 @@ impl Child {
     pub(in crate::study) fn start(launch: &Launch, interrupt: &Interrupt) -> Result<Self> {
         let mut process = launch
             .start()
-            .map_err(|e| Error::io(&launch.program, "cannot start a child process", e))?;
+            .map_err(|e| Error::Internal(format!("cannot start a child process: {e}")))?;
         let lost = || Error::Internal("a child process came without its pipes".into());
         let to = process.stdin.take().ok_or_else(lost)?;
         let answers = process.stdout.take().ok_or_else(lost)?;

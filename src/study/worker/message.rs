@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::super::bench::Turn;
-use crate::error::Error;
+use crate::error::{Access, Error};
 use crate::results::Record;
 use crate::results::environment::Environment;
 use crate::results::record::{Key, Loaded};
@@ -185,6 +185,8 @@ pub(in crate::study) enum FaultKind {
     Data,
     /// A file that could not be written.
     Write,
+    /// [`Error::NotFinite`]: the fault of one variant, not of the run.
+    NotFinite,
     /// [`Error::NoDevice`].
     NoDevice,
     /// [`Error::Device`].
@@ -234,8 +236,9 @@ impl Fault {
             (FaultKind::Config, _) => Error::Config(text),
             (FaultKind::Data, Some(path)) => Error::Data { path, what: text },
             (FaultKind::Write, Some(path)) => {
-                Error::io(path, "while measuring", io::Error::other(text))
+                Error::writing(path, "while measuring", io::Error::other(text))
             }
+            (FaultKind::NotFinite, _) => Error::NotFinite(text),
             (FaultKind::NoDevice, _) => Error::NoDevice(text),
             (FaultKind::OutOfMemory, _) => Error::OutOfMemory(text),
             (FaultKind::Interrupted, _) => Error::Interrupted,
@@ -256,7 +259,6 @@ impl fmt::Display for Fault {
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
-        let code = error.exit_code();
         let told = error.to_string();
         let (kind, path, text) = match error {
             Error::Usage(text) => (FaultKind::Usage, None, text),
@@ -264,15 +266,17 @@ impl From<Error> for Fault {
             Error::Data { path, what } => (FaultKind::Data, Some(path), what),
             Error::Io {
                 path,
+                access,
                 doing,
                 source,
             } => {
-                let kind = match code {
-                    65 => FaultKind::Data,
-                    _ => FaultKind::Write,
+                let kind = match access {
+                    Access::Read => FaultKind::Data,
+                    Access::Write => FaultKind::Write,
                 };
                 (kind, Some(path), format!("{doing}: {source}"))
             }
+            Error::NotFinite(text) => (FaultKind::NotFinite, None, text),
             Error::NoDevice(text) => (FaultKind::NoDevice, None, text),
             Error::Device(text) => (FaultKind::Device, None, text),
             Error::OutOfMemory(text) => (FaultKind::OutOfMemory, None, text),
@@ -294,7 +298,8 @@ mod tests {
             Error::Usage("--batch".into()),
             Error::Config("no fit".into()),
             Error::data("m.gguf", "cut short"),
-            Error::io("m.gguf", "cannot read", missing()),
+            Error::reading("m.gguf", "cannot read", missing()),
+            Error::NotFinite("logits".into()),
             Error::NoDevice("none".into()),
             Error::Device("launch failed".into()),
             Error::OutOfMemory("no room".into()),
@@ -307,8 +312,8 @@ mod tests {
             let error = back.into_error();
             assert_eq!((error.to_string(), error.exit_code()), (said, code));
         }
-        let written = Fault::from(Error::io("out", "cannot write", missing())).into_error();
-        assert_eq!(written.exit_code(), 70);
+        let written = Fault::from(Error::writing("out", "cannot write", missing())).into_error();
+        assert_eq!(written.exit_code(), 74);
         assert!(written.to_string().contains("cannot write"), "{written}");
     }
 }

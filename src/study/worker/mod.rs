@@ -1,6 +1,6 @@
 //! Who does the work of a run: for each variant a worker that loads it, keeps it loaded, and measures what it is asked to.
 //!
-//! A worker stands in this process ([`Worker`]) or in a child process of the same program ([`Child`], which [`serve`]
+//! A worker stands in this process ([`Worker`]) or in a child process of the same program ([`Child`], which [`serve()`]
 //! answers from the other side). Whoever plans the run asks both alike ([`Hand`]) and cannot tell them apart, except that a
 //! child can crash, hang or be killed without harm to anything but the point it was at.
 //!

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::super::bench::{Bench, Timing, Turn, chunk_for, limits};
 use super::super::energy::Meter;
 use super::super::facts;
+use super::super::finite::explained;
 use super::super::job::{Job, Point};
 use super::super::plan::Plan;
 use super::super::quality::{Role, Score};
@@ -97,7 +98,7 @@ impl Hand for Worker<'_> {
     fn ask(&mut self, request: &Request, tell: &mut dyn FnMut(News)) -> Answer {
         self.answer(request, tell)
             .unwrap_or_else(|error| Answer::Failed {
-                fault: error.into(),
+                fault: explained(error, self.job.model, self.job.act).into(),
             })
     }
 
