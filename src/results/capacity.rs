@@ -7,9 +7,19 @@ use super::columns::{column, filled, laid_out};
 use super::format;
 use crate::units::Bytes;
 
+/// The versions of the document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Version {
+    /// The first.
+    #[serde(rename = "candlepower.capacity/1")]
+    V1,
+}
+
 /// Every variant of one model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Capacity {
+    /// The version of this document.
+    pub schema: Version,
     /// The model's name.
     pub model: String,
     /// The type of activations.

@@ -79,6 +79,11 @@ pub(super) fn filled(mut columns: Vec<Column>) -> Vec<Column> {
 /// The columns as text, the lightest dropped until the rest fits into `width`.
 pub(super) fn laid_out(mut columns: Vec<Column>, width: usize) -> String {
     fit(&mut columns, width);
+    drawn(&columns)
+}
+
+/// The columns as they are.
+fn drawn(columns: &[Column]) -> String {
     let mut table = Table::new();
     table
         .load_style(STYLE)
@@ -107,6 +112,21 @@ pub(super) fn fits(columns: &[Column], width: usize) -> bool {
     let mut columns = columns.to_vec();
     shorten_names(&mut columns, width / 3);
     total(&columns) <= width
+}
+
+/// Rows under their heads in as many tables as it takes for every column to have room in `width`. The column that names the
+/// rows, `task`, `variant` or `run`, is in each.
+pub fn tabulated(heads: &[&str], rows: &[Vec<String>], width: usize) -> String {
+    let cell = |place: usize| move |row: &Vec<String>| row.get(place).cloned();
+    let columns = heads.iter().enumerate();
+    let columns = columns.map(|(place, head)| column(head, 255, rows.iter().map(cell(place))));
+    let columns: Vec<Column> = columns.collect();
+    if total(&columns) <= width {
+        return drawn(&columns) + "\n";
+    }
+    let tables = parts(columns, width).into_iter();
+    let tables: Vec<String> = tables.map(|part| laid_out(part, width) + "\n").collect();
+    tables.join("\n")
 }
 
 /// As many tables as it takes for no column to be dropped, each with the names of the rows.
@@ -149,5 +169,31 @@ fn shorten_names(columns: &mut [Column], most: usize) {
         for cell in &mut column.cells {
             *cell = format::shortened(cell, most.max(SHORTEST_NAME));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_whole_where_there_is_room_and_in_parts_where_not() {
+        let row = ["a_task_with_a_name", "0.5000", "0.2500"].map(str::to_owned);
+        let shown = |width| tabulated(&["task", "value", "± se"], &[row.to_vec()], width);
+        let whole = shown(40);
+        assert_eq!(whole.lines().count(), 3, "{whole}");
+        assert!(
+            whole.contains(&row[0]) && whole.contains(&row[2]),
+            "{whole}"
+        );
+        let parts = shown(20);
+        assert_eq!(parts.matches("task").count(), 4, "{parts}");
+        for figure in &row[1..] {
+            assert!(parts.contains(figure), "{parts}");
+        }
+        assert!(
+            parts.lines().all(|line| line.chars().count() <= 20),
+            "{parts}"
+        );
     }
 }

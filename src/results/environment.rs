@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 pub struct Environment {
     /// The version of this program.
     pub tool_version: String,
-    /// The commit it was built from, 40 hex digits; with `-dirty` behind them where files differed from it.
+    /// The commit it was built from, 40 hex digits; where files differed from it with `-dirty-` and a hash of what differed
+    /// behind them, of older builds `-dirty` alone.
     pub git_commit: Option<String>,
     /// Cargo features it was built with.
     pub features: Vec<String>,

@@ -34,7 +34,7 @@ pub fn write(study: &Study, dir: &Path) -> Result<Vec<PathBuf>> {
         // One of an earlier study with other points must not pass for this one's.
         None => match fs::remove_file(dir.join(TASKS)) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(Error::io(
+                return Err(Error::writing(
                     dir.join(TASKS),
                     "cannot remove what is outdated",
                     error,
@@ -60,7 +60,7 @@ pub fn read(path: &Path) -> Result<Study> {
     } else {
         path.to_owned()
     };
-    let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot read", e))?;
+    let text = fs::read_to_string(&path).map_err(|e| Error::reading(&path, "cannot read", e))?;
     serde_json::from_str(&text).map_err(|e| Error::data(&path, e))
 }
 
@@ -147,6 +147,7 @@ struct SpeedColumns<'a> {
     generated_tokens: Option<usize>,
     depth: Option<usize>,
     trials: Option<usize>,
+    stop_reason: Option<&'a str>,
     prefill_tokens_per_second: Option<f64>,
     prefill_ci95_low: Option<f64>,
     prefill_ci95_high: Option<f64>,
@@ -154,6 +155,8 @@ struct SpeedColumns<'a> {
     decode_ci95_low: Option<f64>,
     decode_ci95_high: Option<f64>,
     speedup_vs_base: Option<f64>,
+    speedup_vs_base_ci95_low: Option<f64>,
+    speedup_vs_base_ci95_high: Option<f64>,
     ppl_percent_per_speed_percent: Option<f64>,
     task_percent_per_speed_percent: Option<f64>,
     goal_tokens: u64,
@@ -325,6 +328,7 @@ fn speed_columns<'a>(
     let interval = |figure: fn(&Speed) -> Option<Interval>| speed.and_then(figure);
     let prefill = interval(|s| s.prefill_tokens_per_second_ci95);
     let decode = interval(|s| s.decode_tokens_per_second_ci95);
+    let speedup = interval(|s| s.speedup_vs_base_ci95);
     let memory = |line: fn(Memory) -> Amount| {
         let amount = speed.and_then(|s| s.memory).map(line)?;
         amount.best().map(|bytes| bytes.0)
@@ -343,6 +347,7 @@ fn speed_columns<'a>(
         generated_tokens: speed.map(|s| s.generated_tokens),
         depth: speed.map(|s| s.depth),
         trials: speed.map(|s| s.trials),
+        stop_reason: speed.and_then(|s| s.stop_reason.as_deref()),
         prefill_tokens_per_second: speed.and_then(|s| s.prefill_tokens_per_second),
         prefill_ci95_low: prefill.map(|ends| ends.low),
         prefill_ci95_high: prefill.map(|ends| ends.high),
@@ -350,6 +355,8 @@ fn speed_columns<'a>(
         decode_ci95_low: decode.map(|ends| ends.low),
         decode_ci95_high: decode.map(|ends| ends.high),
         speedup_vs_base: speed.and_then(|s| s.speedup_vs_base),
+        speedup_vs_base_ci95_low: speedup.map(|ends| ends.low),
+        speedup_vs_base_ci95_high: speedup.map(|ends| ends.high),
         ppl_percent_per_speed_percent: speed.and_then(|s| s.ppl_percent_per_speed_percent),
         task_percent_per_speed_percent: speed.and_then(|s| s.task_percent_per_speed_percent),
         goal_tokens: goal.tokens,

@@ -76,6 +76,17 @@ pub(super) fn factor(ratio: f64) -> String {
     )
 }
 
+/// The interval of a factor, its ends with the digits that its figure has, and one more where they would else be one.
+pub(super) fn factors(ends: Interval) -> String {
+    let shown = |digits: usize| [ends.low, ends.high].map(|end| format!("{end:.digits$}"));
+    let [low, high] = match shown(2) {
+        _ if ends.high >= 9.995 => [ends.low, ends.high].map(three_digits),
+        [low, high] if low == high => shown(3),
+        both => both,
+    };
+    format!("{low}–{high}")
+}
+
 /// Half of an interval in percent of its figure, with a decimal where it is below `fine`.
 pub(super) fn half_width(percent: f64, fine: f64) -> String {
     match percent {
@@ -213,6 +224,10 @@ mod tests {
             ["+0.11 %", "+25.0 %", "×40.0"]
         );
         assert_eq!([1.834, 12.34].map(factor), ["1.83×", "12.3×"]);
+        let ends = |low, high| factors(Interval { low, high });
+        assert_eq!(ends(1.791, 1.868), "1.79–1.87");
+        assert_eq!(ends(1.0012, 1.0034), "1.001–1.003");
+        assert_eq!(ends(9.12, 12.34), "9.12–12.3");
         assert_eq!(differences([149.2, 72.91, 218.4]), ["+149", "+73", "+218"]);
         let ends = |low, high| Some(Interval { low, high });
         assert_eq!(with_half_width(2271.0, ends(2148.0, 2412.0)), "2271 ±6 %");

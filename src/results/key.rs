@@ -118,7 +118,7 @@ fn write_canonical(value: &Value, out: &mut String) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::Failure;
+    use super::super::record::{Failure, TaskGroup};
     use super::*;
     use crate::results::fixture;
 
@@ -128,6 +128,23 @@ mod tests {
         let mut text = String::new();
         write_canonical(&value, &mut text);
         assert_eq!(text, r#"{"a":"x\"y","b":[{"a":null,"z":1}]}"#);
+    }
+
+    #[test]
+    fn a_usual_group_is_written_as_it_was_before_groups_had_rules() {
+        let group = TaskGroup {
+            name: "mmlu".to_owned(),
+            counts: true,
+            by_size: true,
+            metric: None,
+        };
+        let written = serde_json::to_value(wire::TaskGroup::from(group.clone())).unwrap();
+        assert_eq!(
+            written,
+            serde_json::json!({ "name": "mmlu", "counts": true })
+        );
+        let read: wire::TaskGroup = serde_json::from_value(written).unwrap();
+        assert_eq!(TaskGroup::from(read), group);
     }
 
     #[test]

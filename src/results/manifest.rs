@@ -89,7 +89,7 @@ impl Manifest {
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io(path, "cannot read", error)),
+            Err(error) => return Err(Error::reading(path, "cannot read", error)),
         };
         serde_json::from_str(&text)
             .map(Some)
@@ -215,6 +215,20 @@ mod tests {
         assert!(error.to_string().contains("threads 2, now 1"), "{error}");
         assert_eq!(on("cpu", 1).join(on("cpu", 2), true).unwrap(), 1);
         assert_eq!(on("cuda", 1).join(on("cuda", 2), false).unwrap(), 0);
+    }
+
+    #[test]
+    fn builds_of_other_changes_to_one_commit_are_told_apart() {
+        let of = |commit: &str| {
+            let mut manifest = manifest();
+            manifest.environments[0].git_commit = Some(commit.to_owned());
+            manifest
+        };
+        let (one, other) = (of("3f1c0a-dirty-01"), of("3f1c0a-dirty-02"));
+        assert_eq!(one.clone().join(one.clone(), false).unwrap(), 0);
+        let error = other.clone().join(one.clone(), false).unwrap_err();
+        let said = "commit 3f1c0a-dirty-01, now 3f1c0a-dirty-02";
+        assert!(error.to_string().contains(said), "{error}");
     }
 
     #[test]

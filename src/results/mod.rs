@@ -3,9 +3,10 @@
 //!
 //! In reading order: [`record`] is what was measured, `wire` and `line` how it is written down, `key` how it is found
 //! again, [`store`] where it is kept; [`study`] is the document made of records, by `assemble` with the help of
-//! `quality`, [`tasks`] (by [`recovery`]), `timing`, [`pareto`] and [`goal`], and [`latest`] makes it anew; `view`
-//! answers what [`table`], [`export`], [`card`] and [`report`] ask it. [`compare`] sets runs against each other;
-//! [`microbench`] is the same for single ops.
+//! `quality`, [`tasks`] (by [`recovery`]), `timing`, `speedup`, [`pareto`] and [`goal`], and [`latest`] makes it anew;
+//! `view` answers what [`table`], [`export`], [`card`] and [`report`] ask it. [`compare`] sets runs against each other;
+//! [`microbench`] is the same for single ops; [`scored_text`], [`recovered`], [`info`], [`capacity`] and [`power`] are what
+//! commands outside a study print.
 //!
 //! Nothing here measures, reads a clock or knows a device; a run directory copied to another machine reports the same.
 
@@ -19,24 +20,30 @@ pub mod environment;
 pub mod export;
 mod format;
 pub mod goal;
+pub mod info;
 mod key;
 pub mod latest;
 mod line;
 pub mod manifest;
 pub mod microbench;
+mod names;
 pub mod pareto;
 pub mod power;
 mod quality;
 pub mod record;
+pub mod recovered;
 pub mod recovery;
 mod remarks;
 pub mod report;
 pub mod roofline;
+pub mod scored_text;
+mod speedup;
 pub mod store;
 pub mod study;
 pub mod table;
 pub mod tasks;
 mod timing;
+mod trials;
 mod verdict;
 mod view;
 mod waterfall;
@@ -45,6 +52,7 @@ mod wire;
 #[cfg(test)]
 mod fixture;
 
+pub use columns::tabulated;
 pub use environment::Environment;
 pub use manifest::Manifest;
 pub use quality::{compare as compare_quality, perplexity};
@@ -91,7 +99,27 @@ pub fn history_schema() -> Value {
     schemars::schema_for!(compare::History).to_value()
 }
 
-/// Every schema, by the name of what it describes.
+/// The JSON Schema of a text scored outside a study, `candlepower.perplexity/1`.
+pub fn scored_text_schema() -> Value {
+    schemars::schema_for!(scored_text::ScoredText).to_value()
+}
+
+/// The JSON Schema of the device and the machine around it, `candlepower.info/1`.
+pub fn info_schema() -> Value {
+    schemars::schema_for!(info::Info).to_value()
+}
+
+/// The JSON Schema of what of a model fits, `candlepower.capacity/1`.
+pub fn capacity_schema() -> Value {
+    schemars::schema_for!(capacity::Capacity).to_value()
+}
+
+/// The JSON Schema of what power sensors are worth, `candlepower.power/1`.
+pub fn power_schema() -> Value {
+    schemars::schema_for!(power::PowerCard).to_value()
+}
+
+/// Every schema of this module, by the name of what it describes.
 pub fn schemas() -> Value {
     json!({
         "candlepower.record/1": record_schema(),
@@ -101,6 +129,10 @@ pub fn schemas() -> Value {
         "candlepower.manifest/1": manifest_schema(),
         "candlepower.kernel/1": kernel_record_schema(),
         "candlepower.kernels/1": microbench_schema(),
+        "candlepower.perplexity/1": scored_text_schema(),
+        "candlepower.info/1": info_schema(),
+        "candlepower.capacity/1": capacity_schema(),
+        "candlepower.power/1": power_schema(),
     })
 }
 
@@ -142,6 +174,6 @@ mod tests {
                 .unwrap();
         value["schema"] = "candlepower.record/2".into();
         assert!(!validator.is_valid(&value));
-        assert_eq!(schemas().as_object().unwrap().len(), 7);
+        assert_eq!(schemas().as_object().unwrap().len(), 11);
     }
 }

@@ -18,9 +18,19 @@ pub enum Figure {
     },
 }
 
+/// The versions of the document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+pub enum Version {
+    /// The first.
+    #[serde(rename = "candlepower.power/1")]
+    V1,
+}
+
 /// The sensors of one GPU.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct PowerCard {
+    /// The version of this document.
+    pub schema: Version,
     /// Its name.
     pub device: String,
     /// The verdict in words: whether the energy counter and the integral of power agree.
@@ -129,6 +139,7 @@ mod tests {
             unavailable: "no counter".to_owned(),
         };
         let card = PowerCard {
+            schema: Version::V1,
             device: "NVIDIA H200".to_owned(),
             verdict: "counter and integral cannot be compared".to_owned(),
             parts: vec![PowerPart {
@@ -165,5 +176,10 @@ mod tests {
         let json = serde_json::to_value(&card).unwrap();
         assert_eq!(json["counter_tick_s"]["unavailable"], "no counter");
         assert_eq!(json["power_window_s"], 0.025);
+        let schema = jsonschema::validator_for(&crate::results::power_schema()).unwrap();
+        schema
+            .validate(&json)
+            .unwrap_or_else(|error| panic!("{error}"));
+        assert!(!schema.is_valid(&serde_json::json!({"schema": "candlepower.power/1"})));
     }
 }

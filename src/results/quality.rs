@@ -68,24 +68,33 @@ fn stderr_over_tokens(loss: f64, squares: f64, tokens: u64) -> Option<f64> {
     (tokens >= 2).then(|| ((squares / n - loss * loss).max(0.0) / (n - 1.0)).sqrt())
 }
 
-/// Puts the difference to a base beside a perplexity, unless they did not score the same tokens.
+/// Puts the difference to a base and what is recovered of it beside a perplexity, unless they did not score the same
+/// tokens.
 pub fn compare(base: &Perplexity, own: &mut Perplexity) {
-    own.recovery_percent = Some(100.0 * base.value / own.value);
-    own.delta_vs_base = delta(base, own);
+    let comparable = apart(base, own).is_none();
+    own.recovery_percent = comparable.then(|| 100.0 * base.value / own.value);
+    own.delta_vs_base = comparable.then(|| delta(base, own));
 }
 
-/// The difference to the base over the same segments; `None` if they did not score the same tokens.
+/// What of another perplexity is not as of the base's, so that the two do not compare; `None` if they do.
+pub(super) fn apart(base: &Perplexity, other: &Perplexity) -> Option<&'static str> {
+    let protocol = |p: &Perplexity| (p.protocol.clone(), p.context, p.stride);
+    if base.text != other.text {
+        Some("another text than the base's")
+    } else if protocol(base) != protocol(other) {
+        Some("another protocol than the base's")
+    } else if base.segment_tokens != other.segment_tokens {
+        Some("other segments than the base's")
+    } else {
+        None
+    }
+}
+
+/// The difference to the base over the same segments.
 ///
 /// The variants see the same text, so what a segment adds to both losses cancels within the pair: the interval of the
 /// difference is far narrower than two separate intervals would suggest.
-fn delta(base: &Perplexity, other: &Perplexity) -> Option<Delta> {
-    if base.segment_tokens != other.segment_tokens
-        || base.text != other.text
-        || (&base.protocol, base.context, base.stride)
-            != (&other.protocol, other.context, other.stride)
-    {
-        return None;
-    }
+fn delta(base: &Perplexity, other: &Perplexity) -> Delta {
     let tokens: Vec<f64> = base.segment_tokens.iter().map(|&n| n as f64).collect();
     let n = tokens.len();
     let loss = |nll: &[f64], drawn: &mut dyn Iterator<Item = usize>| {
@@ -100,10 +109,6 @@ fn delta(base: &Perplexity, other: &Perplexity) -> Option<Delta> {
         other.value - base.value,
         difference_stderr(base, other, &tokens),
     );
-    let ends = stats::bootstrap(n, value, stderr, |drawn| {
-        let exp = |nll: &[f64]| loss(nll, &mut drawn.iter().copied()).exp();
-        exp(&other.segment_nll) - exp(&base.segment_nll)
-    });
     let differences: Vec<Ratio> = base
         .segment_nll
         .iter()
@@ -114,11 +119,16 @@ fn delta(base: &Perplexity, other: &Perplexity) -> Option<Delta> {
             whole,
         })
         .collect();
+    let each: Vec<f64> = differences.iter().map(|d| d.part / d.whole).collect();
+    let ends = stats::bootstrap(&each, value, stderr, |drawn| {
+        let exp = |nll: &[f64]| loss(nll, &mut drawn.iter().copied()).exp();
+        exp(&other.segment_nll) - exp(&base.segment_nll)
+    });
     let ln_ratio_stderr = stats::rate_standard_error(&differences);
     // The error of a logarithm is the relative error.
     let relative = |p: &Perplexity| Some(p.stderr? / p.value);
     let ratio = (other_loss - base_loss).exp();
-    Some(Delta {
+    Delta {
         value,
         stderr,
         ci95_low: ends.map(|ends| ends.low),
@@ -133,7 +143,7 @@ fn delta(base: &Perplexity, other: &Perplexity) -> Option<Delta> {
         }),
         ln_ratio_stderr_unpaired: relative(base).zip(relative(other)).map(|(a, b)| a.hypot(b)),
         p_value: stats::paired_test(&differences),
-    })
+    }
 }
 
 /// The standard error of the difference of two perplexities over the same segments. Each perplexity moves by
@@ -263,7 +273,7 @@ mod tests {
         let base = [2.0, 3.0, 2.5, 3.5, 2.2, 2.9];
         let shifted = base.map(|loss| loss + 0.01);
         let (base, other) = (scored(&base, 64), scored(&shifted, 64));
-        let delta = delta(&base, &other).unwrap();
+        let delta = delta(&base, &other);
         assert!((delta.ln_ratio - 0.01).abs() < 1e-9);
         assert!((delta.ratio - 0.01f64.exp()).abs() < 1e-9);
         assert!((delta.value - (other.value - base.value)).abs() < 1e-12);
@@ -281,7 +291,7 @@ mod tests {
     #[test]
     fn of_two_segments_the_interval_and_the_p_value_agree() {
         let (base, other) = (scored(&[2.0, 3.0], 64), scored(&[2.01, 3.03], 64));
-        let delta = delta(&base, &other).unwrap();
+        let delta = delta(&base, &other);
         // Differences of 0.01 and 0.03: a mean of 0.02 and an error of 0.01, two errors from zero. With one degree of
         // freedom p is 1 − 2 atan(2) / π, and the interval reaches 12.7062 errors.
         let p = 1.0 - 2.0 * 2f64.atan() / std::f64::consts::PI;
@@ -293,11 +303,33 @@ mod tests {
     }
 
     #[test]
-    fn other_segments_do_not_pair() {
+    fn what_is_not_scored_alike_does_not_compare() {
+        let base = scored(&[1.0, 2.0], 64);
+        let against = |change: &dyn Fn(&mut Perplexity)| {
+            let mut other = scored(&[1.1, 2.0], 64);
+            change(&mut other);
+            compare(&base, &mut other);
+            let both = (other.delta_vs_base.is_some(), other.recovery_percent);
+            (both, apart(&base, &other))
+        };
+        let ((differs, recovered), why) = against(&|_| {});
+        assert!(differs && why.is_none());
+        // Half of the tokens lose a tenth of a nat.
+        assert!((recovered.unwrap() - 100.0 * (-0.05f64).exp()).abs() < 1e-9);
+        let none = |why| ((false, None), Some(why));
         assert_eq!(
-            delta(&scored(&[1.0, 2.0], 64), &scored(&[1.0, 2.0], 63)),
-            None
+            against(&|other| other.text.digest.push('x')),
+            none("another text than the base's")
         );
-        assert_eq!(delta(&scored(&[1.0, 2.0], 64), &scored(&[1.0], 64)), None);
+        for change in [
+            |other: &mut Perplexity| other.protocol.push('x'),
+            |other: &mut Perplexity| other.context += 1,
+            |other: &mut Perplexity| other.stride = Some(7),
+        ] {
+            assert_eq!(against(&change), none("another protocol than the base's"));
+        }
+        let segments = none("other segments than the base's");
+        assert_eq!(against(&|other| *other = scored(&[1.0], 64)), segments);
+        assert_eq!(against(&|other| *other = scored(&[1.0, 2.0], 63)), segments);
     }
 }

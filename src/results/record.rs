@@ -372,13 +372,17 @@ pub struct TaskQuestion {
     pub groups: Vec<TaskGroup>,
 }
 
-/// A group of tasks whose documents are also taken together.
+/// A group of tasks that also have one figure together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskGroup {
     /// Its name.
     pub name: String,
     /// Whether it counts in an average as one task; one that is part of another group does not.
     pub counts: bool,
+    /// Whether every document counts the same in its figure (lm_eval's `weight_by_size`); else every task does.
+    pub by_size: bool,
+    /// The metric whose unfiltered figures are taken together; `None` where it is what each of its tasks is compared by.
+    pub metric: Option<String>,
 }
 
 /// What came of a task, document by document: everything that its figures and their comparison are made of.

@@ -53,8 +53,41 @@ fn elsewhere(study: &Study) -> Vec<String> {
     scored.chain(asked).chain(timed).collect()
 }
 
-/// How the trials of variants alternated; the same in every cell but where one ended early.
-fn in_turns(study: &Study) -> Option<String> {
+/// How the trials of variants alternated, the same in every cell but where one ended early, and whose did not: those that
+/// were measured when no other had its turn, as later runs do that measure them again.
+fn in_turns(study: &Study) -> Vec<String> {
+    let mut lines: Vec<String> = turns(study).into_iter().collect();
+    for variant in &study.variants {
+        let mut of_model = study.variants.iter().filter(|v| v.model == variant.model);
+        let others_did = of_model.any(|v| !std::ptr::eq(v, variant) && takes_turns(v));
+        let measured: Vec<&Speed> = variant.speed.iter().filter(|s| s.trials > 0).collect();
+        let alone: Vec<&Speed> = measured
+            .iter()
+            .copied()
+            .filter(|speed| speed.blocks == 0)
+            .collect();
+        if !others_did || alone.is_empty() {
+            continue;
+        }
+        let label = study.label(variant);
+        let what = if alone.len() == measured.len() {
+            label
+        } else {
+            let cells = alone.iter().map(|speed| cell_title(speed.cell()));
+            format!("{label}, {}", cells.collect::<Vec<_>>().join(" and "))
+        };
+        lines.push(format!(
+            "{what}: timed by itself, not in turns with the others, so whatever changed in between is in the comparison"
+        ));
+    }
+    lines
+}
+
+fn takes_turns(variant: &Variant) -> bool {
+    variant.speed.iter().any(|speed| speed.blocks > 0)
+}
+
+fn turns(study: &Study) -> Option<String> {
     let blocks = cells(study).map(|(_, _, speed)| speed.blocks);
     let blocks = blocks.filter(|blocks| *blocks > 0);
     let (least, most) = blocks.fold((usize::MAX, 0), |(least, most), n| {
@@ -177,6 +210,30 @@ mod tests {
             "{lines}"
         );
         assert!(lines.contains("memory: at most"), "{lines}");
+    }
+
+    #[test]
+    fn who_took_no_turns_is_told() {
+        let mut study = fixture::study();
+        let usual = "variants took turns: the trials of a cell are 2 blocks";
+        let told = |study: &Study| in_turns(study).join("\n");
+        assert!(told(&study).starts_with(usual));
+        assert!(!told(&study).contains("by itself"));
+        study.variants[1].speed[0].blocks = 0;
+        assert!(
+            told(&study).contains("int8, batch 1 · prompt 512 · generate 128: timed by itself"),
+            "{}",
+            told(&study)
+        );
+        study.variants[1]
+            .speed
+            .iter_mut()
+            .for_each(|s| s.blocks = 0);
+        assert!(told(&study).contains("\nint8: timed by itself"));
+        for speed in study.variants.iter_mut().flat_map(|v| &mut v.speed) {
+            speed.blocks = 0;
+        }
+        assert_eq!(told(&study), "");
     }
 
     #[test]

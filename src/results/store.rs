@@ -71,21 +71,22 @@ impl<R: Entry> RunDir<R> {
     /// If another process has the run open, a line is corrupt, or the directory cannot be used.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
         let dir = dir.into();
-        fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, "cannot create the directory", e))?;
+        fs::create_dir_all(&dir)
+            .map_err(|e| Error::writing(&dir, "cannot create the directory", e))?;
         let path = dir.join(RECORDS);
         let mut file = OpenOptions::new()
             .read(true)
             .append(true)
             .create(true)
             .open(&path)
-            .map_err(|e| Error::io(&path, "cannot open", e))?;
+            .map_err(|e| Error::writing(&path, "cannot open", e))?;
         lock(&file, &path)?;
         let text = read_all(&mut file, &path)?;
         let whole = whole_lines(&text);
         if whole.len() < text.len() {
             file.set_len(whole.len() as u64)
                 .and_then(|()| file.sync_all())
-                .map_err(|e| Error::io(&path, "cannot cut off a torn line", e))?;
+                .map_err(|e| Error::writing(&path, "cannot cut off a torn line", e))?;
         }
         let latest = parse(whole, &path)?;
         sync_dir(&dir)?;
@@ -128,7 +129,11 @@ impl<R: Entry> RunDir<R> {
         }
         let told = self.rescue(&error);
         let error = std::io::Error::new(error.kind(), told);
-        Err(Error::io(self.dir.join(RECORDS), "cannot append", error))
+        Err(Error::writing(
+            self.dir.join(RECORDS),
+            "cannot append",
+            error,
+        ))
     }
 
     /// Passes if the file that is written is still the one that a later run would find.
@@ -268,7 +273,7 @@ pub fn read<R: Entry>(path: impl AsRef<Path>) -> Result<Vec<R>> {
     } else {
         path.to_owned()
     };
-    let mut file = File::open(&path).map_err(|e| Error::io(&path, "cannot open", e))?;
+    let mut file = File::open(&path).map_err(|e| Error::reading(&path, "cannot open", e))?;
     let text = read_all(&mut file, &path)?;
     Ok(parse(whole_lines(&text), &path)?.records)
 }
@@ -284,7 +289,7 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     };
     let name = path
         .file_name()
-        .ok_or_else(|| Error::Internal(format!("'{}' names no file", path.display())))?;
+        .ok_or_else(|| Error::Usage(format!("'{}' names no file", path.display())))?;
     let mut hidden = std::ffi::OsString::from(".");
     hidden.push(name);
     hidden.push(format!(".{}.part", std::process::id()));
@@ -298,7 +303,7 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     if let Err(error) = written {
         // The first failure is the one to tell; a leftover part file harms nobody.
         let _ = fs::remove_file(&part);
-        return Err(Error::io(path, "cannot write", error));
+        return Err(Error::writing(path, "cannot write", error));
     }
     sync_dir(dir)
 }
@@ -321,7 +326,7 @@ fn lock(file: &File, path: &Path) -> Result<()> {
             "{}: another process is writing this run; wait for it or choose another --out",
             path.display()
         )),
-        TryLockError::Error(source) => Error::io(path, "cannot lock", source),
+        TryLockError::Error(source) => Error::writing(path, "cannot lock", source),
     })
 }
 
@@ -329,7 +334,7 @@ fn read_all(file: &mut File, path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.seek(SeekFrom::Start(0))
         .and_then(|_| file.read_to_end(&mut bytes))
-        .map_err(|e| Error::io(path, "cannot read", e))?;
+        .map_err(|e| Error::reading(path, "cannot read", e))?;
     Ok(bytes)
 }
 
@@ -366,7 +371,7 @@ fn sync_dir(dir: &Path) -> Result<()> {
     }
     File::open(dir)
         .and_then(|handle| handle.sync_all())
-        .map_err(|e| Error::io(dir, "cannot sync the directory", e))
+        .map_err(|e| Error::writing(dir, "cannot sync the directory", e))
 }
 
 #[cfg(test)]
@@ -451,7 +456,7 @@ mod tests {
         // A file that takes nothing, as a full disk does.
         store.file = File::open(dir.path().join(RECORDS)).unwrap();
         let error = store.append(records[0].clone()).unwrap_err();
-        assert_eq!(error.exit_code(), 70);
+        assert_eq!(error.exit_code(), 74);
         assert!(error.to_string().contains("records.jsonl"), "{error}");
         let place = rescued(&error);
         assert_eq!(read::<Record>(&place).unwrap(), records);

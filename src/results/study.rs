@@ -158,7 +158,7 @@ pub struct Perplexity {
     /// Its standard error as llama.cpp estimates it: as if tokens were independent, which makes it too small.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr_over_tokens: Option<f64>,
-    /// The lower end of its 95 % bootstrap interval over segments.
+    /// The lower end of its 95 % interval over segments: a bootstrap, of fewer than eight Student's.
     pub ci95_low: Option<f64>,
     /// The upper end.
     pub ci95_high: Option<f64>,
@@ -188,7 +188,7 @@ pub struct Perplexity {
     pub segment_tokens: Vec<u64>,
     /// Against the base on the same segments; null for the base.
     pub delta_vs_base: Option<Delta>,
-    /// 100 × the base's perplexity over this one.
+    /// 100 × the base's perplexity over this one; null where they did not score the same tokens by the same protocol.
     pub recovery_percent: Option<f64>,
     /// How far the predictions are from the base's; null for the base.
     pub divergence: Option<Divergence>,
@@ -240,7 +240,7 @@ pub struct Delta {
     pub value: f64,
     /// The standard error of the difference.
     pub stderr: Option<f64>,
-    /// The lower end of the 95 % paired bootstrap interval of the difference.
+    /// The lower end of the 95 % interval of the difference, paired by segment: a bootstrap, of fewer than eight Student's.
     pub ci95_low: Option<f64>,
     /// The upper end.
     pub ci95_high: Option<f64>,
@@ -254,7 +254,7 @@ pub struct Delta {
     /// Its standard error over segments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ln_ratio_stderr: Option<f64>,
-    /// Its 95 % paired bootstrap interval.
+    /// Its 95 % interval, paired by segment: a bootstrap, of fewer than eight Student's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ln_ratio_ci95: Option<Interval>,
     /// What its standard error would be if the two were measured on texts of their own: what pairing is worth.
@@ -346,14 +346,18 @@ pub struct Speed {
     pub itl_histogram: Option<Histogram>,
     /// Prompt tokens of the whole batch per second of prefill: sums over sums.
     pub prefill_tokens_per_second: Option<f64>,
-    /// Its 95 % bootstrap interval over trials.
+    /// Its 95 % interval over trials: a bootstrap, of fewer than eight Student's.
     pub prefill_tokens_per_second_ci95: Option<Interval>,
     /// Generated tokens of the whole batch, the first of each row aside, per second of decode: sums over sums.
     pub decode_tokens_per_second: Option<f64>,
-    /// Its 95 % bootstrap interval over trials.
+    /// Its 95 % interval over trials: a bootstrap, of fewer than eight Student's.
     pub decode_tokens_per_second_ci95: Option<Interval>,
     /// Decode rate over the base's in the same cell (prefill rate where nothing was decoded).
     pub speedup_vs_base: Option<f64>,
+    /// Its 95 % interval: paired by turn where both took as many turns, else over the trials of each. Null for the base,
+    /// and where either was measured elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speedup_vs_base_ci95: Option<Interval>,
     /// What being one percent faster than the base costs: by how many percent perplexity rises. Null where it is not
     /// faster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -383,7 +387,8 @@ pub struct Speed {
     /// Trials that heat or the power supply slowed; null where there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub throttling: Option<Throttling>,
-    /// Blocks that the trials were made in, between those of other variants; zero where they were made in one go.
+    /// Blocks that the trials were made in, between those of other variants; zero where they were made in one go, or when
+    /// no other variant had its turns.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub blocks: usize,
     /// Where it was measured, if not where the study was: a place among the environments of the run's manifest.
@@ -459,7 +464,8 @@ pub struct Stats {
     pub max: f64,
     /// How many samples there are.
     pub n: usize,
-    /// The lower end of the 95 % bootstrap interval of the median.
+    /// The lower end of the 95 % interval of the median over trials, of a single one over its samples: a bootstrap, of
+    /// fewer than eight Student's.
     pub ci95_low: Option<f64>,
     /// The upper end.
     pub ci95_high: Option<f64>,

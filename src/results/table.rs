@@ -5,8 +5,9 @@ use super::format;
 use super::goal::Choice;
 use super::record::Cell;
 use super::remarks::{DOUBTED, remarks};
-use super::study::{Perplexity, SeriesKind, Speed, Steadiness, Study, Utilisation, Variant};
+use super::study::{Perplexity, Speed, Study, Utilisation, Variant};
 use super::tasks::table as tasks;
+use super::{quality as perplexities, trials};
 use crate::units::{Bytes, Joules, Seconds, three_digits};
 
 /// Marks a variant that nothing beats in both quality and speed.
@@ -217,6 +218,9 @@ pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
             of_limit(s.decode_utilisation.as_ref()?)
         }),
         of("vs base", 11, &|s| s.speedup_vs_base.map(format::factor)),
+        of("interval\nof vs base", 3, &|s| {
+            s.speedup_vs_base_ci95.map(format::factors)
+        }),
         of("ppl %\n/ % faster", 2, &|s| {
             s.ppl_percent_per_speed_percent.map(format::plain)
         }),
@@ -240,6 +244,7 @@ pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
             let per_token = s.energy_use()?.j_per_generated_token?;
             Some(format::plain(per_token) + doubt(s))
         }),
+        of("trials\nended by", 1, &trials::ended),
     ];
     filled(columns)
 }
@@ -318,12 +323,25 @@ fn notes(study: &Study) -> Vec<String> {
     lines
 }
 
-/// What must be known to read the speeds: why a percentile is missing, and which trials had not settled.
+/// What must be known to read the speeds: what the interval of a ratio is, why a percentile is missing, how many trials
+/// there were, and which had not settled.
 pub(super) fn speed_notes(study: &Study) -> Vec<String> {
-    missing_percentile(study)
+    speedup_note(study)
         .into_iter()
-        .chain(unsteady(study))
+        .chain(missing_percentile(study))
+        .chain(trials::note(study))
+        .chain(trials::unsteady(study))
         .collect()
+}
+
+/// How the interval of a ratio to the base came about; `None` if there is none.
+fn speedup_note(study: &Study) -> Option<String> {
+    let mut speeds = study.variants.iter().flat_map(|variant| &variant.speed);
+    let shown = speeds.any(|speed| speed.speedup_vs_base_ci95.is_some());
+    shown.then(|| {
+        "interval of vs base: 95 %, paired by turn where both took as many turns, else over the trials of each"
+            .to_owned()
+    })
 }
 
 /// Why some cells have no ITL p99; `None` if all that decoded have one.
@@ -334,44 +352,6 @@ fn missing_percentile(study: &Study) -> Option<String> {
     Some(format!(
         "ITL p99 takes 100 steps; where there is none, there were {most} or fewer"
     ))
-}
-
-/// Series of trials that had not settled, or not from the start.
-fn unsteady(study: &Study) -> Vec<String> {
-    let mut lines = Vec::new();
-    for variant in &study.variants {
-        for speed in &variant.speed {
-            let series = [
-                ("TTFT", speed.ttft_steadiness),
-                ("ITL", speed.itl_steadiness),
-            ];
-            let said: Vec<String> = series
-                .into_iter()
-                .filter_map(|(name, found)| told(name, found?))
-                .collect();
-            if !said.is_empty() {
-                lines.push(format!(
-                    "{}, {}: {} of {} trials; the figures are of all",
-                    study.label(variant),
-                    cell_title(speed.cell()),
-                    said.join(" and "),
-                    speed.trials
-                ));
-            }
-        }
-    }
-    lines
-}
-
-/// What is to be said of a series that is not flat.
-fn told(name: &str, found: Steadiness) -> Option<String> {
-    let from = found.from_trial;
-    match found.kind {
-        SeriesKind::Flat => None,
-        SeriesKind::WarmUp => Some(format!("{name} was slower before trial {from}")),
-        SeriesKind::Slowdown => Some(format!("{name} was faster before trial {from}")),
-        SeriesKind::NoSteadyState => Some(format!("{name} had not settled by trial {from}")),
-    }
 }
 
 /// What the columns of the goal stand for; `None` where nothing reaches it.
@@ -403,10 +383,23 @@ pub(super) fn goal_note(study: &Study) -> Option<String> {
     ))
 }
 
-/// What must be known to read the quality figures: how much of a divergence is noise, and whether losses depend on what
-/// runs beside a sequence.
+/// Why a perplexity is not held against its base's.
+fn not_compared(study: &Study) -> impl Iterator<Item = String> {
+    study.variants.iter().filter_map(|variant| {
+        let base = study.base_of(variant)?.perplexity.as_ref()?;
+        let what = perplexities::apart(base, variant.perplexity.as_ref()?)?;
+        let label = study.label(variant);
+        Some(format!(
+            "{label}: {what}, so its perplexity has no Δ and no recovery"
+        ))
+    })
+}
+
+/// What must be known to read the quality figures: what does not compare, how much of a divergence is noise, and whether
+/// losses depend on what runs beside a sequence.
 pub(super) fn quality_notes(study: &Study) -> Vec<String> {
     let mut lines = tasks::under_load(study);
+    lines.extend(not_compared(study));
     let mut differing = Vec::new();
     let mut same: Vec<String> = Vec::new();
     let mut checked = 0;
@@ -507,6 +500,40 @@ mod tests {
         assert!(
             shown.contains("w4a16: at batch 64, losses differ"),
             "{shown}"
+        );
+    }
+
+    #[test]
+    fn a_ratio_to_the_base_has_an_interval_where_there_is_room() {
+        let usual = fixture::study();
+        let shown = study(&usual, 250);
+        assert!(shown.contains("of vs base  "), "{shown}");
+        let ends = usual.variants[1].speed[0].speedup_vs_base_ci95.unwrap();
+        assert!(shown.contains(&format::factors(ends)), "{shown}");
+        assert!(
+            shown.contains("paired by turn where both took as many turns"),
+            "{shown}"
+        );
+        let base = &usual.variants[0];
+        assert!(base.speed.iter().all(|s| s.speedup_vs_base_ci95.is_none()));
+    }
+
+    #[test]
+    fn how_many_trials_there_were_and_why_no_more_is_told() {
+        let mut usual = fixture::study();
+        for (place, speed) in usual.variants[2].speed.iter_mut().enumerate() {
+            speed.trials = 4 + place;
+            speed.stop_reason = Some("time_limit".to_owned());
+            speed.ttft_steadiness = None;
+            speed.itl_steadiness = None;
+        }
+        let shown = study(&usual, 250);
+        for text in ["12 time", "4 time limit", "trials: 4 to 12 of a cell"] {
+            assert!(shown.contains(text), "{text}:\n{shown}");
+        }
+        assert!(
+            speed(&usual, 80).contains("trials: 4 to 12"),
+            "whatever the width"
         );
     }
 

@@ -102,6 +102,7 @@ fn empty(cell: record::Cell) -> Speed {
         decode_tokens_per_second: None,
         decode_tokens_per_second_ci95: None,
         speedup_vs_base: None,
+        speedup_vs_base_ci95: None,
         ppl_percent_per_speed_percent: None,
         task_percent_per_speed_percent: None,
         goal_seconds: None,

@@ -1,5 +1,6 @@
 //! Questions that tables and charts ask a study.
 
+use super::names;
 use super::record::Cell;
 use super::study::{Energy, EnergyUse, QualityAxis, Speed, Study, Variant};
 
@@ -77,10 +78,20 @@ impl Study {
             label = format!("{label} · {}", variant.engine);
         }
         if self.models.len() > 1 {
-            let short = variant.model.rsplit('/').next().unwrap_or(&variant.model);
-            label = format!("{short} {label}");
+            label = format!("{} {label}", self.short_name(&variant.model));
         }
         label
+    }
+
+    /// The shortest name that tells a model from the others.
+    fn short_name(&self, name: &str) -> String {
+        let all = self.models.iter();
+        let all: Vec<(&str, &str)> = all
+            .map(|model| (model.name.as_str(), model.digest.as_str()))
+            .collect();
+        let own = all.iter().position(|(other, _)| *other == name);
+        let short = own.map(|place| names::shortest(&all).swap_remove(place));
+        short.unwrap_or_else(|| name.to_owned())
     }
 
     /// The variant that this one is compared with.
@@ -187,6 +198,7 @@ fn shell_quoted(word: &str) -> String {
 mod tests {
     use super::*;
     use crate::results::fixture;
+    use crate::results::study::Model;
 
     #[test]
     fn a_command_can_be_pasted() {
@@ -209,5 +221,20 @@ mod tests {
             study.label(&study.variants[1]),
             "int8 · kv fp8 · candlepower"
         );
+    }
+
+    #[test]
+    fn models_of_one_last_name_have_labels_of_their_own() {
+        let mut study = fixture::study();
+        let first = study.model.clone().unwrap();
+        for (variant, name) in study.variants.iter_mut().zip(["a/model", "b/model"]) {
+            variant.model = name.to_owned();
+            study.models.push(Model {
+                name: name.to_owned(),
+                ..first.clone()
+            });
+        }
+        assert_eq!(study.label(&study.variants[0]), "a/model bf16");
+        assert_eq!(study.label(&study.variants[1]), "b/model int8");
     }
 }

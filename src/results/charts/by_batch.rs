@@ -80,7 +80,7 @@ impl Figure {
             Self::Speedup => speed
                 .decode_tokens_per_second
                 .and(speed.speedup_vs_base)
-                .map(|ratio| (ratio, None)),
+                .map(|ratio| (ratio, speed.speedup_vs_base_ci95)),
             Self::Itl => latency(speed.itl_ms),
             Self::Ttft => latency(speed.ttft_ms),
             Self::EnergyPerToken => Some((speed.energy_use()?.j_per_generated_token?, None)),

@@ -11,6 +11,15 @@ use super::{Pair, document};
 /// Clocks that differ by less are the same.
 const SAME_CLOCK: f64 = 0.01;
 
+/// Marks the commit of a build of changed files; the hash behind it, which older builds lack, tells which.
+const DIRTY: &str = "-dirty";
+
+/// The first digits of a commit, with the mark of changed files.
+fn short_commit(commit: &str) -> String {
+    let (digits, mark) = commit.split_at(commit.find(DIRTY).unwrap_or(commit.len()));
+    digits.chars().take(12).chain(mark.chars()).collect()
+}
+
 /// What differs.
 #[derive(Debug, Default)]
 pub(super) struct Differences {
@@ -128,12 +137,16 @@ fn environments(base: &Environment, other: &Environment, found: &mut Differences
     Differences::compare(light, "operating system", base.os.clone(), other.os.clone());
     let features = |e: &Environment| Some(e.features.join(", "));
     Differences::compare(light, "features", features(base), features(other));
-    let commit = |e: &Environment| {
-        e.git_commit
-            .as_ref()
-            .map(|c| c.chars().take(12).collect::<String>())
-    };
+    let commit = |e: &Environment| e.git_commit.as_deref().map(short_commit);
     Differences::compare(light, "commit", commit(base), commit(other));
+    if let (Some(commit), true) = (commit(base), base.git_commit == other.git_commit)
+        && commit.ends_with(DIRTY)
+    {
+        let what = format!(
+            "commit: both were built from changes to {commit} that are not on record, and may differ"
+        );
+        Differences::put(light, what);
+    }
     let version = |e: &Environment| Some(e.tool_version.clone());
     Differences::compare(light, "version", version(base), version(other));
     let settings: BTreeSet<&String> = base.extra.keys().chain(other.extra.keys()).collect();
@@ -198,4 +211,41 @@ pub(super) fn advice(comparison: &document::Comparison) -> Option<String> {
                  turns; --run-noise states it"
             .to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::fixture;
+
+    #[test]
+    fn builds_of_changed_files_are_the_same_only_if_their_changes_are() {
+        let said = |base: &str, other: &str| {
+            let of = |commit: &str| Environment {
+                git_commit: Some(commit.to_owned()),
+                ..fixture::environment()
+            };
+            let mut found = Differences::default();
+            environments(&of(base), &of(other), &mut found);
+            assert!(found.grave.is_empty());
+            found.light.join("\n")
+        };
+        let commit = "3f1c0a9d5be24f7f8b6f0c2f8f1f4b7f0e4a9c11";
+        let changed = |mark: &str| format!("{commit}-dirty{mark}");
+        assert_eq!(said(commit, commit), "");
+        assert_eq!(said(&changed("-01"), &changed("-01")), "");
+        assert_eq!(
+            said(&changed("-01"), &changed("-02")),
+            "commit: 3f1c0a9d5be2-dirty-01 and 3f1c0a9d5be2-dirty-02"
+        );
+        assert_eq!(
+            said(commit, &changed("")),
+            "commit: 3f1c0a9d5be2 and 3f1c0a9d5be2-dirty"
+        );
+        let unknown = said(&changed(""), &changed(""));
+        assert!(
+            unknown.contains("changes to 3f1c0a9d5be2-dirty that are not on record"),
+            "{unknown}"
+        );
+    }
 }

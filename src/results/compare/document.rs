@@ -35,8 +35,8 @@ pub struct Comparison {
     /// A smaller difference of a task's score does not count.
     #[serde(default)]
     pub task_margin_percent: f64,
-    /// What is allowed for from run to run where both sides have one: the standard deviation of a figure. Null where nothing
-    /// can be, so that single runs of each side have ratios and no verdicts.
+    /// What is allowed for from run to run where both sides have one: the standard deviation of a figure. Null where
+    /// nothing can be, so that single runs of each side have ratios and no verdicts.
     pub run_noise_percent: Option<f64>,
     /// What differs between the two that may explain a difference.
     pub warnings: Vec<String>,

@@ -219,8 +219,8 @@ fn perplexities(base: &[&Record], other: &[&Record]) -> Option<Found> {
     if same {
         // To the bit: a single segment has no interval, and needs none.
         (interval, p_value) = (Some(Interval::around(0.0, 0.0)), Some(1.0));
-    } else if delta.is_none() {
-        reason = Some("the segments are not the same".to_owned());
+    } else if let Some(what) = quality::apart(&base, &other) {
+        reason = Some(what.to_owned());
     } else if interval.is_none() {
         reason = Some("a single segment has no spread".to_owned());
     }

@@ -17,6 +17,7 @@ pub use document::Comparison;
 pub use history::{History, Reference};
 pub use side::{Run, Side, repeated};
 
+use super::names;
 use super::record::{Body, Key, Record, Subject};
 use crate::error::{Error, Result};
 use crate::stats::verdict::holm;
@@ -187,16 +188,26 @@ impl<'a> Answers<'a> {
 /// What tells variants apart here.
 struct Names {
     engines: bool,
-    models: bool,
+    /// Short names by digest; empty if there is one model.
+    models: HashMap<String, String>,
 }
 
 impl Names {
     fn of<'a>(subjects: impl Iterator<Item = &'a Subject>) -> Self {
         let all: Vec<&Subject> = subjects.collect();
-        let differ = |of: fn(&Subject) -> &str| all.iter().any(|s| of(s) != of(all[0]));
+        let mut models: Vec<(&str, &str)> = Vec::new();
+        for model in all.iter().map(|subject| &subject.model) {
+            if models.iter().all(|(_, digest)| *digest != model.digest) {
+                models.push((&model.name, &model.digest));
+            }
+        }
+        let digests = models.iter().map(|(_, digest)| (*digest).to_owned());
         Self {
-            engines: differ(|s| &s.engine),
-            models: differ(|s| &s.model.digest),
+            engines: all.iter().any(|s| s.engine != all[0].engine),
+            models: match models.len() {
+                0 | 1 => HashMap::new(),
+                _ => digests.zip(names::shortest(&models)).collect(),
+            },
         }
     }
 
@@ -208,9 +219,8 @@ impl Names {
         if self.engines {
             label = format!("{label} · {}", subject.engine);
         }
-        if self.models {
-            let name = &subject.model.name;
-            label = format!("{} {label}", name.rsplit('/').next().unwrap_or(name));
+        if let Some(name) = self.models.get(&subject.model.digest) {
+            label = format!("{name} {label}");
         }
         label
     }

@@ -520,3 +520,29 @@ fn a_task_is_the_same_question_in_a_group_and_alone() {
     assert_eq!(of(&found, Metric::TaskScore).len(), 6);
     assert!(found.unmatched.is_empty());
 }
+
+#[test]
+fn models_of_one_last_name_are_told_apart() {
+    let two_models = |name: &str| {
+        let mut both = side(name, 1.0);
+        let records = both.runs[0].records.clone();
+        both.runs[0].records.clear();
+        for folder in ["a/model", "b/model"] {
+            both.runs[0].records.extend(records.iter().map(|record| {
+                let mut record = record.clone();
+                record.subject.model.name = folder.to_owned();
+                record.subject.model.digest = format!("blake3:{folder}");
+                record
+            }));
+        }
+        both
+    };
+    let found = compared(&two_models("a"), &two_models("b"));
+    for name in ["a/model bf16", "b/model bf16", "a/model int8"] {
+        assert!(
+            found.points.iter().any(|point| point.variant == name),
+            "{name}: {:#?}",
+            found.points
+        );
+    }
+}

@@ -40,8 +40,8 @@ impl Amount {
 }
 
 impl Memory {
-    /// What is in use on the device beyond the sum of the parts, in bytes; negative where the parts claim more. `None` where
-    /// the device does not tell or a part is not known, as on the CPU. Never spread over the parts.
+    /// What is in use on the device beyond the sum of the parts, in bytes; negative where the parts claim more. `None`
+    /// where the device does not tell or a part is not known, as on the CPU. Never spread over the parts.
     pub fn residual(&self) -> Option<i64> {
         let parts = [self.weights, self.kv, self.activations, self.other];
         let sum = parts

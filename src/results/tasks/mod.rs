@@ -9,12 +9,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::record::{self, TaskAnswers, TaskQuestion};
-use super::recovery::{Average, Recoveries, Recovery, Scored};
+use super::recovery::{Average, LeftOut, Recoveries, Recovery, Scored};
 use super::study::{Interval, Variant, is_zero};
 use crate::stats::{self, Paired};
 
-/// A task, or a group of tasks whose documents are taken together. Where it failed, the reason stands and there are no
-/// figures.
+/// A task, or a group of tasks that are taken together. Where it has no figures, the reason stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Task {
     /// The name.
@@ -38,7 +37,7 @@ pub struct Task {
     pub filter: Option<String>,
     /// The figure.
     pub value: Option<f64>,
-    /// Its standard error; of a group, pooled over its tasks.
+    /// Its standard error; of a group whose documents count alike, pooled over its tasks.
     pub stderr: Option<f64>,
     /// What it is of the base's on the same documents; null where they are not the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -124,8 +123,9 @@ pub struct VersusBase {
     pub difference: f64,
     /// Its standard error.
     pub difference_stderr: Option<f64>,
-    /// Its 95 % interval: of a task the score interval where documents are right or wrong, else a paired bootstrap; of
-    /// an average what those of its tasks come to.
+    /// Its 95 % interval: of a task the score interval where documents are right or wrong, else a paired bootstrap, of
+    /// fewer
+    /// than eight documents Student's; of an average, or a group whose tasks count alike, what those of its tasks come to.
     pub difference_ci95: Option<Interval>,
 }
 
@@ -219,6 +219,14 @@ impl Task {
         }
     }
 
+    fn without_figure(group: &LeftOut) -> Self {
+        Self {
+            group: true,
+            reason: Some(group.reason.clone()),
+            ..Self::empty(&group.name, None)
+        }
+    }
+
     fn empty(name: &str, shots: Option<usize>) -> Self {
         Self {
             name: name.to_owned(),
@@ -281,8 +289,8 @@ fn under_load(found: &record::TaskUnderLoad) -> TaskUnderLoad {
     }
 }
 
-/// Adds to a variant that scored `own` its groups, its average, and what they are of the base's, which scored `base`. Without
-/// all tasks there is no average: it would be over others than the base's.
+/// Adds to a variant that scored `own` its groups, its average, and what they are of the base's, which scored `base`.
+/// Without all tasks there is no average: it would be over others than the base's.
 pub(super) fn compare(base: &[Scored<'_>], own: &[Scored<'_>], variant: &mut Variant) {
     if variant.failed || variant.tasks.iter().any(|task| task.reason.is_some()) {
         return;
@@ -298,7 +306,16 @@ pub(super) fn compare(base: &[Scored<'_>], own: &[Scored<'_>], variant: &mut Var
         return;
     };
     let groups = found.tasks.iter().filter(|task| task.group);
-    variant.tasks.splice(0..0, groups.map(Task::group));
+    let groups = groups.map(Task::group);
+    let left_out = found.left_out.iter().map(Task::without_figure);
+    variant.tasks.splice(0..0, groups.chain(left_out));
+    for task in variant.tasks.iter_mut().filter(|task| !task.group) {
+        let same = |found: &&Recovery| !found.group && found.name == task.name;
+        // What is part of a group without a figure counts by itself.
+        if let Some(found) = found.tasks.iter().find(same) {
+            task.in_average = found.counts;
+        }
+    }
     variant.task_average = found.average.as_ref().map(TaskAverage::of);
     let Some(paired) = paired else {
         if let Some(average) = &mut variant.task_average {

@@ -135,7 +135,12 @@ mirror!(TaskQuestion {
     max_length_tokens = max_length,
     groups = groups: each,
 });
-mirror!(TaskGroup { name = name, counts = counts });
+mirror!(TaskGroup {
+    name = name,
+    counts = counts,
+    by_size = by_size,
+    metric = metric,
+});
 mirror!(TaskAnswers {
     documents_of_split = of,
     truncated_requests = truncated,

@@ -279,12 +279,26 @@ pub(super) struct TaskQuestion {
     pub(super) groups: Vec<TaskGroup>,
 }
 
-/// A group of tasks whose documents are also taken together.
+/// A group of tasks that also have one figure together. What is usual is left out, so that addresses of old stay.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub(super) struct TaskGroup {
     pub(super) name: String,
     /// Whether it counts in an average as one task.
     pub(super) counts: bool,
+    /// Whether every document counts the same in its figure; else every task does.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub(super) by_size: bool,
+    /// The metric whose unfiltered figures are taken together; absent where it is what each of its tasks is compared by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) metric: Option<String>,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+const fn is_yes(flag: &bool) -> bool {
+    *flag
 }
 
 /// What came of a task, document by document.
