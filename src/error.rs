@@ -25,14 +25,20 @@ pub enum Error {
         /// What is wrong with it, naming the tensor, key or line.
         what: String,
     },
+    /// A model computes what is no number (exit 65): a sound model does not, so its weights are at fault or the type of its
+    /// activations holds too little.
+    #[error("{0}")]
+    NotFinite(String),
     /// The device asked for is not there (exit 69).
     #[error("{0}")]
     NoDevice(String),
-    /// Reading or writing a file failed for reasons outside its content (exit 65 for reading, 70 else).
+    /// Reading or writing a file failed for reasons outside its content (exit 65 for what is read, 74 for what is written).
     #[error("{}: {doing}: {source}", path.display())]
     Io {
         /// The file at fault.
         path: PathBuf,
+        /// What the file is to the program.
+        access: Access,
         /// What was being done, as in "cannot read".
         doing: &'static str,
         /// The system's own word.
@@ -53,6 +59,16 @@ pub enum Error {
     Internal(String),
 }
 
+/// What a file is to the program, which decides who is at fault if it cannot be used: whoever named it, or the place that
+/// it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// An input: a model, a text, records.
+    Read,
+    /// An output, in whatever it fails: that it cannot be opened, written, or put in its place.
+    Write,
+}
+
 impl Error {
     /// A model or data file that is at fault.
     pub fn data(path: impl AsRef<Path>, what: impl fmt::Display) -> Self {
@@ -62,10 +78,20 @@ impl Error {
         }
     }
 
-    /// A system call on a file that failed.
-    pub fn io(path: impl AsRef<Path>, doing: &'static str, source: std::io::Error) -> Self {
+    /// A system call on an input that failed; `doing` as in "cannot open".
+    pub fn reading(path: impl AsRef<Path>, doing: &'static str, source: std::io::Error) -> Self {
+        Self::io(path.as_ref(), Access::Read, doing, source)
+    }
+
+    /// A system call on an output that failed; `doing` as in "cannot open".
+    pub fn writing(path: impl AsRef<Path>, doing: &'static str, source: std::io::Error) -> Self {
+        Self::io(path.as_ref(), Access::Write, doing, source)
+    }
+
+    fn io(path: &Path, access: Access, doing: &'static str, source: std::io::Error) -> Self {
         Self::Io {
-            path: path.as_ref().to_owned(),
+            path: path.to_owned(),
+            access,
             doing,
             source,
         }
@@ -76,12 +102,40 @@ impl Error {
         match self {
             Self::Usage(_) => 2,
             Self::Config(_) => 64,
-            Self::Data { .. } => 65,
-            Self::Io { doing, .. } if doing.contains("read") || doing.contains("open") => 65,
+            Self::Data { .. }
+            | Self::NotFinite(_)
+            | Self::Io {
+                access: Access::Read,
+                ..
+            } => 65,
             Self::NoDevice(_) => 69,
-            Self::Io { .. } | Self::Internal(_) => 70,
+            Self::Internal(_) => 70,
+            Self::Io {
+                access: Access::Write,
+                ..
+            } => 74,
             Self::Device(_) | Self::OutOfMemory(_) => 75,
             Self::Interrupted => 130,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_file_fails_by_what_it_is_for_and_not_by_the_words_of_the_error() {
+        let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
+        for doing in ["cannot open", "cannot read", "cannot write", "cannot lock"] {
+            let (input, output) = (
+                Error::reading("in", doing, denied()),
+                Error::writing("out", doing, denied()),
+            );
+            assert_eq!((input.exit_code(), output.exit_code()), (65, 74), "{doing}");
+            assert!(output.to_string().starts_with(&format!("out: {doing}: ")));
         }
     }
 }

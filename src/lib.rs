@@ -33,8 +33,8 @@
 //! - **One packed weight** ([`scheme::PackedWeight`]) is what formats and quantisers end in: codes of four or eight bits,
 //!   scales per row, group, block or tensor, what the codes stand for (symmetric, zero points, offsets, a codebook), and
 //!   the order of the columns. The CPU takes it as it is; a GPU gets it repacked once into what its kernels stream, in the
-//!   place of the original. A checkpoint that is quantised already becomes one layer by layer (variant `as-is`); layers that
-//!   share an input but not a form stand apart. Round-to-nearest needs no data and works row by row, so it is an op
+//!   place of the original. A checkpoint that is quantised already becomes one layer by layer (variant `as-is`); layers
+//!   that share an input but not a form stand apart. Round-to-nearest needs no data and works row by row, so it is an op
 //!   ([`kernels::quantize`]) and runs where the weights are going to live; the original is never whole on the host.
 //! - **The same bits in any batch.** On the CPU every sum runs in one order whatever the number of tokens or the chunk, so
 //!   a row alone, in a batch, or in pieces gives identical logits. Tests hold this exactly. On a GPU it holds of attention:
@@ -42,9 +42,9 @@
 //! - **Verify, then time.** A variant that fails a check (`study::verify`) gets no number.
 //! - **The record is the border.** Measuring writes records, one line each, on the disk before the next point starts;
 //!   everything shown is made of them. A point's key is a hash of what identifies it, so the same command resumes.
-//! - **A fault costs a point.** Each variant of a study runs in a child process (`study::worker`), which makes the same plan
-//!   from the same command line and is asked by points of it. What crashes, hangs or finds no room is a record with the
-//!   reason, and the next point gets a new child. Variants that fit side by side take turns at each cell.
+//! - **A fault costs a point.** Each variant of a study runs in a child process (`study::worker`), which makes the same
+//!   plan from the same command line and is asked by points of it. What crashes, hangs or finds no room is a record with
+//!   the reason, and the next point gets a new child. Variants that fit side by side take turns at each cell.
 //!
 //! # Where `unsafe` lives
 //!
@@ -58,14 +58,14 @@
 //! `linear_wgmma.cu`) or go to cuBLASLt, whichever the device's own clock finds faster for a shape when it first comes up;
 //! what it found is kept on the disk for later runs. For a few tokens the norm before a product, the rounding of its input
 //! to codes and the gated activation or greedy choice after it are part of its launch (`linear_fused.cu`), as
-//! [`engine::StepPlan`] says, with the same bits; so gate and up lie in turn in the rows of one matrix. Attention has a kernel for tokens that are alone in their slot
-//! (`attention_single.cu`), which rotates heads and writes the cache as well, and two for prompts (`attention_runs.cu`, and
-//! on Hopper `attention_wgmma.cu`); the cache is plain or in codes. The other ops have one simple kernel each. A decode step
-//! is recorded once for each number of sequences and then replayed as a CUDA graph, or, for one sequence and where it is asked
-//! for, gathered into a single launch that runs the same ops by blocks that wait for each other (`step.cu`,
-//! `kernels/gpu/step.rs`); its tokens are the next one's input and are told to the host by `advance.cu`, so that steps are
-//! asked for ahead (`engine::generate`). `tests/cuda_build` reads the machine code: spills, widths of loads, budgets of
-//! instructions. Without the `cuda` feature none of this is built or needed.
+//! [`engine::StepPlan`] says, with the same bits; so gate and up lie in turn in the rows of one matrix. Attention has a
+//! kernel for tokens that are alone in their slot (`attention_single.cu`), which rotates heads and writes the cache as
+//! well, and two for prompts (`attention_runs.cu`, and on Hopper `attention_wgmma.cu`); the cache is plain or in codes. The
+//! other ops have one simple kernel each. A decode step is recorded once for each number of sequences and then replayed as
+//! a CUDA graph, or, for one sequence and where it is asked for, gathered into a single launch that runs the same ops by
+//! blocks that wait for each other (`step.cu`, `kernels/gpu/step.rs`); its tokens are the next one's input and are told to
+//! the host by `advance.cu`, so that steps are asked for ahead (`engine::generate`). `tests/cuda_build` reads the machine
+//! code: spills, widths of loads, budgets of instructions. Without the `cuda` feature none of this is built or needed.
 
 pub mod cli;
 pub mod engine;

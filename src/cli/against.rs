@@ -6,9 +6,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Command};
 
-use super::args::parse_positive;
-use super::compare::{Asked, RuleFlags};
+use super::compare::{Asked, COMPARISON, RuleFlags};
 use super::isolation::this_program;
+use super::parse;
 use super::progress::{say, width};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
@@ -18,16 +18,16 @@ use crate::study::{Contender, programs_in_turns};
 #[derive(Args)]
 #[command(next_help_heading = "Comparison")]
 pub(super) struct AgainstFlags {
-    /// Compares what is measured with a run on record (several of the same thing with commas), measured before and so not in
-    /// turn with it. With --json, it is the comparison that is printed
-    #[arg(long, value_name = "RUN", conflicts_with = "ablate")]
+    /// Compares what is measured with a run on record (several of the same thing with commas), measured before and so not
+    /// in turn with it. With --json, it is the comparison that is printed
+    #[arg(long, value_name = "RUN", conflicts_with = "ablate", group = COMPARISON)]
     pub(super) against: Option<String>,
     /// Compares with another build of this program: both are measured now, by turns, in several runs each, whose spread
     /// tells what differs from run to run. With --out, the folder holds them all
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["against", "ablate"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["against", "ablate"], group = COMPARISON)]
     pub(super) against_program: Option<PathBuf>,
-    /// Runs of each program
-    #[arg(long, default_value_t = 4, value_name = "N", value_parser = parse_positive, requires = "against_program")]
+    /// Runs of each program; of an even number half are in reverse order, so that whatever drifts hits both alike
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = parse::positive, requires = "against_program")]
     pub(super) rounds: usize,
 }
 
@@ -78,7 +78,7 @@ pub(super) fn run(
         ));
     }
     let scratch = tempfile::tempdir()
-        .map_err(|e| Error::io(std::env::temp_dir(), "cannot create a folder in", e))?;
+        .map_err(|e| Error::writing(std::env::temp_dir(), "cannot create a folder in", e))?;
     let dir = out.unwrap_or(scratch.path());
     let contenders = [
         Contender {

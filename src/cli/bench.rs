@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 
 use super::against::{self, AgainstFlags};
-use super::args::{CalibrationFlags, EngineFlags, ModelFlags, SpeedFlags};
+use super::args::variants_help;
 use super::compare::{Asked, RuleFlags};
-use super::isolation::{self, IsolationFlags};
+use super::isolation;
+use super::measure::{MeasureFlags, UsualVariants};
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
 use crate::kernels::Device;
@@ -16,7 +17,7 @@ use crate::measure::Interrupt;
 use crate::results::compare::{Run, Side, compare, repeated};
 use crate::results::{Store, Study, export, table, waterfall};
 use crate::scheme::Variant;
-use crate::study::{self, Outcome, Plan, Switches};
+use crate::study::{self, Outcome, Plan};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
@@ -30,42 +31,43 @@ pub(super) struct Args {
     /// tiny, a folder, a .gguf file, a hub id such as org/name, or a preset
     #[arg(long, default_value = "tiny", value_name = "MODEL")]
     model: String,
-    /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, :smoothquant, :asym, :mse)
-    /// [default: bf16; for a quantised checkpoint as-is]
-    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    #[arg(
+        long,
+        help = variants_help(" [default: bf16; for a quantised checkpoint as-is]"),
+        value_delimiter = ',',
+        value_name = "LIST"
+    )]
     variants: Vec<Variant>,
     /// Keeps the records in this folder; a second run goes on where the first ended
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Measures points anew that are on record
-    #[arg(long)]
+    #[arg(long, requires = "out")]
     force: bool,
     /// Adds to a run that was measured on another device, by another version, with another number of threads or under
     /// another power limit; each record says where it comes from
     #[arg(long, requires = "out")]
     mix: bool,
-    /// Measures every cell by ever more of the engine, from candle's models and launches one by one up to the whole, and shows
-    /// what each part is worth
+    /// Measures every cell by ever more of the engine, from candle's models and launches one by one up to the whole, and
+    /// shows what each part is worth
     #[arg(long, conflicts_with_all = ["engine", "graphs", "pdl", "fuse", "persistent"])]
     ablate: bool,
     /// Prints JSON instead of the table
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    from: ModelFlags,
-    #[command(flatten)]
-    calibration: CalibrationFlags,
-    #[command(flatten)]
-    device: EngineFlags,
-    #[command(flatten)]
-    speed: SpeedFlags,
+    pub(super) measure: MeasureFlags,
     #[command(flatten)]
     against: AgainstFlags,
     #[command(flatten)]
     rules: RuleFlags,
-    #[command(flatten)]
-    pub(super) isolation: IsolationFlags,
 }
+
+/// What is measured of a model where no variants are named.
+const USUAL: UsualVariants = UsualVariants {
+    plain: &["bf16"],
+    quantised: &["as-is"],
+};
 
 /// What is measured, one plan after another.
 fn stages(args: &Args, plan: Plan, device: &Device) -> Vec<Plan> {
@@ -76,37 +78,20 @@ fn stages(args: &Args, plan: Plan, device: &Device) -> Vec<Plan> {
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
-    let models = vec![args.from.spec(&args.model)];
-    let variants = if args.variants.is_empty() {
-        study::default_variants(&models, &["bf16"], &["as-is"])?
-    } else {
-        args.variants.clone()
-    };
+    let MeasureFlags {
+        device: on,
+        speed,
+        isolation: workers,
+        ..
+    } = &args.measure;
+    let models = std::slice::from_ref(&args.model);
     let plan = Plan {
-        models,
-        quantising: args.calibration.quantising(&variants)?,
-        variants,
-        cells: args.speed.cells(),
-        quality: None,
-        tasks: None,
-        act: args.device.dtype,
-        kv: args.speed.kv.clone(),
-        engine: args.speed.engine.kind(),
-        switches: Switches {
-            fuse: args.device.fuse(),
-            ..args.speed.switches()
-        },
-        chunk: args.device.chunk,
-        rule: args.speed.rule(),
-        turns: args.isolation.turns,
-        warm_up: args.speed.warm_up(),
-        energy: args.speed.energy(),
-        seed: args.speed.seed,
         force: args.force,
+        ..args.measure.plan(models, &args.variants, &USUAL)?
     };
     plan.check()?;
-    if args.isolation.is_worker() {
-        let device = args.device.open_quietly()?;
+    if workers.is_worker() {
+        let device = on.open_quietly()?;
         isolation::work(&stages(args, plan, &device), &device)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -130,20 +115,19 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         .as_deref()
         .map(Side::open)
         .transpose()?;
-    if baseline.is_none() && args.rules.fail_on.is_some() {
-        return Err(Error::Usage(
-            "--fail-on is for a comparison: give --against RUN or --against-program FILE".into(),
-        ));
-    }
-    let device = args.device.open()?;
+    let device = on.open()?;
     plan.check_device(&device)?;
+    speed
+        .without_energy(&device)
+        .iter()
+        .for_each(|note| say(note));
     let mut environment = study::environment(&device);
     // What cannot be opened is said before anything is measured.
     study::check_inputs(&plan)?
         .iter()
         .for_each(|note| say(note));
     let scratch = tempfile::tempdir()
-        .map_err(|e| Error::io(std::env::temp_dir(), "cannot create a folder in", e))?;
+        .map_err(|e| Error::writing(std::env::temp_dir(), "cannot create a folder in", e))?;
     let dir = args
         .out
         .clone()
@@ -154,7 +138,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         let manifest = study::manifest(&plan, environment.clone(), command.clone())?;
         store.enter(manifest, args.mix)?;
     }
-    environment.ceilings = args.speed.ceilings(&device, interrupt)?;
+    environment.ceilings = speed.ceilings(&device, interrupt)?;
     if let Some(ceilings) = &environment.ceilings {
         store.note_ceilings(ceilings)?;
     }
@@ -167,11 +151,9 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         let ran = study::run(
             stage,
             // A run lets go of its device.
-            device
-                .take()
-                .map_or_else(|| args.device.open_quietly(), Ok)?,
+            device.take().map_or_else(|| on.open_quietly(), Ok)?,
             &environment,
-            &args.isolation.of_plan(number)?,
+            &workers.of_plan(number)?,
             &mut store,
             interrupt,
             &mut progress,

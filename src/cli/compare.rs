@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 
-use super::args::parse_percent;
+use super::parse;
 use super::progress::{say, width};
 use crate::error::{Error, Result};
 use crate::results::compare::{Comparison, History, Reference, Rules, Side, compare, repeated};
@@ -15,9 +15,9 @@ use crate::results::compare::{Comparison, History, Reference, Rules, Side, compa
   candlepower compare before1,before2,before3 after1,after2,after3
   candlepower compare monday tuesday wednesday --previous --markdown")]
 pub(super) struct Args {
-    /// Folders of runs, the base first; with commas, several runs of the same thing, whose spread then counts. More than two
-    /// make a history
-    #[arg(required = true, num_args = 2.., value_name = "RUN")]
+    /// Folders of runs, the base first; with commas, several runs of the same thing, whose spread then counts. More than
+    /// two make a history
+    #[arg(required = true, num_args = 2.., value_name = "RUN", group = COMPARISON)]
     runs: Vec<String>,
     /// In a history, each run against the one before it instead of the first
     #[arg(long)]
@@ -32,29 +32,32 @@ pub(super) struct Args {
     rules: RuleFlags,
 }
 
+/// What makes a command compare, without which rules are of no use.
+pub(super) const COMPARISON: &str = "comparison";
+
 /// By what runs are judged.
 #[derive(ClapArgs)]
 #[command(next_help_heading = "Comparison")]
 pub(super) struct RuleFlags {
     /// Exit code 4 if a figure is worse by more than this, and not by chance, also where a margin is larger; else 3 if
     /// a point of the base failed or is missing
-    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    #[arg(long, value_name = "PERCENT", value_parser = parse::percent, requires = COMPARISON)]
     pub(super) fail_on: Option<f64>,
     /// Smaller differences of times, rates and energy do not count
-    #[arg(long, default_value = "1%", value_name = "PERCENT", value_parser = parse_percent)]
+    #[arg(long, default_value = "1%", value_name = "PERCENT", value_parser = parse::percent, requires = COMPARISON)]
     margin: f64,
     /// Smaller differences of perplexity do not count
-    #[arg(long, default_value = "0.1%", value_name = "PERCENT", value_parser = parse_percent)]
+    #[arg(long, default_value = "0.1%", value_name = "PERCENT", value_parser = parse::percent, requires = COMPARISON)]
     quality_margin: f64,
     /// Smaller differences of a task's score do not count
-    #[arg(long, default_value = "1%", value_name = "PERCENT", value_parser = parse_percent)]
+    #[arg(long, default_value = "1%", value_name = "PERCENT", value_parser = parse::percent, requires = COMPARISON)]
     task_margin: f64,
     /// What a figure differs by from run to run (standard deviation), where each side is a single run [default: 0.2% on a
     /// GPU; on a CPU unknown, so that single runs get no verdict]
-    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    #[arg(long, value_name = "PERCENT", value_parser = parse::percent, requires = COMPARISON)]
     run_noise: Option<f64>,
     /// Compares runs of other hardware, power limit or number of threads all the same
-    #[arg(long)]
+    #[arg(long, requires = COMPARISON)]
     across_hardware: bool,
 }
 

@@ -4,19 +4,21 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
-use serde_json::{Value, json};
 
-use super::args::{CalibrationFlags, EngineFlags, KvFlag, ModelFlags};
-use super::progress::{Progress, say};
+use super::args::{CalibrationFlags, EngineFlags, KvFlag, ModelFlags, variants_help};
+use super::lines::wrapped;
+use super::progress::{Progress, say, width};
+use super::switches::FuseFlag;
 use super::tasks::TaskFlags;
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
-use crate::model::Model;
-use crate::quality::tasks::{Figure, Suite, SuiteScore, layout};
-use crate::results::recovery::Recoveries;
+use crate::quality::tasks::{Figure, LmEvalResults, Suite, SuiteScore, layout};
+use crate::results::recovered::Recovered;
+use crate::results::recovery::{Recoveries, Recovery};
+use crate::results::tabulated;
 use crate::scheme::Variant;
-use crate::stats::Interval;
-use crate::study::{Evaluated, Evaluation, evaluate, recoveries};
+use crate::stats::{Interval, Paired};
+use crate::study::{Evaluated, Evaluation, Evaluations, SampleLog, evaluate, recoveries};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
@@ -32,9 +34,9 @@ pub(super) struct Args {
     /// tiny, a folder, a .gguf file, or a hub id such as org/name
     #[arg(long, default_value = "tiny", value_name = "MODEL")]
     model: String,
-    /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32); of several, the first is the base of the others
     #[arg(
         long,
+        help = variants_help("; of several, the first is the base of the others"),
         visible_alias = "variants",
         default_value = "bf16",
         value_delimiter = ',',
@@ -52,6 +54,9 @@ pub(super) struct Args {
     /// With the texts of the documents in those lines
     #[arg(long, requires = "log_samples")]
     log_texts: bool,
+    /// Replaces a log that is there
+    #[arg(long, requires = "log_samples")]
+    force: bool,
     /// Prints JSON in the layout of lm_eval's results
     #[arg(long)]
     json: bool,
@@ -62,13 +67,15 @@ pub(super) struct Args {
     #[command(flatten)]
     device: EngineFlags,
     #[command(flatten)]
+    fuse: FuseFlag,
+    #[command(flatten)]
     cache: KvFlag,
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     let tasks = args.how.plan(Suite::find(&args.tasks)?);
-    let device = args.device.open()?;
-    let model = Model::open(&args.from.spec(&args.model))?;
+    let device = args.device.open_switched(&args.fuse)?;
+    let model = args.from.open(&args.model, &args.variant)?;
     let quantising = args.calibration.quantising(&args.variant)?;
     let wish = Evaluation {
         model: &model,
@@ -79,10 +86,11 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         quantising: &quantising,
         chunk: args.device.chunk,
         tasks: &tasks,
-        log: args
-            .log_samples
-            .as_deref()
-            .map(|path| (path, args.log_texts)),
+        log: args.log_samples.as_deref().map(|path| SampleLog {
+            path,
+            texts: args.log_texts,
+            replace: args.force,
+        }),
     };
     for task in &tasks.suite.tasks {
         if let Some(wish) = tasks.shots
@@ -103,19 +111,17 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     notes(&found);
     let against = compared(&found)?;
     if args.json {
-        let mut documents: Vec<Value> = found
-            .iter()
-            .map(|one| layout(&one.score, &one.from))
-            .collect();
-        return super::print_json(&match documents.len() {
-            1 => documents.remove(0),
-            _ => json!({
-                "variants": documents,
-                "recovery": against.iter().map(|(one, base, found)| found.layout(one, base)).collect::<Vec<_>>(),
-            }),
-        })
-        .map(|()| ExitCode::SUCCESS);
+        let documents = found.iter().map(|one| layout(&one.score, &one.from));
+        let documents: Vec<LmEvalResults> = documents.collect();
+        let recovery = against.iter();
+        let recovery = recovery.map(|(one, base, found)| Recovered::new(found, one, base));
+        match documents.as_slice() {
+            [one] => super::print_json(one)?,
+            _ => super::print_json(&Evaluations::new(documents, recovery.collect()))?,
+        }
+        return Ok(ExitCode::SUCCESS);
     }
+    let width = width();
     for one in &found {
         let from = &one.from;
         let cache = match args.cache.kv.codes() {
@@ -126,7 +132,8 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
             "{} {} · activations in {}{cache} · {}",
             from.model, from.variant, from.dtype, from.device
         );
-        super::print(&format!("{title}\n\n{}\n", laid_out(&figures(&one.score))))?;
+        let table = tabulated(&FIGURES, &figures(&one.score), width);
+        super::print(&format!("{}\n\n{table}\n", wrapped(&title, 2, width)))?;
     }
     for (variant, base, found) in &against {
         let average = found.average.as_ref();
@@ -137,7 +144,11 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
                 |(ratio, interval)| format!("{} on average", percent(ratio, interval)),
             );
         let title = format!("{variant} against {base}: recovery {average}");
-        super::print(&format!("{title}\n\n{}\n", laid_out(&recovery_rows(found))))?;
+        let table = tabulated(&RECOVERY, &recovery_rows(found), width);
+        super::print(&format!("{}\n\n{table}\n", wrapped(&title, 2, width)))?;
+        for group in &found.left_out {
+            say(&format!("{}: {}", group.name, group.reason));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -182,133 +193,87 @@ fn percent(ratio: f64, interval: Option<Interval>) -> String {
     format!("{:.2}{half} %", 100.0 * ratio)
 }
 
+/// What [`recovery_rows`] has of a task.
+const RECOVERY: [&str; 8] = [
+    "task",
+    "metric",
+    "base",
+    "value",
+    "recovery ± CI",
+    "difference [95 % CI]",
+    "won : lost",
+    "p (McNemar)",
+];
+
 /// One line for each task: what is left of the base's figure, and whether chance explains the rest.
 fn recovery_rows(found: &Recoveries) -> Vec<Vec<String>> {
-    let head = [
-        "task",
-        "metric",
-        "base",
-        "value",
-        "recovery ± CI",
-        "difference [95 % CI]",
-        "won : lost",
-        "p (McNemar)",
-    ];
-    let mut rows = vec![head.map(str::to_owned).to_vec()];
     let none = || "–".to_owned();
-    rows.extend(found.tasks.iter().map(|task| {
-        let interval = task.difference.interval;
-        let metric = match task.filter.as_str() {
-            "none" => task.metric.clone(),
-            filter => format!("{},{filter}", task.metric),
-        };
+    let row = |task: &Recovery| {
+        let Paired { mean, interval, .. } = task.difference;
+        let ends =
+            interval.map_or_else(String::new, |i| format!(" [{:+.4}, {:+.4}]", i.low, i.high));
         vec![
             task.name.clone(),
-            metric,
+            measure(&task.metric, &task.filter),
             format!("{:.4}", task.base),
             format!("{:.4}", task.value),
             task.ratio
                 .map_or_else(none, |ratio| percent(ratio, task.ratio_interval)),
-            interval.map_or_else(
-                || format!("{:+.4}", task.difference.mean),
-                |i| {
-                    format!(
-                        "{:+.4} [{:+.4}, {:+.4}]",
-                        task.difference.mean, i.low, i.high
-                    )
-                },
-            ),
+            format!("{mean:+.4}{ends}"),
             task.discordant
                 .map_or_else(none, |(won, lost)| format!("{won} : {lost}")),
             task.p_value.map_or_else(none, |p| format!("{p:.3}")),
         ]
-    }));
-    rows
+    };
+    found.tasks.iter().map(row).collect()
 }
 
-/// One line for each figure, as lm_eval prints them.
+/// A metric, with the filter behind it where there is one.
+fn measure(metric: &str, filter: &str) -> String {
+    match filter {
+        "none" => metric.to_owned(),
+        filter => format!("{metric},{filter}"),
+    }
+}
+
+/// What [`figures`] has of a metric; of a task or group only beside its first.
+const FIGURES: [&str; 6] = ["task", "metric", "value", "± se", "documents", "shots"];
+
+/// One line for each figure.
 fn figures(score: &SuiteScore) -> Vec<Vec<String>> {
-    let head = [
-        "task",
-        "filter",
-        "metric",
-        "documents",
-        "shots",
-        "value",
-        "± se",
-    ];
-    let mut rows = vec![head.map(str::to_owned).to_vec()];
-    let mut add = |name: &str, documents: String, shots: String, figures: &[Figure]| {
-        for (place, figure) in figures.iter().enumerate() {
-            let first = |text: &str| {
-                if place == 0 {
-                    text.to_owned()
-                } else {
-                    String::new()
-                }
+    let of = |name: &str, documents: String, shots: String, figures: &[Figure]| {
+        let row = |(place, figure): (usize, &Figure)| {
+            let first = |text: &str| match place {
+                0 => text.to_owned(),
+                _ => String::new(),
             };
-            rows.push(vec![
+            let error = figure.stderr.map(|e| format!("{e:.4}"));
+            vec![
                 first(name),
-                figure.filter.clone(),
-                figure.metric.clone(),
+                measure(&figure.metric, &figure.filter),
+                format!("{:.4}", figure.value),
+                error.unwrap_or_else(|| "–".to_owned()),
                 first(&documents),
                 first(&shots),
-                format!("{:.4}", figure.value),
-                figure
-                    .stderr
-                    .map_or_else(|| "–".to_owned(), |e| format!("{e:.4}")),
-            ]);
-        }
+            ]
+        };
+        figures.iter().enumerate().map(row).collect::<Vec<_>>()
     };
-    for group in &score.groups {
-        add(
-            &group.group.name,
-            group.documents.to_string(),
-            String::new(),
-            &group.figures,
-        );
-    }
-    for task in &score.tasks {
+    let groups = score.groups.iter().flat_map(|group| {
+        let documents = group.documents.to_string();
+        of(&group.group.name, documents, String::new(), &group.figures)
+    });
+    let tasks = score.tasks.iter().flat_map(|task| {
         let documents = match task.samples.len() {
             all if all == task.of => all.to_string(),
             some => format!("{some} of {}", task.of),
         };
-        add(
+        of(
             &task.task.name,
             documents,
             task.shots.to_string(),
             &task.figures,
-        );
-    }
-    rows
-}
-
-/// Rows under each other: words on the left of their columns, numbers on the right. The first row names the columns.
-fn laid_out(rows: &[Vec<String>]) -> String {
-    let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let words = |column: usize| {
-        rows[0]
-            .get(column)
-            .is_some_and(|name| ["task", "filter", "metric"].contains(&name.as_str()))
-    };
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().enumerate().map(|(column, cell)| {
-            let space = " ".repeat(widths[column] - cell.chars().count());
-            if words(column) {
-                format!(" {cell}{space}")
-            } else {
-                format!(" {space}{cell}")
-            }
-        });
-        let line = cells.collect::<Vec<_>>().join("  ");
-        format!("{}\n", line.trim_end())
-    };
-    rows.iter().map(line).collect()
+        )
+    });
+    groups.chain(tasks).collect()
 }

@@ -1,22 +1,28 @@
-//! `candlepower info`: the device, with `--power` its power sensors, or with `--model` what of a model fits into its memory.
+//! `candlepower info`: the device, with `--power` its power sensors, or with `--model` what of a model fits into its
+//! memory.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
-use serde_json::json;
 
-use super::args::{DeviceFlags, ModelFlags, parse_positive};
+use super::args::{DeviceFlags, ModelFlags, variants_help};
+use super::lines::entry;
 use super::list::Numbers;
+use super::parse;
 use super::progress::width;
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::measure::Interrupt;
 use crate::model::{Model, WeightsChoice, presets};
-use crate::results::environment::{Ceiling, Ceilings};
+use crate::results::environment::Ceiling;
+use crate::results::info::{Gpu, Info};
 use crate::scheme::{DType, KvFormat, Variant};
 use crate::study::{self, Effort};
 use crate::units::{Bytes, Seconds, three_digits};
+
+/// Characters of the names that stand beside what is known.
+const NAMES: usize = 14;
 
 #[derive(ClapArgs)]
 #[command(after_help = "Example:
@@ -30,8 +36,8 @@ pub(super) struct Args {
     /// Leaves the measured ceilings out
     #[arg(long)]
     no_ceilings: bool,
-    /// Tests the GPU's power sensors instead, in some 30 seconds: how often they renew themselves, over how long they average,
-    /// what a query costs, and whether energy counter and integrated power agree
+    /// Tests the GPU's power sensors instead, in some 30 seconds: how often they renew themselves, over how long they
+    /// average, what a query costs, and whether energy counter and integrated power agree
     #[arg(long, conflicts_with = "model")]
     power: bool,
     /// Keeps what the sensors read as CSV in this file
@@ -48,12 +54,13 @@ pub(super) struct Args {
 #[derive(ClapArgs)]
 #[command(next_help_heading = "What fits")]
 struct FitFlags {
-    /// Says by calculation which batches and contexts of this model fit: tiny, a folder, a .gguf file, a hub id, or a preset
+    /// Says by calculation which batches and contexts of this model fit: tiny, a folder, a .gguf file, a hub id, or a
+    /// preset
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
-    /// Variants of it
     #[arg(
         long,
+        help = variants_help(""),
         default_value = "bf16,int8,w4a16",
         value_delimiter = ',',
         value_name = "LIST",
@@ -68,6 +75,7 @@ struct FitFlags {
         long,
         default_value = "512,2048,8192",
         value_name = "LIST",
+        value_parser = Numbers::above_zero,
         requires = "model"
     )]
     context: Numbers,
@@ -76,6 +84,7 @@ struct FitFlags {
         long,
         default_value = "1,8,64",
         value_name = "LIST",
+        value_parser = Numbers::above_zero,
         requires = "model"
     )]
     batch: Numbers,
@@ -91,7 +100,7 @@ struct FitFlags {
     )]
     kv: KvFormat,
     /// Tokens of one step [default: the device's]
-    #[arg(long, value_name = "N", value_parser = parse_positive, requires = "model")]
+    #[arg(long, value_name = "N", value_parser = parse::positive, requires = "model")]
     chunk: Option<usize>,
 }
 
@@ -119,7 +128,7 @@ fn parse_bytes(s: &str) -> Result<Bytes, String> {
 
 /// What of a model fits.
 fn fit(args: &Args, device: &Device, name: &str) -> Result<ExitCode> {
-    let mut spec = args.from.spec(name);
+    let mut spec = args.from.spec(name)?;
     // A preset has no weights, and needs none to be counted.
     if presets()?.iter().any(|preset| preset.name == name) {
         spec.weights = WeightsChoice::Dummy { seed: 0 };
@@ -147,19 +156,24 @@ fn fit(args: &Args, device: &Device, name: &str) -> Result<ExitCode> {
 fn power(args: &Args, device: &Device, interrupt: &Interrupt) -> Result<ExitCode> {
     let (card, tape) = study::power_self_test(device, interrupt)?;
     if let Some(file) = &args.tape {
-        std::fs::write(file, tape.to_csv()).map_err(|e| Error::io(file, "cannot write", e))?;
+        std::fs::write(file, tape.to_csv()).map_err(|e| Error::writing(file, "cannot write", e))?;
     }
     if args.json {
         super::print_json(&card)?;
     } else {
         for (name, value) in card.rows() {
-            super::print(&format!("{name:<14} {value}\n"))?;
+            super::print(&entry(&name, NAMES, &value, width()))?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
+    if let (None, Some(flag)) = (&args.fit.model, args.from.given()) {
+        return Err(Error::Usage(format!(
+            "{flag} is for a model: name it with --model"
+        )));
+    }
     let device = args.device.open()?;
     if args.power {
         return power(args, &device, interrupt);
@@ -167,26 +181,24 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     if let Some(model) = &args.fit.model {
         return fit(args, &device, model);
     }
-    let mut environment = study::environment(&device);
-    let ceilings = if args.no_ceilings {
-        Ceilings::default()
-    } else {
-        study::ceilings(&device, Effort::Full, interrupt)?
+    let environment = study::environment(&device);
+    let ceilings = match args.no_ceilings {
+        true => None,
+        false => Some(study::ceilings(&device, Effort::Full, interrupt)?),
     };
     let gpu = study::gpu_facts(&device);
     let names: Vec<String> = presets()?.into_iter().map(|preset| preset.name).collect();
-    if args.json {
-        let (measured, left_out) = (ceilings.measured.clone(), ceilings.left_out.clone());
-        environment.ceilings = (!args.no_ceilings).then_some(ceilings);
-        super::print_json(&json!({
-            "environment": environment,
-            "gpu": gpu.as_ref().map_or_else(|why| json!({"unavailable": why}), |facts| json!(facts)),
-            "ceilings": measured,
-            "ceilings_left_out": left_out,
-            "presets": names,
-        }))?;
-        return Ok(ExitCode::SUCCESS);
+    let info = Info::new(environment, gpu, ceilings, names);
+    match args.json {
+        true => super::print_json(&info)?,
+        false => super::print(&shown(&info, width()))?,
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Everything in lines of a name and what there is to say of it.
+fn shown(info: &Info, width: usize) -> String {
+    let environment = &info.environment;
     let none = || "unknown".to_owned();
     let device_facts = &environment.device;
     let mut lines = vec![
@@ -216,36 +228,36 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         ),
         ("system", environment.os.clone().unwrap_or_else(none)),
     ];
-    match &gpu {
-        Ok(facts) => lines.extend(
+    match &info.gpu {
+        Gpu::Known(facts) => lines.extend(
             facts
                 .iter()
                 .map(|(name, value)| (name.as_str(), value.clone())),
         ),
-        Err(why) => lines.push(("GPU sensors", format!("unavailable: {why}"))),
+        Gpu::Unknown { unavailable } => {
+            lines.push(("GPU sensors", format!("unavailable: {unavailable}")));
+        }
     }
-    for (name, value) in lines {
-        super::print(&format!("{name:<14} {value}\n"))?;
-    }
-    let left_out = ceilings.left_out.iter();
-    let rows: Vec<(&str, String)> = ceilings
-        .measured
+    let left_out = info.ceilings_left_out.iter();
+    let ceilings: Vec<(&str, String)> = info
+        .ceilings
         .iter()
-        .map(|ceiling| (ceiling.name.as_str(), shown(ceiling)))
+        .map(|ceiling| (ceiling.name.as_str(), figures(ceiling)))
         .chain(left_out.map(|gone| (gone.name.as_str(), format!("left out: {}", gone.reason))))
         .collect();
-    let widest = rows.iter().map(|(name, _)| name.chars().count()).max();
-    for (name, text) in &rows {
-        super::print(&format!(
-            "{name:<width$} {text}\n",
-            width = widest.unwrap_or(0).max(14)
-        ))?;
-    }
-    super::print(&format!("{:<14} {}\n", "presets", names.join(", ")))?;
-    Ok(ExitCode::SUCCESS)
+    let widest = ceilings.iter().map(|(name, _)| name.chars().count()).max();
+    let widest = widest.unwrap_or(0).max(NAMES);
+    let lines = lines
+        .iter()
+        .map(|(name, said)| entry(name, NAMES, said, width));
+    let ceilings = ceilings
+        .iter()
+        .map(|(name, said)| entry(name, widest, said, width));
+    let presets = entry("presets", NAMES, &info.presets.join(", "), width);
+    lines.chain(ceilings).chain([presets]).collect()
 }
 
-fn shown(ceiling: &Ceiling) -> String {
+fn figures(ceiling: &Ceiling) -> String {
     let of = |x: f64| match ceiling.unit.as_str() {
         "B/s" => format!("{} GB/s", three_digits(x / 1e9)),
         "FLOP/s" => format!("{} TFLOP/s", three_digits(x / 1e12)),

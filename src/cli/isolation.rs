@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::args::{Switch, parse_positive, parse_seconds};
+use super::parse;
+use super::switches::Switch;
 use crate::error::{Error, Result};
 use crate::kernels::Device;
 use crate::study::{self, Faults, Isolation, Launch, Plan};
@@ -16,37 +17,45 @@ use crate::units::Seconds;
 const WORKER: &str = "--worker";
 /// Names failures that tests want to happen.
 const FAULT: &str = "CANDLEPOWER_FAULT";
+/// How long a child process may give no sign of life, unless a limit is given.
+const PATIENCE: Seconds = Seconds(1800.0);
 
 #[derive(Args)]
 #[command(next_help_heading = "Isolation")]
 pub(super) struct IsolationFlags {
-    /// Whether each variant runs in a child process, so that a crash, a hang or a lack of memory costs one point, or in this
-    /// one, as a debugger wants it
+    /// Whether each variant runs in a child process, so that a crash, a hang or a lack of memory costs one point, or in
+    /// this one, as a debugger wants it
     #[arg(long, value_enum, default_value_t = Switch::On, value_name = "on|off")]
     isolate: Switch,
-    /// Seconds after which a child process that gives no sign of life is ended
-    #[arg(long, default_value = "1800", value_name = "SECONDS", value_parser = parse_patience)]
-    hang_limit: Seconds,
-    /// Turns that the variants of a model take at each cell, its trials divided among them, so that whatever drifts hits all
-    /// alike; 1 times each variant after the other
-    #[arg(long, default_value_t = 4, value_name = "N", value_parser = parse_positive)]
+    /// Seconds after which a child process that gives no sign of life is ended [default: 1800]
+    #[arg(long, value_name = "SECONDS", value_parser = parse::some_seconds)]
+    hang_limit: Option<Seconds>,
+    /// Turns that the variants of a model take at each cell, its trials divided among them, so that whatever drifts hits
+    /// all alike: an even number, half of them in reverse order; 1 times each variant after the other
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = parse::turns)]
     pub(super) turns: usize,
     /// Works for another process of this program
     #[arg(long, hide = true)]
     worker: bool,
 }
 
-fn parse_patience(s: &str) -> Result<Seconds, String> {
-    parse_seconds(s).and_then(|time| match time.0 > 0.0 {
-        true => Ok(time),
-        false => Err("expected seconds above 0".into()),
-    })
-}
-
 impl IsolationFlags {
     /// Whether this process works for another.
     pub(super) fn is_worker(&self) -> bool {
         self.worker
+    }
+
+    /// Refuses what is for child processes where there are none.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] that names the flag.
+    pub(super) fn check(&self) -> Result<()> {
+        match (self.isolate, self.hang_limit) {
+            (Switch::Off, Some(_)) => Err(Error::Usage(
+                "--hang-limit is for child processes: leave --isolate off out".into(),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// How the plan of this number among those of the command line is run.
@@ -70,7 +79,7 @@ impl IsolationFlags {
             program: this_program()?,
             name,
             arguments: arguments.chain([OsString::from(WORKER)]).collect(),
-            patience: self.hang_limit,
+            patience: self.hang_limit.unwrap_or(PATIENCE),
         };
         Ok(Isolation::Children(launch, number))
     }

@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
+use super::parse;
 use crate::error::Result;
 use crate::results::Study;
 use crate::results::goal::Goal;
@@ -36,9 +37,9 @@ impl AxisFlag {
 #[derive(Args)]
 #[command(next_help_heading = "Quality")]
 pub(super) struct GoalFlags {
-    /// Time and energy are told of variants that keep at least this much of the base's quality, in percent: of the average of
-    /// the tasks, without tasks of its perplexity [default: 99]
-    #[arg(long, value_name = "PERCENT", value_parser = parse_recovery)]
+    /// Time and energy are told of variants that keep at least this much of the base's quality, in percent: of the average
+    /// of the tasks, without tasks of its perplexity [default: 99]
+    #[arg(long, value_name = "PERCENT", value_parser = parse::recovery)]
     at_recovery: Option<f64>,
     /// Time and energy are told for decoding this many tokens [default: 1000000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -52,13 +53,5 @@ impl GoalFlags {
             self.for_tokens.unwrap_or(usual.tokens),
             self.at_recovery.unwrap_or(usual.recovery_percent),
         )
-    }
-}
-
-/// A percentage as it is, since hundredths of one would not all come back.
-fn parse_recovery(s: &str) -> Result<f64, String> {
-    match s.trim_end_matches('%').trim_end().parse::<f64>() {
-        Ok(x) if x.is_finite() && x >= 0.0 => Ok(x),
-        _ => Err("expected a percentage, such as 99 or 98.5".into()),
     }
 }

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 
-use super::args::{DeviceFlags, parse_positive, parse_seconds};
+use super::args::DeviceFlags;
 use super::list::Numbers;
+use super::parse;
 use super::progress::{Progress, say, width};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
@@ -37,8 +38,9 @@ pub(super) struct Args {
     /// A product's output and input features, instead of a model's; may be repeated
     #[arg(long, value_name = "N,K", value_parser = parse_shape, conflicts_with = "model")]
     shape: Vec<[usize; 2]>,
-    /// Tokens, the rows of the input (of attention_prefill, prompts); lists and ranges as in 1,2,4 or 1-64*2
-    #[arg(long, default_value = "1-128*2", value_name = "LIST")]
+    /// Tokens, the rows of the input (of attention_prefill, prompts); lists and ranges as in 1,2,4 or 1-64*2, of which each
+    /// number counts once
+    #[arg(long, default_value = "1-128*2", value_name = "LIST", value_parser = Numbers::above_zero)]
     m: Numbers,
     /// bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32)
     #[arg(
@@ -52,7 +54,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<DType>,
     /// Positions of the cache that rope and attention see, and tokens of a prompt [default: 1024]
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, value_name = "LIST", value_parser = Numbers::above_zero)]
     context: Option<Numbers>,
     /// How the KV cache is held for rope and attention: auto (in the type of the activations), int8, fp8
     #[arg(
@@ -69,7 +71,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
     /// Measures cells anew that are on record
-    #[arg(long)]
+    #[arg(long, requires = "out")]
     force: bool,
     /// Checks every cell against plain sums in f64 and times none
     #[arg(long)]
@@ -83,13 +85,13 @@ pub(super) struct Args {
     #[command(flatten)]
     device: DeviceFlags,
     /// At least this many samples of each time
-    #[arg(long, default_value_t = 10, value_name = "N", value_parser = parse_positive, help_heading = "Timing")]
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = parse::positive, help_heading = "Timing")]
     trials: usize,
     /// And at least for this long, in seconds
-    #[arg(long, default_value = "0.1", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timing")]
+    #[arg(long, default_value = "0.1", value_name = "SECONDS", value_parser = parse::seconds, help_heading = "Timing")]
     min_time: Seconds,
     /// But no longer than this, in seconds, whatever the number of samples
-    #[arg(long, default_value = "6", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timing")]
+    #[arg(long, default_value = "6", value_name = "SECONDS", value_parser = parse::some_seconds, help_heading = "Timing")]
     max_time: Seconds,
     /// Samples that are thrown away before the first counted one
     #[arg(long, default_value_t = 2, value_name = "N", help_heading = "Timing")]
@@ -182,7 +184,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     // What cannot be opened leaves no folder behind.
     microbench::check_inputs(&plan)?;
     let scratch = tempfile::tempdir()
-        .map_err(|e| Error::io(std::env::temp_dir(), "cannot create a folder in", e))?;
+        .map_err(|e| Error::writing(std::env::temp_dir(), "cannot create a folder in", e))?;
     let dir = args
         .out
         .clone()

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::args::{CalibrationFlags, EngineFlags, KvFlag, ModelFlags};
+use super::args::{CalibrationFlags, EngineFlags, KvFlag, ModelFlags, variants_help};
+use super::switches::FuseFlag;
 use crate::error::Result;
 use crate::scheme::Variant;
 use crate::study;
@@ -15,8 +16,7 @@ pub(super) struct Args {
     /// tiny, a folder, a .gguf file, or a hub id such as org/name
     #[arg(long, default_value = "tiny", value_name = "MODEL")]
     model: String,
-    /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, :smoothquant, :asym, :mse)
-    #[arg(long, default_value = "f32", value_name = "VARIANT")]
+    #[arg(long, help = variants_help(""), default_value = "f32", value_name = "VARIANT")]
     variant: Variant,
     /// Token ids
     #[arg(long, required = true, value_delimiter = ',', value_name = "LIST")]
@@ -31,12 +31,16 @@ pub(super) struct Args {
     #[command(flatten)]
     device: EngineFlags,
     #[command(flatten)]
+    fuse: FuseFlag,
+    #[command(flatten)]
     cache: KvFlag,
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    let device = args.device.open()?;
-    let model = args.from.open(&args.model, &args.variant)?;
+    let device = args.device.open_switched(&args.fuse)?;
+    let model = args
+        .from
+        .open(&args.model, std::slice::from_ref(&args.variant))?;
     let logits = study::logits(
         &model,
         &args.variant,

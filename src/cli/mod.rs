@@ -11,16 +11,22 @@ mod info;
 mod isolation;
 mod judge;
 mod kernels;
+mod lines;
 mod list;
 mod logits;
+mod measure;
+mod parse;
 mod ppl;
 mod progress;
 mod quantize;
 mod report;
 mod schema;
 mod signals;
+mod speed;
 mod study;
+mod switches;
 mod tasks;
+mod text;
 
 use std::process::ExitCode;
 
@@ -57,7 +63,7 @@ enum Command {
     Bench(bench::Args),
     /// Perplexity of one variant on a text, alone or against a base
     Ppl(ppl::Args),
-    /// Accuracy of one variant on tasks, scored by lm_eval's rules
+    /// Accuracy on tasks, scored by lm_eval's rules; of several variants, each against the first
     Eval(eval::Args),
     /// Generates text from prompts, greedily or sampled
     Generate(generate::Args),
@@ -73,7 +79,7 @@ enum Command {
     Report(report::Args),
     /// Prints a finished study as something else: the table of a model card, Markdown, CSV, JSON
     Export(export::Args),
-    /// Prints the JSON Schema of records, of study.json, of comparisons, and of what kernels writes
+    /// Prints the JSON Schema of records, of study.json, and of what other commands print as JSON
     Schema,
     /// Prints the logits after every token of a sequence
     #[command(hide = true)]
@@ -82,7 +88,7 @@ enum Command {
 
 /// Parses the command line, runs the command, and gives the exit code: 0 done, 2 usage, 3 finished but some points
 /// failed or, with `--fail-on`, are missing, 4 regression found, 64 bad configuration, 65 corrupt model or data, 69 no
-/// device, 70 internal, 75 transient device fault, 130 interrupted.
+/// device, 70 internal, 74 an output that cannot be written, 75 transient device fault or no room, 130 interrupted.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let interrupt = Interrupt::new();
@@ -100,8 +106,8 @@ pub fn run() -> ExitCode {
 /// Whether this process works for another, which alone hears the user.
 fn is_worker(command: &Command) -> bool {
     match command {
-        Command::Study(args) => args.isolation.is_worker(),
-        Command::Bench(args) => args.isolation.is_worker(),
+        Command::Study(args) => args.measure.isolation.is_worker(),
+        Command::Bench(args) => args.measure.isolation.is_worker(),
         _ => false,
     }
 }
@@ -134,7 +140,7 @@ fn print(text: &str) -> Result<()> {
         .and_then(|()| stdout.flush());
     match written {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => {
-            Err(Error::io("standard output", "cannot write", e))
+            Err(Error::writing("standard output", "cannot write", e))
         }
         _ => Ok(()),
     }

@@ -3,18 +3,20 @@
 use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
-use serde_json::json;
 
-use super::args::{
-    CalibrationFlags, EngineFlags, KvFlag, ModelFlags, TextFlags, cache_folder, parse_positive,
-};
-use super::progress::{Progress, say};
+use super::args::{CalibrationFlags, EngineFlags, KvFlag, ModelFlags, cache_folder, variants_help};
+use super::lines::{entry, wrapped};
+use super::parse;
+use super::progress::{Progress, say, width};
+use super::switches::FuseFlag;
+use super::text::TextFlags;
 use crate::error::Result;
 use crate::measure::Interrupt;
 use crate::quality::Rule;
+use crate::results::scored_text::{ScoredText, Subject};
 use crate::results::study::Perplexity;
 use crate::scheme::Variant;
-use crate::study::{Scoring, score_text};
+use crate::study::{QualityPlan, Scoring, TextScore, score_text};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
@@ -27,14 +29,13 @@ pub(super) struct Args {
     /// tiny, a folder, a .gguf file, or a hub id such as org/name
     #[arg(long, default_value = "tiny", value_name = "MODEL")]
     model: String,
-    /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, :smoothquant, :asym, :mse)
-    #[arg(long, default_value = "bf16", value_name = "VARIANT")]
+    #[arg(long, help = variants_help(""), default_value = "bf16", value_name = "VARIANT")]
     variant: Variant,
-    /// Tokens of a segment [default: 2048, of llama.cpp 512; 256 with tiny]
-    #[arg(long, value_name = "N")]
+    /// Tokens of a segment [default: 2048, of llama.cpp 512, or as many as the model takes; 256 with tiny]
+    #[arg(long, value_name = "N", value_parser = parse::positive)]
     context: Option<usize>,
     /// Scores this many segments (of lm_eval, documents) from the start [default: all]
-    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    #[arg(long, value_name = "N", value_parser = parse::positive)]
     segments: Option<usize>,
     /// Compares with this variant: divergence of the predictions, and the paired difference of the losses
     #[arg(long, value_name = "VARIANT")]
@@ -51,20 +52,33 @@ pub(super) struct Args {
     #[command(flatten)]
     device: EngineFlags,
     #[command(flatten)]
+    fuse: FuseFlag,
+    #[command(flatten)]
     cache: KvFlag,
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
-    let mut plan = args.text.plan(args.context, args.segments, &args.model)?;
-    if args.base.is_none() {
-        args.text
-            .without_base("name what to compare with by --base")?;
-    } else {
-        let usual = cache_folder().map(|folder| folder.join("base-logits"));
-        plan.base = Some(args.text.base(usual)?);
-    }
-    let device = args.device.open()?;
-    let model = args.from.open(&args.model, &args.variant)?;
+    let base = match &args.base {
+        Some(_) => {
+            let usual = cache_folder().map(|folder| folder.join("base-logits"));
+            Some(args.text.base(usual)?)
+        }
+        None => {
+            args.text
+                .without_base("name what to compare with by --base")?;
+            None
+        }
+    };
+    let device = args.device.open_switched(&args.fuse)?;
+    let model = args
+        .from
+        .open(&args.model, std::slice::from_ref(&args.variant))?;
+    let (protocol, note) = args.text.protocol(args.context, args.segments, [&model]);
+    let plan = QualityPlan {
+        base,
+        ..args.text.plan(protocol)?
+    };
+    note.iter().for_each(|note| say(note));
     let variants: Vec<Variant> = std::iter::once(&args.variant)
         .chain(&args.base)
         .cloned()
@@ -85,58 +99,42 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     let found = score_text(&scoring, interrupt, &mut progress);
     progress.finish();
     let score = found?;
-    let found = &score.perplexity;
+    let TextScore {
+        act,
+        perplexity: found,
+        base,
+    } = score;
+    let alone = found.stderr.is_none();
     if args.json {
-        super::print_json(&json!({
-            "model": model.name,
-            "variant": args.variant.name,
-            "activation_dtype": score.act.name(),
-            "kv_cache": args.cache.kv.name(),
-            "device": device.kind(),
-            "protocol": found.protocol,
-            "context": found.context,
-            "stride": found.stride,
-            "text": found.text.name,
-            "text_digest": found.text.digest,
-            "value": found.value,
-            "stderr": found.stderr,
-            "stderr_over_tokens": found.stderr_over_tokens,
-            "nll_sum": found.nll_sum,
-            "tokens_scored": found.tokens_scored,
-            "segments": found.segments,
-            "tokens_total": found.tokens_total,
-            "bits_per_byte": found.bits_per_byte,
-            "byte_perplexity": found.byte_perplexity,
-            "word_perplexity": found.word_perplexity,
-            "segment_nll": found.segment_nll,
-            "segment_tokens": found.segment_tokens,
-            "base": args.base.as_ref().map(|base| &base.name),
-            "base_value": score.base.as_ref().map(|base| base.value),
-            "base_segment_nll": score.base.as_ref().map(|base| &base.segment_nll),
-            "recovery_percent": found.recovery_percent,
-            "delta_vs_base": found.delta_vs_base,
-            "divergence": found.divergence,
-            "noise_floor": score.base.as_ref().and_then(|base| base.noise_floor),
-        }))?;
+        let subject = Subject {
+            model: model.name.clone(),
+            variant: args.variant.name.clone(),
+            activation_dtype: act.name().to_owned(),
+            kv_cache: args.cache.kv.name().to_owned(),
+            device: device.kind().to_owned(),
+        };
+        let base = args.base.as_ref().map(|base| base.name.clone()).zip(base);
+        super::print_json(&ScoredText::new(subject, found, base))?;
     } else {
+        let width = width();
         let cache = match args.cache.kv.codes() {
             Some(_) => format!(", KV cache in {}", args.cache.kv),
             None => String::new(),
         };
         let variant = format!("{}{cache}", args.variant);
-        super::print(&described(found, &model.name, &variant))?;
-        if let (Some(base), Some(variant)) = (&score.base, &args.base) {
-            super::print(&compared(base, found, &variant.name))?;
+        super::print(&described(&found, &model.name, &variant, width))?;
+        if let (Some(base), Some(variant)) = (&base, &args.base) {
+            super::print(&compared(base, &found, &variant.name, width))?;
         }
     }
-    if found.stderr.is_none() {
+    if alone {
         say("one segment has no standard error");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A perplexity in a line or two, with the protocol that it is of.
-fn described(found: &Perplexity, model: &str, variant: &str) -> String {
+/// A perplexity in a line or two, or as many as the width asks for, with the protocol that it is of.
+fn described(found: &Perplexity, model: &str, variant: &str, width: usize) -> String {
     let with_error = |value: f64, stderr: Option<f64>| {
         let stderr = stderr.map_or_else(String::new, |e| format!(" ± {e:.4}"));
         format!("{value:.4}{stderr}")
@@ -157,12 +155,13 @@ fn described(found: &Perplexity, model: &str, variant: &str) -> String {
         .stderr_over_tokens
         .filter(|_| found.protocol == Rule::LlamaCpp.name());
     facts.extend(of_llama.map(|e| format!("± {e:.4} over tokens, as llama.cpp has it")));
-    let mut text = format!(
-        "perplexity {}  {model} {variant} on {} ({})\n",
+    let text = format!(
+        "perplexity {}  {model} {variant} on {} ({})",
         with_error(found.value, found.stderr),
         found.text.name,
         facts.join(", ")
     );
+    let mut text = wrapped(&text, 2, width) + "\n";
     if let (Some(word), Some(byte)) = (found.word_perplexity, found.byte_perplexity) {
         text += &format!("word perplexity {word:.4}, byte perplexity {byte:.4}\n");
     }
@@ -170,9 +169,10 @@ fn described(found: &Perplexity, model: &str, variant: &str) -> String {
 }
 
 /// What a comparison with a base came to.
-fn compared(base: &Perplexity, found: &Perplexity, name: &str) -> String {
+fn compared(base: &Perplexity, found: &Perplexity, name: &str, width: usize) -> String {
     let mut text = format!("against {name}, whose perplexity is {:.4}:\n", base.value);
-    let mut line = |what: &str, figures: String| text += &format!("  {what:<20}{figures}\n");
+    let mut line =
+        |what: &str, figures: String| text += &entry(&format!("  {what}"), 21, &figures, width);
     let error = |e: Option<f64>| e.map_or_else(String::new, |e| format!(" ± {e:.2e}"));
     if let Some(delta) = &found.delta_vs_base {
         let ends = delta.ln_ratio_ci95;

@@ -11,7 +11,6 @@ use super::args::{CalibrationFlags, DeviceFlags, ModelFlags};
 use super::progress::{Progress, say};
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
-use crate::model::Model;
 use crate::quant::{Kept, LayerReport, Place, Sensitivity};
 use crate::scheme::{DType, Variant};
 use crate::study::{CheckpointWish, activation_dtype};
@@ -50,7 +49,7 @@ pub(super) struct Args {
         long,
         value_delimiter = ',',
         value_name = "LIST",
-        requires = "keep_bits"
+        requires_all = ["keep_bits", "out"]
     )]
     layers: Vec<Choice>,
     /// Prints JSON: what was done to every layer, or the ranks
@@ -80,8 +79,8 @@ impl FromStr for Choice {
 
     fn from_str(s: &str) -> Result<Self, String> {
         match s.strip_prefix("worst:").map(str::parse) {
-            Some(Ok(count)) => Ok(Self::Worst(count)),
-            Some(Err(_)) => Err(format!("'{s}': expected worst: and a number")),
+            Some(Ok(count)) if count > 0 => Ok(Self::Worst(count)),
+            Some(_) => Err(format!("'{s}': expected worst: and a number above 0")),
             None => s.parse().map(Self::Named),
         }
     }
@@ -97,7 +96,9 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         }
     };
     let device = args.device.open()?;
-    let model = Model::open(&args.from.spec(&args.model))?;
+    let model = args
+        .from
+        .open(&args.model, std::slice::from_ref(&args.scheme))?;
     let act = activation_dtype(args.dtype, &device, &model);
     let nothing = Kept::default();
     let mut wish = CheckpointWish {

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use crate::error::Result;
-use crate::results;
+use crate::study;
 
 pub(super) fn run() -> Result<ExitCode> {
-    super::print_json(&results::schemas())?;
+    super::print_json(&study::schemas())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -5,21 +5,22 @@ use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
 
-use super::args::{
-    CalibrationFlags, EngineFlags, ModelFlags, SpeedFlags, TextFlags, WeightsFlag, parse_positive,
-};
-use super::isolation::{self, IsolationFlags};
+use super::args::{WeightsFlag, first_given, variants_help};
+use super::isolation;
 use super::judge::{AxisFlag, GoalFlags};
+use super::measure::{MeasureFlags, UsualVariants};
+use super::parse;
 use super::progress::{Progress, say, width};
 use super::tasks::TaskFlags;
+use super::text::TextFlags;
 use crate::error::{Error, Result};
 use crate::measure::Interrupt;
-use crate::model::ModelSpec;
+use crate::model::{Model, ModelSpec};
 use crate::quality::tasks::Suite;
 use crate::results::goal::Goal;
 use crate::results::{Store, Study, export, table};
 use crate::scheme::Variant;
-use crate::study::{self, EngineKind, Plan, Switches, TaskPlan};
+use crate::study::{self, EngineKind, Plan, QualityPlan, TaskPlan};
 
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
@@ -37,9 +38,14 @@ pub(super) struct Args {
         value_name = "MODEL"
     )]
     model: Vec<String>,
-    /// as-is, bf16, f16, f32, int8, w8a8, w4a16 (with :g64 or :g32, :gptq, :awq, :smoothquant, :asym, :mse); each model's
-    /// first is its base [default: bf16,int8,w4a16; for a quantised checkpoint bf16,as-is]
-    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    #[arg(
+        long,
+        help = variants_help(
+            "; each model's first is its base [default: bf16,int8,w4a16; for a quantised checkpoint bf16,as-is]"
+        ),
+        value_delimiter = ',',
+        value_name = "LIST"
+    )]
     variants: Vec<Variant>,
     /// Folder of the results; a second run with the same folder goes on where the first ended
     #[arg(long, default_value = "candlepower-study", value_name = "DIR")]
@@ -55,22 +61,14 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    from: ModelFlags,
-    #[command(flatten)]
-    calibration: CalibrationFlags,
-    #[command(flatten)]
-    device: EngineFlags,
-    #[command(flatten)]
-    speed: SpeedFlags,
-    #[command(flatten)]
-    pub(super) isolation: IsolationFlags,
+    pub(super) measure: MeasureFlags,
     #[command(flatten)]
     text: TextFlags,
-    /// Tokens of a scored segment [default: 2048, of llama.cpp 512; 256 with tiny]
-    #[arg(long, value_name = "N", help_heading = "Quality")]
+    /// Tokens of a scored segment [default: 2048, of llama.cpp 512, or as many as every model takes; 256 with tiny]
+    #[arg(long, value_name = "N", value_parser = parse::positive, help_heading = "Quality")]
     ppl_context: Option<usize>,
     /// Scores this many segments (of lm_eval, documents) from the start [default: all]
-    #[arg(long, value_name = "N", value_parser = parse_positive, help_heading = "Quality")]
+    #[arg(long, value_name = "N", value_parser = parse::positive, help_heading = "Quality")]
     ppl_segments: Option<usize>,
     /// Tasks to score as `eval` does, by name or file: their average and what is left of the base's
     #[arg(
@@ -98,92 +96,138 @@ pub(super) struct Args {
     no_ppl: bool,
 }
 
+/// What is measured of a model where no variants are named.
+const USUAL: UsualVariants = UsualVariants {
+    plain: &["bf16", "int8", "w4a16"],
+    quantised: &["bf16", "as-is"],
+};
+
 impl Args {
-    fn plan(&self) -> Result<Plan> {
-        // Made-up weights predict nothing.
-        let wanted = !self.no_ppl && self.from.weights != WeightsFlag::Dummy;
-        let (context, segments) = (self.ppl_context, self.ppl_segments);
-        let mut quality = self.text.plan(context, segments, &self.model[0])?;
-        if self.no_kl {
-            self.text.without_base("leave --no-kl out")?;
-        } else {
-            quality.base = Some(self.text.base(Some(self.out.join("base-logits")))?);
-        }
-        quality.under_load = !self.no_load_check;
-        let models: Vec<ModelSpec> = self
-            .model
-            .iter()
-            .map(|source| self.from.spec(source))
-            .collect();
-        let variants = if self.variants.is_empty() {
-            study::default_variants(&models, &["bf16", "int8", "w4a16"], &["bf16", "as-is"])?
-        } else {
-            self.variants.clone()
+    /// What is measured, and a word on how the text is cut if that is not as usual.
+    fn plan(&self) -> Result<(Plan, Option<String>)> {
+        let speed = self.measure.plan(&self.model, &self.variants, &USUAL)?;
+        let (quality, note) = self.quality(&speed)?.unzip();
+        self.check_axis(&speed, quality.as_ref())?;
+        let plan = Plan {
+            quality,
+            tasks: self.tasks()?,
+            force: self.force,
+            ..speed
         };
-        let compared = wanted && !self.no_kl && self.speed.engine.kind() == EngineKind::Candlepower;
-        let comparable = self.model.len() == 1 && variants.len() > 1;
-        if self.quality_axis == Some(AxisFlag::Kl) && !(compared && comparable) {
-            return Err(Error::Usage(
-                "--quality-axis kl needs several variants of one model, scored on a text by candlepower's engine".into(),
-            ));
+        Ok((plan, note.flatten()))
+    }
+
+    /// Why no text is scored.
+    fn unscored(&self) -> Option<&'static str> {
+        let own = self.measure.speed.engine.kind() == EngineKind::Candlepower;
+        match self.measure.from.weights {
+            _ if self.no_ppl => Some("--no-ppl leaves that out"),
+            WeightsFlag::Dummy => Some("--weights dummy predicts nothing"),
+            WeightsFlag::Stored if !own => {
+                Some("--engine candle or candle-gguf has no logits to score")
+            }
+            WeightsFlag::Stored => None,
         }
-        if self.quality_axis == Some(AxisFlag::Tasks) && self.tasks.is_empty() {
-            return Err(Error::Usage("--quality-axis tasks needs --tasks".into()));
+    }
+
+    /// The text that is scored, if any, and a word on how it is cut if that is not as usual.
+    fn quality(&self, speed: &Plan) -> Result<Option<(QualityPlan, Option<String>)>> {
+        if let Some(why) = self.unscored() {
+            let own = [
+                (self.ppl_context.is_some(), "--ppl-context"),
+                (self.ppl_segments.is_some(), "--ppl-segments"),
+            ];
+            return match self.text.given().or_else(|| first_given(&own)) {
+                Some(flag) => Err(Error::Usage(format!(
+                    "{flag} is for perplexity, and {why}: leave one of the two out"
+                ))),
+                None => Ok(None),
+            };
         }
-        if self.quality_axis == Some(AxisFlag::Ppl) && !wanted {
-            return Err(Error::Usage(
-                "--quality-axis ppl needs perplexity: leave --no-ppl and --weights dummy out"
-                    .into(),
-            ));
+        // What they take matters only where nobody says how long segments are.
+        let asked: &[ModelSpec] = match self.ppl_context {
+            Some(_) => &[],
+            None => &speed.models,
+        };
+        let models = asked.iter().map(Model::open).collect::<Result<Vec<_>>>()?;
+        let (protocol, note) = self
+            .text
+            .protocol(self.ppl_context, self.ppl_segments, &models);
+        let base = match (self.no_kl, speed.variants.len() * speed.kv.len()) {
+            (true, _) => {
+                self.text.without_base("leave --no-kl out")?;
+                None
+            }
+            (false, 1) => {
+                self.text
+                    .without_base("a single variant has nothing to be compared with")?;
+                None
+            }
+            (false, _) => Some(self.text.base(Some(self.out.join("base-logits")))?),
+        };
+        let plan = QualityPlan {
+            base,
+            under_load: !self.no_load_check,
+            ..self.text.plan(protocol)?
+        };
+        Ok(Some((plan, note)))
+    }
+
+    /// Refuses an axis without figures.
+    fn check_axis(&self, speed: &Plan, quality: Option<&QualityPlan>) -> Result<()> {
+        let compared = quality.is_some_and(|quality| quality.base.is_some());
+        let wrong = match (self.quality_axis, self.unscored()) {
+            (Some(AxisFlag::Kl), _) if !(compared && speed.models.len() == 1) => {
+                "--quality-axis kl needs several variants of one model, scored on a text by candlepower's engine".into()
+            }
+            (Some(AxisFlag::Tasks), _) if self.tasks.is_empty() => {
+                "--quality-axis tasks needs --tasks".into()
+            }
+            (Some(AxisFlag::Ppl), Some(why)) => {
+                format!("--quality-axis ppl needs perplexity, and {why}")
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::Usage(wrong))
+    }
+
+    /// The tasks that are scored, if any.
+    fn tasks(&self) -> Result<Option<TaskPlan>> {
+        if self.tasks.is_empty() {
+            return Ok(None);
         }
-        if !self.tasks.is_empty() && self.from.weights == WeightsFlag::Dummy {
+        if self.measure.from.weights == WeightsFlag::Dummy {
             return Err(Error::Usage(
                 "--tasks needs a model's own weights: those of --weights dummy answer nothing"
                     .into(),
             ));
         }
-        let tasks = match self.tasks.is_empty() {
-            true => None,
-            false => Some(TaskPlan {
-                under_load: !self.no_load_check,
-                ..self.how.plan(Suite::find(&self.tasks)?)
-            }),
-        };
-        Ok(Plan {
-            models,
-            quantising: self.calibration.quantising(&variants)?,
-            variants,
-            cells: self.speed.cells(),
-            quality: wanted.then_some(quality),
-            tasks,
-            act: self.device.dtype,
-            kv: self.speed.kv.clone(),
-            engine: self.speed.engine.kind(),
-            switches: Switches {
-                fuse: self.device.fuse(),
-                ..self.speed.switches()
-            },
-            chunk: self.device.chunk,
-            rule: self.speed.rule(),
-            turns: self.isolation.turns,
-            warm_up: self.speed.warm_up(),
-            energy: self.speed.energy(),
-            seed: self.speed.seed,
-            force: self.force,
-        })
+        Ok(Some(TaskPlan {
+            under_load: !self.no_load_check,
+            ..self.how.plan(Suite::find(&self.tasks)?)
+        }))
     }
 }
 
 pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
-    let plan = args.plan()?;
+    let MeasureFlags {
+        device: on,
+        speed,
+        isolation: workers,
+        ..
+    } = &args.measure;
+    let (plan, note) = args.plan()?;
     plan.check()?;
-    if args.isolation.is_worker() {
-        isolation::work(&[plan], &args.device.open_quietly()?)?;
+    if workers.is_worker() {
+        isolation::work(&[plan], &on.open_quietly()?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let isolation = args.isolation.of_plan(0)?;
-    let device = args.device.open()?;
+    let isolation = workers.of_plan(0)?;
+    let device = on.open()?;
     plan.check_device(&device)?;
+    note.iter()
+        .chain(&speed.without_energy(&device))
+        .for_each(|note| say(note));
     let mut environment = study::environment(&device);
     // What cannot be opened leaves no folder behind.
     study::check_inputs(&plan)?
@@ -193,7 +237,7 @@ pub(super) fn run(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     let command: Vec<String> = std::env::args().collect();
     let manifest = study::manifest(&plan, environment.clone(), command.clone())?;
     store.enter(manifest, args.mix)?;
-    environment.ceilings = args.speed.ceilings(&device, interrupt)?;
+    environment.ceilings = speed.ceilings(&device, interrupt)?;
     if let Some(ceilings) = &environment.ceilings {
         store.note_ceilings(ceilings)?;
     }

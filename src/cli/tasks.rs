@@ -2,7 +2,8 @@
 
 use clap::Args;
 
-use super::args::{Switch, parse_positive};
+use super::parse;
+use super::switches::Switch;
 use crate::quality::tasks::{Limit, Suite};
 use crate::study::TaskPlan;
 
@@ -19,7 +20,7 @@ pub(super) struct TaskFlags {
     #[arg(long, value_enum, value_name = "on|off", requires = "tasks")]
     add_bos: Option<Switch>,
     /// Tokens that the model reads at most at once; longer requests lose their beginning [default: its context]
-    #[arg(long, value_name = "N", value_parser = parse_positive, requires = "tasks")]
+    #[arg(long, value_name = "N", value_parser = parse::positive, requires = "tasks")]
     max_length: Option<usize>,
 }
 
@@ -30,7 +31,7 @@ impl TaskFlags {
             suite,
             shots: self.num_fewshot,
             limit: self.limit,
-            add_bos: self.add_bos.map(|switch| switch == Switch::On),
+            add_bos: self.add_bos.map(Switch::is_on),
             max_length: self.max_length,
             under_load: false,
         }

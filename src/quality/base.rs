@@ -177,7 +177,7 @@ impl Recorder {
     /// # Errors
     /// If it cannot be created.
     pub fn create(path: &Path, header: Header) -> Result<Self> {
-        let cannot = |e| Error::io(path, "cannot create", e);
+        let cannot = |e| Error::writing(path, "cannot create", e);
         let folder = path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(cannot)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -203,7 +203,7 @@ impl Recorder {
         self.hasher.update(bytes);
         self.file
             .write_all(bytes)
-            .map_err(|e| Error::io(&self.path, "cannot write", e))
+            .map_err(|e| Error::writing(&self.path, "cannot write", e))
     }
 
     /// Puts the file in its place.
@@ -223,7 +223,7 @@ impl Recorder {
             .and_then(|()| self.file.flush())
             .and_then(|()| self.file.get_ref().sync_all())
             .and_then(|()| fs::rename(&self.part, &self.path))
-            .map_err(|e| Error::io(&self.path, "cannot write", e))?;
+            .map_err(|e| Error::writing(&self.path, "cannot write", e))?;
         self.finished = true;
         Ok(())
     }
@@ -263,8 +263,8 @@ pub(super) struct Reader {
 impl Reader {
     /// Opens the predictions that `key` names.
     pub(super) fn open(path: &Path, key: &str, vocab: usize) -> Result<Self> {
-        let cannot = |e| Error::io(path, "cannot read", e);
-        let file = File::open(path).map_err(|e| Error::io(path, "cannot open", e))?;
+        let cannot = |e| Error::reading(path, "cannot read", e);
+        let file = File::open(path).map_err(|e| Error::reading(path, "cannot open", e))?;
         let length = file.metadata().map_err(cannot)?.len();
         let mut file = BufReader::new(file);
         let mut line = Vec::new();
@@ -314,7 +314,7 @@ impl Reader {
         let mut bytes = vec![0; rows * self.header.row_bytes()];
         self.file
             .read_exact(&mut bytes)
-            .map_err(|e| Error::io(&self.path, "cannot read", e))?;
+            .map_err(|e| Error::reading(&self.path, "cannot read", e))?;
         self.hasher.update(&bytes);
         let words = bytes.chunks_exact(4);
         Ok(words
@@ -336,7 +336,7 @@ impl Reader {
         let mut hash = [0; HASH];
         self.file
             .read_exact(&mut hash)
-            .map_err(|e| Error::io(&self.path, "cannot read", e))?;
+            .map_err(|e| Error::reading(&self.path, "cannot read", e))?;
         if self.hasher.finalize() != hash {
             return Err(self.damaged("its checksum does not fit"));
         }

@@ -229,7 +229,7 @@ impl Text {
 /// Every file under a folder, in the order of their paths.
 fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    let cannot = |e| Error::io(folder, "cannot read the folder", e);
+    let cannot = |e| Error::reading(folder, "cannot read the folder", e);
     let mut entries: Vec<PathBuf> = fs::read_dir(folder)
         .map_err(cannot)?
         .map(|entry| Ok(entry.map_err(cannot)?.path()))
@@ -252,7 +252,7 @@ fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn read_file(path: &Path, reading: &Reading) -> Result<(Vec<Document>, TextFormat)> {
-    let bytes = fs::read(path).map_err(|e| Error::io(path, "cannot read", e))?;
+    let bytes = fs::read(path).map_err(|e| Error::reading(path, "cannot read", e))?;
     let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Error::data(path, format!("not UTF-8 at byte {at}"))

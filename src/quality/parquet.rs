@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 /// # Errors
 /// If the file is not parquet, or has no such column of texts.
 pub(super) fn column(path: &Path, name: &str) -> Result<Vec<String>> {
-    let file = File::open(path).map_err(|e| Error::io(path, "cannot open", e))?;
+    let file = File::open(path).map_err(|e| Error::reading(path, "cannot open", e))?;
     let bad = |e| Error::data(path, e);
     let reader = SerializedFileReader::new(file).map_err(bad)?;
     let schema = reader.metadata().file_metadata().schema_descr_ptr();
@@ -36,7 +36,7 @@ pub(super) fn column(path: &Path, name: &str) -> Result<Vec<String>> {
 /// # Errors
 /// If the file is not parquet, or a value has no place in JSON.
 pub(super) fn rows(path: &Path) -> Result<Vec<Map<String, Value>>> {
-    let file = File::open(path).map_err(|e| Error::io(path, "cannot open", e))?;
+    let file = File::open(path).map_err(|e| Error::reading(path, "cannot open", e))?;
     let bad = |e| Error::data(path, e);
     let reader = SerializedFileReader::new(file).map_err(bad)?;
     let rows = reader.get_row_iter(None).map_err(bad)?;

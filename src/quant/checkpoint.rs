@@ -74,7 +74,7 @@ impl CheckpointWriter {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        fs::create_dir_all(parent).map_err(|e| Error::io(parent, "cannot create", e))?;
+        fs::create_dir_all(parent).map_err(|e| Error::writing(parent, "cannot create", e))?;
         let name = wanted.file_name().map_or_else(
             || "checkpoint".to_owned(),
             |name| name.to_string_lossy().into_owned(),
@@ -82,7 +82,7 @@ impl CheckpointWriter {
         let folder = tempfile::Builder::new()
             .prefix(&format!(".{name}.unfinished-"))
             .tempdir_in(parent)
-            .map_err(|e| Error::io(parent, "cannot create a folder in", e))?;
+            .map_err(|e| Error::writing(parent, "cannot create a folder in", e))?;
         let (entries, sizes) = lay_out(&tensors(assignment)?);
         let count = sizes.len();
         let mut shards = Vec::new();
@@ -98,8 +98,9 @@ impl CheckpointWriter {
                 file.write_all(&header)?;
                 file.set_len(8 + header.len() as u64 + size)
             };
-            let mut file = File::create(&path).map_err(|e| Error::io(&path, "cannot create", e))?;
-            write(&mut file).map_err(|e| Error::io(&path, "cannot write", e))?;
+            let mut file =
+                File::create(&path).map_err(|e| Error::writing(&path, "cannot create", e))?;
+            write(&mut file).map_err(|e| Error::writing(&path, "cannot write", e))?;
             shards.push((name, file, 8 + header.len() as u64));
         }
         Ok(Self {
@@ -170,7 +171,7 @@ impl CheckpointWriter {
         let (shard, file, data) = &mut self.shards[entry.shard];
         let path = self.folder.path().join(&*shard);
         write_at(file, *data + entry.offset + at, bytes)
-            .map_err(|e| Error::io(path, "cannot write", e))
+            .map_err(|e| Error::writing(path, "cannot write", e))
     }
 
     /// Completes the checkpoint and gives it its name.
@@ -187,7 +188,7 @@ impl CheckpointWriter {
         let folder = self.folder.path().to_owned();
         for (name, file, _) in &self.shards {
             file.sync_all()
-                .map_err(|e| Error::io(folder.join(name), "cannot write", e))?;
+                .map_err(|e| Error::writing(folder.join(name), "cannot write", e))?;
         }
         if self.shards.len() > 1 {
             let total: u64 = self.entries.values().map(|(entry, _)| entry.bytes).sum();
@@ -227,7 +228,7 @@ fn free(wanted: &Path, replace: bool) -> Result<PathBuf> {
     if here.is_ok_and(|here| here.starts_with(&real)) {
         return refused("is the working directory or holds it: give another --out");
     }
-    let mut entries = fs::read_dir(&real).map_err(|e| Error::io(wanted, "cannot read", e))?;
+    let mut entries = fs::read_dir(&real).map_err(|e| Error::writing(wanted, "cannot read", e))?;
     if entries.next().is_none() || (replace && is_ours(&real)) {
         return Ok(real);
     }
@@ -261,7 +262,7 @@ fn is_ours(folder: &Path) -> bool {
 /// and the old one keeps its own.
 fn put(folder: TempDir, wanted: &Path, replace: bool) -> Result<()> {
     let wanted = free(wanted, replace)?;
-    let failed = |e| Error::io(&wanted, "cannot put the checkpoint at", e);
+    let failed = |e| Error::writing(&wanted, "cannot put the checkpoint at", e);
     let mut old = None;
     if wanted.is_dir() {
         let mut aside = folder.path().as_os_str().to_owned();
@@ -272,15 +273,16 @@ fn put(folder: TempDir, wanted: &Path, replace: bool) -> Result<()> {
     }
     if let Err(e) = fs::rename(folder.path(), &wanted) {
         if let Some(old) = old {
-            fs::rename(&old, &wanted)
-                .map_err(|e| Error::io(&old, "holds the old checkpoint, cannot put it back", e))?;
+            fs::rename(&old, &wanted).map_err(|e| {
+                Error::writing(&old, "holds the old checkpoint, cannot put it back", e)
+            })?;
         }
         return Err(failed(e));
     }
     // Its name is gone, so there is nothing to remove.
     let _ = folder.keep();
     match old {
-        Some(old) => fs::remove_dir_all(&old).map_err(|e| Error::io(&old, "cannot remove", e)),
+        Some(old) => fs::remove_dir_all(&old).map_err(|e| Error::writing(&old, "cannot remove", e)),
         None => Ok(()),
     }
 }
@@ -491,8 +493,9 @@ fn companions(folder: &Path, model: &Model) -> Result<()> {
         for name in COMPANIONS {
             let from = source.join(name);
             if from.is_file() {
-                fs::copy(&from, folder.join(name))
-                    .map_err(|e| Error::io(&from, "cannot read or copy", e))?;
+                let bytes = fs::read(&from).map_err(|e| Error::reading(&from, "cannot read", e))?;
+                let to = folder.join(name);
+                fs::write(&to, bytes).map_err(|e| Error::writing(&to, "cannot write", e))?;
             }
         }
     }
@@ -503,7 +506,7 @@ fn companions(folder: &Path, model: &Model) -> Result<()> {
     let path = folder.join("tokenizer.json");
     if !path.is_file() || tokenizer.origin().parent() != source_folder(model) {
         let text = tokenizer.to_json()?;
-        fs::write(&path, text).map_err(|e| Error::io(&path, "cannot write", e))?;
+        fs::write(&path, text).map_err(|e| Error::writing(&path, "cannot write", e))?;
     }
     let path = folder.join("tokenizer_config.json");
     if !path.is_file() {
@@ -520,7 +523,7 @@ fn companions(folder: &Path, model: &Model) -> Result<()> {
 }
 
 fn read_json(path: &Path) -> Result<Value> {
-    let bytes = fs::read(path).map_err(|e| Error::io(path, "cannot read", e))?;
+    let bytes = fs::read(path).map_err(|e| Error::reading(path, "cannot read", e))?;
     serde_json::from_slice(&bytes).map_err(|e| Error::data(path, format!("bad JSON: {e}")))
 }
 
@@ -533,7 +536,7 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
         file.write_all(b"\n")?;
         file.sync_all()
     };
-    write().map_err(|e| Error::io(path, "cannot write", e))
+    write().map_err(|e| Error::writing(path, "cannot write", e))
 }
 
 #[cfg(test)]
@@ -647,7 +650,7 @@ mod tests {
         let missing = scratch.path().join("missing/out");
         assert_eq!(
             put(unfinished(), &missing, true).unwrap_err().exit_code(),
-            70
+            74
         );
         assert_eq!(count(), 0);
 

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::{HostSliceMut, Model};
 use crate::scheme::DType;
 
@@ -166,13 +166,9 @@ pub(super) fn read(model: &Model, name: &str) -> Result<Vec<f32>> {
         })?;
     match out.iter().position(|x| !x.is_finite()) {
         None => Ok(out),
-        Some(at) => Err(Error::Config(format!(
-            "{}: tensor '{name}' holds {} at row {}, column {}: nothing can be quantised around that",
-            model.name,
-            out[at],
-            at / width,
-            at % width
-        ))),
+        Some(at) => Err(model
+            .weights
+            .not_finite(name, at / width, at % width, out[at])),
     }
 }
 

@@ -1,5 +1,5 @@
-//! The few products and the one factorisation that quantisers need. Products are the engine's own on the CPU; the factorisation
-//! is in f64, blocked so that what a thread touches stays in its cache.
+//! The few products and the one factorisation that quantisers need. Products are the engine's own on the CPU; the
+//! factorisation is in f64, blocked so that what a thread touches stays in its cache.
 
 use rayon::prelude::*;
 

@@ -4,7 +4,8 @@
 //! Reading order: [`Quantisation`] (`quantise`: a whole run, layer by layer) · `layer` (one decoder layer on the host) ·
 //! `assign` (which linear layer becomes what) · `calibration` and `decoder` (the model reads the calibration text; what is
 //! kept of the inputs) · `transform` over `awq` and `smoothquant` (factors that move from inputs into weights) · `grid`
-//! (ranges, scales, zero points) · `rtn` and `gptq` (codes) · `linalg` · `checkpoint` (the files) · `report` · `sensitivity`.
+//! (ranges, scales, zero points) · `rtn` and `gptq` (codes) · `linalg` · `checkpoint` (the files) · `report` ·
+//! `sensitivity`.
 //!
 //! A method is at most one transformation followed by one way of rounding, and all of them judge errors by the Gram matrix
 //! of a layer's inputs, so one pass over the calibration text serves any of them. Peak memory is that of one layer in f32

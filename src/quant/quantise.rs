@@ -73,8 +73,9 @@ impl Quantisation<'_> {
     /// Writes the quantised model to `out`, all of it or nothing.
     ///
     /// # Errors
-    /// If something stands there (unless it is a checkpoint of this program and `replace` is set), a group fits no layer, calibration text is missing, a weight is not
-    /// finite, or reading or writing fails. What `watch` returns stops the run.
+    /// If something stands there (unless it is a checkpoint of this program and `replace` is set), a group fits no layer,
+    /// calibration text is missing, a weight is not finite, or reading or writing fails. What `watch` returns stops the
+    /// run.
     pub fn write(&self, out: &Path, replace: bool, watch: Watch<'_>) -> Result<Vec<LayerReport>> {
         let dtype = plain_dtype(self.model);
         let assignment = self.assignment(dtype)?;

@@ -115,7 +115,7 @@ impl Quantisation<'_> {
             }
         }
         if let Some(bad) = found.iter().find(|s| !s.divergence.is_finite()) {
-            return Err(Error::Internal(format!(
+            return Err(Error::NotFinite(format!(
                 "the predictions with {} quantised are not finite",
                 bad.place
             )));

@@ -229,8 +229,8 @@ fn a_group_that_fits_nothing() {
         ("intermediate_size", 48),
     ];
     set_config(folder.path(), &shape.map(|(key, n)| (key, json!(n))));
-    let line = format!("{STUDY} --weights dummy --no-ppl --variants w4a16");
-    fails(folder.path(), &line, 64, &["w4a16", "q_proj", "48"]);
+    let line = "study --model model --weights dummy --variants w4a16 --batch 1 --prompt 8 --gen 4 --device cpu --out out";
+    fails(folder.path(), line, 64, &["w4a16", "q_proj", "48"]);
     fails(
         folder.path(),
         &line.replace("w4a16", "bf16,w4a16"),
@@ -355,6 +355,157 @@ fn flags_that_make_no_sense() {
     .expect(2);
     assert!(empty.error().contains("--prompt"));
     fails(folder.path(), "report nowhere", 64, &["nowhere"]);
+}
+
+#[test]
+fn flags_that_would_be_in_vain() {
+    let folder = model_folder();
+    // clap's own word, which names what is missing on the lines below it.
+    let incomplete = "required arguments";
+    for (line, said) in [
+        ("bench --weights-seed 3", "add --weights dummy"),
+        ("ppl --revision main --device cpu", "--revision main is for"),
+        ("ppl --model model --revision main --device cpu", "'model'"),
+        (
+            "info --revision main --device cpu",
+            "--revision is for a model",
+        ),
+        (
+            "info --weights dummy --device cpu",
+            "--weights is for a model",
+        ),
+        ("bench --margin 2%", incomplete),
+        ("bench --run-noise 1%", incomplete),
+        ("bench --across-hardware", incomplete),
+        ("bench --force", incomplete),
+        ("kernels --force", incomplete),
+        ("ppl --calibration-samples 8", incomplete),
+        (
+            "quantize --scheme w4a16 --sensitivity --keep-bits 16 --layers 1",
+            incomplete,
+        ),
+        (
+            "study --no-ppl --text text.txt --out out",
+            "--text is for perplexity, and --no-ppl leaves that out",
+        ),
+        ("study --no-ppl --ppl-context 64 --out out", "--ppl-context"),
+        ("study --no-ppl --base-top-k 8 --out out", "--base-top-k"),
+        (
+            "study --weights dummy --protocol llama.cpp --out out",
+            "--weights dummy predicts nothing",
+        ),
+        (
+            "study --engine candle --variants bf16 --ppl-segments 2 --out out",
+            "--ppl-segments is for perplexity, and --engine candle",
+        ),
+        (
+            "study --variants bf16 --base-top-k 8 --out out",
+            "a single variant",
+        ),
+        ("generate --prompt x --top-k 3", "--top-k is for"),
+        ("generate --prompt x --top-p 0.9", "--top-p is for"),
+        (
+            "generate --prompt x --temperature 0 --seed 1",
+            "--seed is for",
+        ),
+        (
+            "generate --prompt x --engine candle --chunk 8",
+            "--chunk is for candlepower's engine",
+        ),
+        (
+            "bench --engine candle --variants bf16 --chunk 8",
+            "--chunk is for candlepower's engine",
+        ),
+        (
+            "bench --isolate off --hang-limit 3",
+            "--hang-limit is for child processes",
+        ),
+    ] {
+        fails(folder.path(), line, 2, &[said]);
+    }
+}
+
+#[test]
+fn what_is_named_twice() {
+    let folder = model_folder();
+    for (line, said) in [
+        ("study --variants bf16,bf16 --out out", "names 'bf16' twice"),
+        (
+            "bench --variants w4a16,w4a16:g128",
+            "'w4a16' and 'w4a16:g128' are the same",
+        ),
+        (
+            "bench --variants w4a16:g64:g32",
+            "'g64' and 'g32' exclude each other",
+        ),
+        (
+            "eval --variants int8,w8a16 --tasks arc_easy --device cpu",
+            "'int8' and 'w8a16' are the same",
+        ),
+        (
+            "info --model tiny --variants bf16,bf16 --device cpu",
+            "names 'bf16' twice",
+        ),
+        (
+            "kernels --variants int8,int8:rtn",
+            "'int8' and 'int8:rtn' are the same",
+        ),
+        ("kernels --model tiny,tiny", "names 'tiny' twice"),
+        (
+            "kernels --shape 8,8 --shape 8,8",
+            "--shape 8,8 is given twice",
+        ),
+        ("study --model tiny,tiny --out out", "names 'tiny' twice"),
+        (
+            "study --model model,./model --text text.txt --out out",
+            "'model' and './model' are the same",
+        ),
+    ] {
+        fails(folder.path(), line, 2, &[said]);
+    }
+    // A copy is the same model, too.
+    for name in ["a", "b"] {
+        fs::create_dir(folder.path().join(name)).unwrap();
+        copy_model(&folder.path().join(name));
+    }
+    let line = STUDY.replace("--model model", "--model a/model,b/model");
+    fails(
+        folder.path(),
+        &line,
+        2,
+        &["a/model", "b/model", "same model"],
+    );
+}
+
+#[test]
+fn numbers_that_make_no_sense() {
+    let folder = tempdir().unwrap();
+    for (line, flag) in [
+        ("bench --precision 0", "--precision"),
+        ("bench --precision 100%", "--precision"),
+        ("bench --max-time 0", "--max-time"),
+        ("bench --min-time NaN", "--min-time"),
+        ("bench --energy-window inf", "--energy-window"),
+        ("bench --hang-limit 0", "--hang-limit"),
+        ("bench --prompt 0,8", "--prompt"),
+        ("kernels --max-time 0", "--max-time"),
+        ("kernels --m 0-4", "--m"),
+        ("compare a b --margin NaN", "--margin"),
+        ("compare a b --fail-on 2%%", "--fail-on"),
+        ("study --ppl-context 0", "--ppl-context"),
+        ("study --at-recovery NaN", "--at-recovery"),
+        ("info --model tiny --context 0", "--context"),
+        ("info --model tiny --batch 0,1", "--batch"),
+        ("generate --prompt x --temperature inf", "--temperature"),
+        ("generate --prompt x --temperature 1 --top-p 0", "--top-p"),
+        (
+            "quantize --scheme w4a16 --out q --keep-bits 16 --layers worst:0",
+            "worst:0",
+        ),
+    ] {
+        fails(folder.path(), line, 2, &["invalid value", flag]);
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use tempfile::tempdir;
 
-use super::common::{FIXTURES, fixture, number, run, words};
+use super::common::{FIXTURES, copy_model, fixture, number, run, words, write_text};
 
 #[test]
 fn perplexity_comes_with_all_that_it_takes_to_recompute_it() {
@@ -43,6 +43,51 @@ fn perplexity_comes_with_all_that_it_takes_to_recompute_it() {
         "{}",
         plain.stdout
     );
+}
+
+/// Where the protocol's own segments do not fit, they are as long as the model takes, and this is said once.
+#[test]
+fn segments_fit_the_model_unless_told() {
+    let folder = tempdir().unwrap();
+    copy_model(folder.path());
+    write_text(folder.path());
+    let ppl = "ppl --model model --text text.txt --segments 1 --device cpu --json";
+    let study = "study --model model --variants bf16,int8 --text text.txt --ppl-segments 1 --batch 1 --prompt 8 --gen 4 \
+                 --trials 1 --min-time 0 --warmup 0 --no-ceilings --no-kl --no-load-check --out out --device cpu --json";
+    for (line, flag, place) in [
+        (ppl, "--context", "/context"),
+        (study, "--ppl-context", "/variants/1/perplexity/context"),
+    ] {
+        let usual = run(folder.path(), &words(line)).expect(0);
+        assert_eq!(number(&usual.json(), place), 256.0, "{line}");
+        let said = usual.stderr.matches("segments of 256 tokens").count();
+        assert_eq!(said, 1, "{line}: {}", usual.stderr);
+        let told = run(folder.path(), &words(&format!("{line} {flag} 64"))).expect(0);
+        assert_eq!(number(&told.json(), place), 64.0, "{line}");
+        assert!(!told.stderr.contains("segments of"), "{}", told.stderr);
+    }
+}
+
+#[test]
+fn energy_that_cannot_be_measured_is_said_where_it_was_asked_for() {
+    let line = "bench --variants bf16 --batch 1,1 --prompt 4 --gen 2 --trials 1 --min-time 0 --warmup 0 --no-ceilings \
+                --device cpu --json";
+    for (flag, said) in [
+        ("", false),
+        ("--energy-window 0 --idle-window 0", false),
+        ("--energy-window 5", true),
+    ] {
+        let bench = run(Path::new("."), &words(&format!("{line} {flag}"))).expect(0);
+        assert_eq!(
+            bench.stderr.contains("--energy-window has no effect"),
+            said,
+            "{flag}: {}",
+            bench.stderr
+        );
+        // A number of a list counts once.
+        let speed = bench.json()["variants"][0]["speed"].clone();
+        assert_eq!(speed.as_array().map(Vec::len), Some(1), "{speed:#}");
+    }
 }
 
 #[test]
@@ -304,12 +349,27 @@ fn the_machine_is_described() {
 
 #[test]
 fn every_command_shows_an_example() {
-    for command in ["study", "bench", "ppl", "generate", "info", "report"] {
+    for command in [
+        "study", "bench", "ppl", "eval", "generate", "info", "report",
+    ] {
         let help = run(Path::new("."), &[command, "--help"]).expect(0).stdout;
         assert!(
             help.contains("Example") && help.contains(&format!("candlepower {command}")),
             "{command}: {help}"
         );
+    }
+}
+
+#[test]
+fn every_command_names_variants_alike() {
+    use candlepower::scheme::Variant;
+
+    for command in [
+        "study", "bench", "ppl", "eval", "generate", "logits", "info",
+    ] {
+        let help = run(Path::new("."), &[command, "--help"]).expect(0).stdout;
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(help.contains(Variant::NOTATION), "{command}: {help}");
     }
 }
 
@@ -347,6 +407,27 @@ fn info_says_what_of_a_model_fits() {
     );
 }
 
+/// What cannot be written is no broken input and no fault of the program.
+#[test]
+fn an_output_that_has_no_place_has_an_exit_code_of_its_own() {
+    let folder = tempdir().unwrap();
+    fs::write(folder.path().join("file"), "in the way").unwrap();
+    let row = "{\"query\": \"A lamp gives\", \"choices\": [\"light\", \"salt\"], \"gold\": 0}\n";
+    fs::write(folder.path().join("rows.jsonl"), row).unwrap();
+    for line in [
+        "bench --batch 1 --prompt 4 --gen 2 --trials 1 --min-time 0 --no-ceilings --out file/out",
+        "bench --batch 1 --prompt 4 --gen 2 --trials 1 --min-time 0 --no-ceilings --out file",
+        "quantize --scheme w4a16 --out file/out",
+        "eval --tasks rows.jsonl --log-samples file/log.jsonl",
+    ] {
+        let failed = run(folder.path(), &words(&format!("{line} --device cpu"))).expect(74);
+        assert!(failed.error().contains("file"), "{}", failed.error());
+        assert_eq!(failed.stdout, "", "'{line}' prints a result");
+    }
+    let kept = fs::read_to_string(folder.path().join("file")).unwrap();
+    assert_eq!(kept, "in the way");
+}
+
 /// A full disk at the other end of standard output is an error; a reader that has seen enough is none.
 #[cfg(target_os = "linux")]
 #[test]
@@ -370,7 +451,7 @@ fn what_cannot_be_printed_is_an_error() {
             .output()
             .unwrap();
         let told = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(70), "{line}: {told}");
+        assert_eq!(output.status.code(), Some(74), "{line}: {told}");
         assert!(
             told.contains("standard output: cannot write"),
             "{line}: {told}"

@@ -117,3 +117,24 @@ pub(crate) fn number(value: &Value, pointer: &str) -> f64 {
     let found = value.pointer(pointer).and_then(Value::as_f64);
     found.unwrap_or_else(|| panic!("no number at {pointer} of {value:#}"))
 }
+
+/// Fails unless a document names this schema and keeps to it, and the schema is one that not just anything keeps to.
+pub(crate) fn keeps_to_schema(document: &Value, name: &str) {
+    assert_eq!(document["schema"], name);
+    let schemas = run(Path::new("."), &["schema"]).expect(0).json();
+    let validator = jsonschema::validator_for(&schemas[name]).unwrap();
+    if let Err(error) = validator.validate(document) {
+        panic!("{name}: {error}\n{document:#}");
+    }
+    assert!(!validator.is_valid(&serde_json::json!({ "schema": name })));
+    let mut other = document.clone();
+    other["schema"] = "candlepower.other/1".into();
+    assert!(!validator.is_valid(&other), "{name} takes any version");
+}
+
+/// Fails if a line is longer than what there is without a terminal.
+pub(crate) fn fits_a_terminal(shown: &str) {
+    for line in shown.lines() {
+        assert!(line.chars().count() <= 100, "{line}\n\n{shown}");
+    }
+}

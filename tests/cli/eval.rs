@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
-use super::common::{copy_model, number, run, words};
+use super::common::{copy_model, fits_a_terminal, keeps_to_schema, number, run, words};
 
 const ROWS: &str = r#"{"query": "A lamp gives", "choices": ["light", "bread and salt"], "gold": 0}
 {"query": "Bread is", "choices": ["eaten", "lit", "sung"], "gold": 2}
@@ -35,6 +35,7 @@ fn results_have_the_layout_of_lm_eval() {
     let folder = model_folder();
     let line = format!("{EVAL} rows.jsonl --json --log-samples log.jsonl --limit 2");
     let found = run(folder.path(), &words(&line)).expect(0).json();
+    keeps_to_schema(&found, "candlepower.evaluation/1");
     let acc = number(&found, "/results/rows/acc,none");
     assert!((0.0..=1.0).contains(&acc));
     number(&found, "/results/rows/acc_norm_stderr,none");
@@ -117,7 +118,7 @@ fn free_text_is_held_against_references() {
 #[test]
 fn a_run_that_was_stopped_goes_on() {
     let folder = model_folder();
-    let line = format!("{EVAL} rows.jsonl --json --log-samples log.jsonl");
+    let line = format!("{EVAL} rows.jsonl --json --log-samples log.jsonl --force");
     let whole = run(folder.path(), &words(&line)).expect(0).json();
     let log = lines(&folder.path().join("log.jsonl"));
     // What a stopped run leaves: answers under its key. One of them is made up, so that it shows.
@@ -141,9 +142,14 @@ fn variants_are_held_against_the_first() {
     let run_of = |variants: &str, json: &str| {
         let line =
             "eval --model model --device cpu --tasks rows.jsonl --log-samples log.jsonl --variants";
-        run(folder.path(), &words(&format!("{line} {variants} {json}"))).expect(0)
+        run(
+            folder.path(),
+            &words(&format!("{line} {variants} --force {json}")),
+        )
+        .expect(0)
     };
     let found = run_of("f32,bf16,w4a16:g32", "--json").json();
+    keeps_to_schema(&found, "candlepower.evaluations/1");
     assert_eq!(found["variants"].as_array().unwrap().len(), 3);
     let against = &found["recovery"][1];
     assert_eq!(
@@ -162,6 +168,43 @@ fn variants_are_held_against_the_first() {
 
     let table = run_of("f32,int8", "").stdout;
     assert!(table.contains("int8 against f32: recovery"), "{table}");
+    fits_a_terminal(&table);
+    for head in ["± se", "difference [95 % CI]", "won : lost", "p (McNemar)"] {
+        assert!(table.contains(head), "{head}: {table}");
+    }
+}
+
+#[test]
+fn a_log_that_is_there_is_kept_unless_it_is_to_be_replaced() {
+    let folder = model_folder();
+    let log = folder.path().join("logs/log.jsonl");
+    let line = format!("{EVAL} rows.jsonl --limit 1 --log-samples logs/log.jsonl");
+    // Its folder is made.
+    run(folder.path(), &words(&line)).expect(0);
+    assert_eq!(lines(&log).len(), 1);
+    let line = line.replace("--limit 1", "--limit 2");
+    let refused = run(folder.path(), &words(&line)).expect(2);
+    for part in ["logs/log.jsonl", "is there already", "--force"] {
+        assert!(refused.error().contains(part), "{}", refused.error());
+    }
+    assert_eq!((refused.stdout.as_str(), lines(&log).len()), ("", 1));
+    run(folder.path(), &words(&format!("{line} --force"))).expect(0);
+    assert_eq!(lines(&log).len(), 2);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        // As private as any file that is written here, not more.
+        assert_eq!(mode(&log), mode(&folder.path().join("rows.jsonl")));
+    }
+    let folder_as_log = line.replace("logs/log.jsonl", "logs --force");
+    let refused = run(folder.path(), &words(&folder_as_log)).expect(2);
+    assert!(
+        refused.error().contains("is no file"),
+        "{}",
+        refused.error()
+    );
+    run(folder.path(), &words(&format!("{EVAL} rows.jsonl --force"))).expect(2);
 }
 
 /// Runs a line that must fail with `code`, say all of `said`, and leave no result.

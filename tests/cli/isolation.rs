@@ -278,7 +278,7 @@ fn a_folder_that_goes_away_takes_no_record_with_it() {
     wait_for("the first record", || !lines_of(folder.path()).is_empty());
     fs::rename(folder.path().join("out"), folder.path().join("moved")).unwrap();
     let output = child.wait_with_output_and_code();
-    assert_eq!(output.0, Some(70), "{}", output.1);
+    assert_eq!(output.0, Some(74), "{}", output.1);
     assert!(output.1.contains("records.jsonl") && output.1.contains("are kept in"));
     let kept = fs::read_dir(folder.path())
         .unwrap()

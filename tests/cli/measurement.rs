@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::common::{number, run, words};
+use super::common::{fits_a_terminal, keeps_to_schema, number, run, words};
 
 #[test]
 fn a_study_names_its_checks_its_memory_and_why_there_is_no_energy() {
@@ -68,4 +68,25 @@ fn the_power_sensors_of_a_cpu_are_no_device() {
         "{}",
         ran.error()
     );
+}
+
+#[test]
+fn what_is_told_of_a_machine_keeps_to_its_schema_and_fits_a_terminal() {
+    let model = "info --device cpu --model llama-3.1-8b --variants bf16,w4a16 --memory 80GiB";
+    for (line, schema) in [
+        ("info --device cpu --no-ceilings", "candlepower.info/1"),
+        (model, "candlepower.capacity/1"),
+    ] {
+        let found = run(Path::new("."), &words(&format!("{line} --json"))).expect(0);
+        keeps_to_schema(&found.json(), schema);
+        let shown = run(Path::new("."), &words(line)).expect(0).stdout;
+        fits_a_terminal(&shown);
+    }
+    let shown = run(Path::new("."), &words("info --device cpu --no-ceilings")).expect(0);
+    let presets = shown.stdout.find("\npresets ").expect("no presets");
+    let presets = &shown.stdout[presets + 1..];
+    assert!(presets.lines().count() > 1, "{presets}");
+    for line in presets.lines().skip(1) {
+        assert!(line.starts_with(&" ".repeat(15)), "{presets}");
+    }
 }

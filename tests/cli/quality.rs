@@ -7,7 +7,9 @@ use candlepower::model::tiny_text;
 use serde_json::{Value, json};
 use tempfile::tempdir;
 
-use super::common::{Run, fixture, number, run, words, write_text};
+use super::common::{
+    Run, copy_model, fits_a_terminal, fixture, keeps_to_schema, number, run, words, write_text,
+};
 
 fn ppl(folder: &Path, line: &str) -> Run {
     run(folder, &words(&format!("ppl --device cpu {line}")))
@@ -373,4 +375,77 @@ fn flags_and_texts_that_make_no_sense() {
         .collect();
     left.sort();
     assert_eq!(left, ["bad.jsonl", "empty", "plain.txt"]);
+}
+
+#[test]
+fn a_scored_text_keeps_to_its_schema_and_fits_a_terminal() {
+    let folder = tempdir().unwrap();
+    let name = "a-text-of-which-the-name-alone-takes-half-a-line-of-a-terminal.txt";
+    write_text(folder.path());
+    fs::rename(folder.path().join("text.txt"), folder.path().join(name)).unwrap();
+    let line = format!("--variant int8 --context 64 --segments 3 --text {name} --base-logits kept");
+    for base in ["", "--base f32"] {
+        let line = match base {
+            "" => line.replace(" --base-logits kept", ""),
+            base => format!("{line} {base}"),
+        };
+        let found = ppl(folder.path(), &format!("{line} --json")).expect(0);
+        keeps_to_schema(&found.json(), "candlepower.perplexity/1");
+        let shown = ppl(folder.path(), &line).expect(0).stdout;
+        fits_a_terminal(&shown);
+        assert!(
+            shown.starts_with("perplexity ") && shown.contains(name) && shown.contains("\n  "),
+            "{shown}"
+        );
+    }
+}
+
+/// Puts a NaN into a tensor of bfloat16, in a copy of `tiny-llama` in `folder`.
+fn model_with_a_nan(folder: &Path, tensor: &str, element: usize) {
+    let path = copy_model(folder).join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let length = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    assert_eq!(header[tensor]["dtype"], "BF16");
+    let begin = header[tensor]["data_offsets"][0].as_u64().unwrap();
+    let at = 8 + length + usize::try_from(begin).unwrap() + 2 * element;
+    bytes[at..at + 2].copy_from_slice(&0x7fc0_u16.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+}
+
+#[test]
+fn a_weight_that_is_no_number_is_the_checkpoints_fault_and_named() {
+    let folder = tempdir().unwrap();
+    // 160 columns.
+    model_with_a_nan(folder.path(), "model.layers.1.mlp.down_proj.weight", 323);
+    write_text(folder.path());
+    let rows = "{\"query\": \"A lamp gives\", \"choices\": [\"light\", \"salt\"], \"gold\": 0}\n";
+    fs::write(folder.path().join("rows.jsonl"), rows).unwrap();
+    let named = |told: &str| {
+        for part in [
+            "model.safetensors",
+            "'model.layers.1.mlp.down_proj.weight' holds NaN at row 2, column 3",
+        ] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        assert!(!told.contains("internal"), "{told}");
+    };
+    for line in [
+        "ppl --model model --text text.txt --context 64 --segments 2 --variant f32",
+        "ppl --model model --text text.txt --context 64 --segments 2 --variant int8",
+        "eval --model model --tasks rows.jsonl --variant f32",
+        "generate --model model --prompt lamp --gen 2 --variant f32",
+        "quantize --model model --scheme w4a16:g32 --out out",
+    ] {
+        let failed = run(folder.path(), &words(&format!("{line} --device cpu"))).expect(65);
+        named(failed.error());
+    }
+    // In a study it costs the points of its variants.
+    let study = "study --model model --variants f32 --batch 1 --prompt 8 --gen 2 --trials 1 --min-time 0 --text text.txt \
+                 --ppl-context 64 --ppl-segments 2 --no-ceilings --device cpu --out study";
+    run(folder.path(), &words(study)).expect(3);
+    let records = fs::read_to_string(folder.path().join("study/records.jsonl")).unwrap();
+    for record in records.lines() {
+        named(record);
+    }
 }

@@ -4,7 +4,7 @@
 //! Reading order: [`Suite`] (`suite`: tasks by name) · [`Task`] (`task`, by `keys` out of `yaml`) · [`Documents`]
 //! (`document`: rows to requests, through `rows`, `repository`, `template`) · [`Encoder`] (`encode`: requests to tokens) ·
 //! `score` and `generate` (what the model says) · [`Sample`], [`TaskScore`], [`SuiteScore`] (`results`, by `metric` and
-//! `filter`) · [`Work`] (`work`, all of it for one task) · [`layout`] (results as lm_eval lays them out).
+//! `filter`) · [`Work`] (`work`, all of it for one task) · [`layout()`] (results as lm_eval lays them out).
 //!
 //! `python`, `pattern` and `random` are what of Python shows through in definitions and in the choice of examples.
 
@@ -31,7 +31,7 @@ mod yaml;
 
 pub use document::{Document, Documents, EXAMPLE_SEED, Gold, Limit, Request};
 pub use encode::{Encoded, Encoder};
-pub use layout::{Provenance, layout};
+pub use layout::{LmEvalResults, Provenance, layout};
 pub use metric::{Metric, Output};
 pub use results::{Answer, Figure, GroupScore, Sample, SuiteScore, TaskScore};
 pub use score::LogLikelihood;

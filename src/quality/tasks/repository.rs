@@ -20,7 +20,7 @@ pub(super) fn files(source: &Source, split: &str) -> Result<Vec<PathBuf>> {
     let readme = match listing.iter().any(|name| name == "README.md") {
         true => {
             let path = hub::dataset_file(repo, revision, "README.md")?;
-            std::fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot read", e))?
+            std::fs::read_to_string(&path).map_err(|e| Error::reading(&path, "cannot read", e))?
         }
         false => String::new(),
     };

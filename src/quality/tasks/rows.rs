@@ -94,7 +94,7 @@ pub(super) fn read(path: &Path, field: Option<&str>) -> Result<Vec<Row>> {
     if path.extension().is_some_and(|ending| ending == "parquet") {
         return parquet(path);
     }
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, "cannot read", e))?;
+    let bytes = std::fs::read(path).map_err(|e| Error::reading(path, "cannot read", e))?;
     let text = String::from_utf8(bytes).map_err(|e| {
         Error::data(
             path,

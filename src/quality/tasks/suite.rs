@@ -86,6 +86,24 @@ pub struct Group {
     pub metrics: Vec<String>,
 }
 
+impl Group {
+    /// The first metric that is taken together over its tasks and of which more is better; `None` of a group that only
+    /// names tasks, which has no figure.
+    pub fn main_metric<'a>(&self, tasks: impl IntoIterator<Item = &'a Task>) -> Option<&str> {
+        let own = tasks.into_iter().filter(|t| self.tasks.contains(&t.name));
+        let own: Vec<&Task> = own.collect();
+        let has = |task: &Task, name: &str| {
+            let metrics = &task.metrics;
+            let is_metric = metrics
+                .iter()
+                .any(|metric| metric.name() == name && metric.higher_is_better());
+            is_metric && task.filters.iter().any(|filter| filter.name == "none")
+        };
+        let mut metrics = self.metrics.iter().map(String::as_str);
+        metrics.find(|name| own.iter().any(|task| has(task, name)))
+    }
+}
+
 impl Suite {
     /// Finds what is named: a task or group in the binary, a `.yaml` file, or a `.jsonl` file.
     ///
@@ -321,7 +339,7 @@ fn built_in(name: &str, depth: usize) -> Result<Option<Found>> {
 }
 
 fn read_definition(path: &Path, depth: usize) -> Result<Map<String, Value>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "cannot read", e))?;
+    let text = std::fs::read_to_string(path).map_err(|e| Error::reading(path, "cannot read", e))?;
     included(path, &text, depth)
 }
 

@@ -202,6 +202,13 @@ impl Task {
         })
     }
 
+    /// The metric and the filter that the task is compared by: its first figure of which more is better.
+    pub fn main_measure(&self) -> Option<(&str, &str)> {
+        let filter = self.filters.first()?;
+        let metric = self.metrics.iter().find(|m| m.higher_is_better())?;
+        Some((metric.name(), &filter.name))
+    }
+
     /// How many examples go before each document if `wish` is asked for: a task that says zero keeps to it.
     pub fn shots(&self, wish: Option<usize>) -> usize {
         match (self.shots, wish) {
