@@ -6,8 +6,8 @@
 #   benches/gpu.sh [--binary FILE] [--tests FILE] [--model GGUF [--text FILE]] [--budget TIME] [--only STEP,...]
 #   benches/gpu.sh --list         the steps and their state
 #   benches/gpu.sh --dry-run      every step on the CPU with tiny shapes, to see that all of this works
-#   benches/gpu.sh --brief        all of it in minutes: three trials, few cells, no energy, few peers; to find faults and what
-#                                 is slow, not to quote
+#   benches/gpu.sh --brief        all of it in minutes: three trials, few cells, no energy, few peers; to find faults and
+#                                 what is slow, not to quote
 #
 #   --binary FILE      the program                                    [default: target/release/candlepower]
 #   --tests FILE       the executable of the integration test `kernels`, which `cargo test --no-run` names
@@ -35,7 +35,8 @@ die() {
 
 # Models as a whole, the most telling first.
 models=(llama-3.1-8b qwen3-0.6b llama-3.2-1b qwen3-8b qwen2.5-7b)
-steps=(info tests study logits bench-llama-3.1-8b attention bench-qwen3-0.6b linear-llama-3.1-8b linear-qwen3-0.6b profile sanitizer)
+steps=(info tests study logits bench-llama-3.1-8b attention bench-qwen3-0.6b linear-llama-3.1-8b linear-qwen3-0.6b profile
+  sanitizer)
 for name in "${models[@]:2}"; do steps+=("bench-$name"); done
 
 # --- Arguments
@@ -294,7 +295,8 @@ shapes_of() {
 # Sets `without_torch` to the reason why PyTorch's products cannot be timed; empty if they can.
 check_torch() {
   [[ -z ${without_torch+set} && $mode == run ]] || return 0
-  local code='import torch, sys; sys.exit(None if sys.argv[1] == "cpu" or torch.cuda.is_available() else "PyTorch sees no GPU")'
+  local code='import torch, sys
+sys.exit(None if sys.argv[1] == "cpu" or torch.cuda.is_available() else "PyTorch sees no GPU")'
   without_torch=''
   without_torch=$("$python" -c "$code" "$device" 2>&1) || without_torch="$python says: ${without_torch##*$'\n'}"
 }
@@ -403,7 +405,7 @@ linear_of() {
 
 # Attention of a model alone, by how the cache is held: decoding, and prompts. And what goes row by row.
 step_attention() {
-  local of=(--model llama-3.1-8b --variants bf16 --kv-cache auto,int8,fp8)
+  local of=(--model llama-3.1-8b --variants bf16 --kv-cache 'auto,int8,fp8')
   if [[ -n $dry ]]; then
     part cells 20 decode "$program" kernels --op attention --model tiny --variants bf16 --m 1,2 --context 32 \
       --kv-cache auto,int8 --out "$dir/decode" "${timing[@]}" "${on[@]}"
@@ -411,8 +413,8 @@ step_attention() {
   fi
   part cells 30 decode "$program" kernels --op attention,append_attend "${of[@]}" --m 1,8,64 --context 512,2048,8192 \
     --out "$dir/decode" "${timing[@]}" "${on[@]}"
-  part cells 30 prompts "$program" kernels --op attention_prefill "${of[@]}" --m 1,8 --context 512,2048 --out "$dir/prompts" \
-    "${timing[@]}" "${on[@]}"
+  part cells 30 prompts "$program" kernels --op attention_prefill "${of[@]}" --m 1,8 --context 512,2048 \
+    --out "$dir/prompts" "${timing[@]}" "${on[@]}"
   part cells 20 rows "$program" kernels --op norm,silu_mul,rope,quantize,argmax --model llama-3.1-8b --variants bf16 \
     --m 1,64,8192 --out "$dir/rows" "${timing[@]}" "${on[@]}"
 }
@@ -420,7 +422,8 @@ step_attention() {
 step_linear-llama-3.1-8b() { linear_of llama-3.1-8b; }
 step_linear-qwen3-0.6b() { linear_of qwen3-0.6b; }
 
-# Where the time of single kernels goes, by the profiler: one launch of each. NAME KERNEL FLAGS..., KERNEL a regular expression.
+# Where the time of single kernels goes, by the profiler: one launch of each. NAME KERNEL FLAGS..., KERNEL a regular
+# expression.
 profile_of() {
   local name=$1 kernel=$2 sections=()
   shift 2
@@ -457,7 +460,8 @@ step_sanitizer() {
     elif ! command -v compute-sanitizer >/dev/null; then
       leave_out "$tool" 'compute-sanitizer is not in PATH'
     else
-      local check=(compute-sanitizer --tool "$tool" --error-exitcode 9 "$program" kernels --verify-only "${on[@]}" --m '1,5,17')
+      local check=(compute-sanitizer --tool "$tool" --error-exitcode 9 "$program" kernels --verify-only "${on[@]}"
+        --m '1,5,17')
       part whole 60 "$tool-shapes" "${check[@]}" --shape 136,384 --variants "$variants,f16"
       part whole 60 "$tool-ops" "${check[@]}" --op all --model tiny --variants "$variants"
     fi

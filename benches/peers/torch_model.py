@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """A whole Llama or Qwen model in PyTorch, with made-up weights: prefill and decode as `candlepower bench` times them.
 
-The model is written here in the manner of gpt-fast: a static cache, one token of each sequence per decode step, greedy tokens
-that feed the next step on the device, `torch.compile` over the whole step, and a CUDA graph of it. `bf16` multiplies by cuBLAS
-or what the compiler makes of it; `int8` by the same product over weights that are widened in it; `w4a16` by
+The model is written here in the manner of gpt-fast: a static cache, one token of each sequence per decode step, greedy
+tokens that feed the next step on the device, `torch.compile` over the whole step, and a CUDA graph of it. `bf16` multiplies
+by cuBLAS or what the compiler makes of it; `int8` by the same product over weights that are widened in it; `w4a16` by
 `torch._weight_int4pack_mm`. Embedding and head are bf16 in all of them, as candlepower has them.
 
-A cell is one variant, batch, prompt and number of generated tokens. Before it is timed, its decode steps must give the logits of
-its prefill over the same tokens. Then trials: prompts that differ from trial to trial, prefill, then the steps; prefill ends
-when its tokens are on the host, and the steps are timed together, from then until the last of theirs is.
+A cell is one variant, batch, prompt and number of generated tokens. Before it is timed, its decode steps must give the
+logits of its prefill over the same tokens. Then trials: prompts that differ from trial to trial, prefill, then the steps;
+prefill ends when its tokens are on the host, and the steps are timed together, from then until the last of theirs is.
 
 One line per cell goes to --out, a file of JSON lines; cells that are there are not measured again.
 
@@ -337,7 +337,8 @@ def main() -> int:
                 line: Line = {"schema": SCHEMA} | stack | cell | {"started_unix_s": round(time.time())}
                 try:
                     line |= {"status": "ok"} | measure(args, shape, variant, batch, prompt, device)
-                    said = f"{1e3 * line['prefill']['median_s']:.4g} ms prefill, {1e3 * line['step']['median_s']:.4g} ms a step"
+                    prefill, step = (1e3 * line[part]["median_s"] for part in ("prefill", "step"))
+                    said = f"{prefill:.4g} ms prefill, {step:.4g} ms a step"
                 except (Unsupported, NotImplementedError, AttributeError) as error:
                     line |= {"status": "unsupported", "reason": first_line(error)}
                     said = line["reason"]

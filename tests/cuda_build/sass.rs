@@ -1,5 +1,5 @@
-//! What the compiler made of the kernels, read off the machine code: nothing spills, the streaming products load 16 bytes at
-//! a time and multiply by matrix instructions, and their loops keep to the budgets written beside them.
+//! What the compiler made of the kernels, read off the machine code: nothing spills, the streaming products load 16 bytes
+//! at a time and multiply by matrix instructions, and their loops keep to the budgets written beside them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -357,8 +357,8 @@ fn attention_by_matrix_instructions_has_them_and_copies_wide() {
     }
 }
 
-/// Weights of a step's first product are on their way before the wait for the launch before, and every product and attention
-/// has its matrix instructions.
+/// Weights of a step's first product are on their way before the wait for the launch before, and every product and
+/// attention has its matrix instructions.
 #[test]
 fn a_step_in_one_launch_copies_wide_and_waits_late() {
     let fatbin = fatbins()
@@ -419,9 +419,9 @@ fn nothing_is_read_as_if_it_never_changed() {
     }
 }
 
-/// A descriptor of memory takes two registers, the first of them even. Where the shared address of a copy has a uniform part
-/// and the copy a cache policy, ptxas 13.0 for sm_90a forgets to say which registers both are in; the disassembler then
-/// shows `[R21+UR0], desc[UR1]`, and the GPU takes it for an illegal instruction.
+/// A descriptor of memory takes two registers, the first of them even. Where the shared address of a copy has a uniform
+/// part and the copy a cache policy, ptxas 13.0 for sm_90a forgets to say which registers both are in; the disassembler
+/// then shows `[R21+UR0], desc[UR1]`, and the GPU takes it for an illegal instruction.
 #[test]
 fn every_descriptor_is_in_a_pair_of_registers() {
     let mut seen = 0;

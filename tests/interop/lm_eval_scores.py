@@ -5,9 +5,10 @@
 GGUF is a trained model, such as SmolLM2-135M-Instruct; ROWS hold {query, choices, gold}. Both programs get one YAML task
 over them, without examples and without a beginning-of-text token, in float32 on the CPU. Every log-likelihood must agree to
 1e-3, and with it acc and acc_norm; where one does not, both are held against transformers in float64, and ours must agree
-with that: over texts of some 150 tokens lm_eval's sums in float32 are off by more than 1e-3 themselves. Prints how long each took, by the clock and in seconds of processors (which other work on
-the machine changes less): the program as a whole with loading and tokenising, lm_eval without its imports and without loading
-the model. lm_eval runs batches of --batch (default 8).
+with that: over texts of some 150 tokens lm_eval's sums in float32 are off by more than 1e-3 themselves. Prints how long
+each took, by the clock and in seconds of processors (which other work on the machine changes less): the program as a
+whole with loading and tokenising, lm_eval without its imports and without loading the model. lm_eval runs batches of
+--batch (default 8).
 
 --recorded FILE compares with log-likelihoods and token counts that lm_eval gave before (lines with `doc`, `context`,
 `continuations`, `loglikelihood`), of choices or of last words, instead of running lm_eval.

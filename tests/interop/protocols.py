@@ -168,7 +168,8 @@ def main():
         for name, truth in pairs.items():
             error = abs(found[name] - truth) / truth
             failed |= not (error <= args.tolerance and same)
-            print(f"{protocol:10} {name:19} {found[name]:.6f}  recomputed {truth:.6f}  off by {error:.1e}  ({tokens} tokens)")
+            figures = f"{found[name]:.6f}  recomputed {truth:.6f}  off by {error:.1e}"
+            print(f"{protocol:10} {name:19} {figures}  ({tokens} tokens)")
         if not same:
             print(f"{protocol}: {found['tokens_scored']} tokens scored, {tokens} recomputed")
     sys.exit(failed)

@@ -147,8 +147,8 @@ def main():
             eight = scheme[0].startswith("w8a8")
             largest = own.abs().max()
             exact = (own - reference(out, IDS, eight)).abs() / largest
-            # transformers 5.24 with compressed-tensors 0.20 opens no checkpoint with zero points, not even LLM Compressor's:
-            # it expects them unpacked.
+            # transformers 5.24 with compressed-tensors 0.20 opens no checkpoint with zero points, not even LLM
+            # Compressor's: it expects them unpacked.
             if "asym" in scheme[0]:
                 rounded = torch.zeros(1)
             else:

@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
 # The program against other programs, on a trained model: SmolLM2-135M-Instruct as a Q4_1 GGUF file.
 #
-#   tests/interop/smollm2.sh GGUF [WIKITEXT]
+#   tests/interop/smollm2.sh GGUF [WIKITEXT [RECORDED]]
 #
-# WIKITEXT is WikiText-2's raw test split (wiki.test.raw); what needs it is left out where it is neither given nor beside
-# the checkout. CANDLEPOWER names the program (default: target/release/candlepower).
+# WIKITEXT is WikiText-2's raw test split (wiki.test.raw), RECORDED what lm_eval gave for a task's documents (the form is in
+# lm_eval_scores.py); what needs a file that is not there is left out. CANDLEPOWER names the program (default:
+# target/release/candlepower).
 #
 #   1. The NLL of the first two segments of 2,048 tokens, against transformers in float32.
 #   2. Token ids, against those of the model's own tokenizer (the ignored tests of tests/models.rs).
 #   3. Greedy text, against candle's llama on the same dequantised weights.
-#   4. Log-likelihoods of a task's choices, against those that lm_eval gave (where they are beside the checkout).
+#   4. Log-likelihoods of a task's choices, against those that lm_eval gave.
 set -euo pipefail
 
-usage='usage: tests/interop/smollm2.sh GGUF [WIKITEXT]'
+usage='usage: tests/interop/smollm2.sh GGUF [WIKITEXT [RECORDED]]'
 gguf=$(realpath -e "${1:?$usage}")
-wikitext=${2:+$(realpath -e "$2")}
+wikitext=${2:+$(realpath -m "$2")}
+recorded=${3:+$(realpath -m "$3")}
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-wikitext=${wikitext:-../shared/data/wikitext-2-raw-v1/wiki.test.raw}
 candlepower=${CANDLEPOWER:-target/release/candlepower}
 
 # transformers 5.23.0 and torch 2.15.0 on a CPU: LlamaForCausalLM.from_pretrained(gguf_file=..., dtype=float32, eager
@@ -48,15 +49,14 @@ print(f"NLL of 2 segments: {found['nll_sum']:.4f}, transformers {truth:.4f}, off
 sys.exit(not error <= tolerance)
 PY
 else
-  echo "no $wikitext: the NLL is not compared"
+  echo "no ${wikitext:-WikiText-2}: the NLL is not compared"
 fi
 
-if command -v cargo >/dev/null && [[ -f Cargo.toml ]]; then
+if command -v cargo >/dev/null; then
   export CANDLEPOWER_SMOLLM2=$gguf
   names=(smollm2_gives_the_known_ids)
   if [[ -f $wikitext ]]; then
-    CANDLEPOWER_WIKITEXT=$(realpath "$wikitext")
-    export CANDLEPOWER_WIKITEXT
+    export CANDLEPOWER_WIKITEXT=$wikitext
     names+=(smollm2_gives_the_known_number_of_tokens_for_wikitext)
   fi
   # The features of the program, so that nothing is compiled for this alone.
@@ -64,7 +64,8 @@ if command -v cargo >/dev/null && [[ -f Cargo.toml ]]; then
   if "$candlepower" info --json --no-ceilings --device cpu 2>/dev/null | grep -q '"cuda"$\|"cuda",$'; then
     features=(--features cuda)
   fi
-  if cargo test --locked --release --quiet "${features[@]}" --test models -- --ignored "${names[@]}" >"$scratch/ids.log" 2>&1; then
+  if cargo test --locked --release --quiet "${features[@]}" --test models -- \
+    --ignored "${names[@]}" >"$scratch/ids.log" 2>&1; then
     echo "token ids: ${#names[@]} tests pass"
   else
     cat "$scratch/ids.log"
@@ -113,11 +114,14 @@ print(f"greedy text: {len(rows['candle'])} prompts of 64 tokens, {bad} differ fr
 sys.exit(bad > 0)
 PY
 
-recorded=../shared/fixtures/lm_eval/arc_easy_first20.jsonl
 if [[ -f $recorded ]]; then
-  CANDLEPOWER=$candlepower python3 tests/interop/lm_eval_scores.py "$gguf" --recorded "$recorded" 2>/dev/null || failed=1
+  if ! CANDLEPOWER=$candlepower python3 tests/interop/lm_eval_scores.py "$gguf" --recorded "$recorded" \
+    2>"$scratch/scores.log"; then
+    cat "$scratch/scores.log"
+    failed=1
+  fi
 else
-  echo "no $recorded: tasks are not compared"
+  echo "no ${recorded:-log-likelihoods of lm_eval}: tasks are not compared"
 fi
 
 exit "$failed"
