@@ -30,7 +30,7 @@ pub(super) fn of_safetensors(
             || config.tied && name == "lm_head.weight"
             || name.ends_with(ROTARY);
         // Quantisers give biases to layers that have none: of zeros, which add nothing.
-        if !known && !(name.ends_with(".bias") && files.is_zero(name)?) {
+        if !(known || name.ends_with(".bias") && files.is_zero(name)?) {
             unused.push(name);
         }
     }

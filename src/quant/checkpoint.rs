@@ -31,8 +31,10 @@ const COMPANIONS: [&str; 9] = [
     "merges.txt",
     "tokenizer.model",
     "chat_template.jinja",
-    "generation_config.json",
+    GENERATION,
 ];
+/// What tells how to sample, whatever the tokenizer.
+const GENERATION: &str = "generation_config.json";
 
 /// The file with the errors of every layer.
 pub const REPORT: &str = "quantisation.json";
@@ -487,24 +489,29 @@ fn configuration(model: &Model, assignment: &Assignment<'_>) -> Result<Value> {
     Ok(config)
 }
 
-/// Copies what belongs to the tokenizer, or writes it anew where the source has no such files.
+/// Copies what belongs to the tokenizer, or writes it anew where the source has no such files or the model's tokenizer is
+/// another than its folder's, whose files would say something else of its marks and tokens.
 fn companions(folder: &Path, model: &Model) -> Result<()> {
-    if let Some(source) = source_folder(model) {
-        for name in COMPANIONS {
-            let from = source.join(name);
-            if from.is_file() {
-                let bytes = fs::read(&from).map_err(|e| Error::reading(&from, "cannot read", e))?;
-                let to = folder.join(name);
-                fs::write(&to, bytes).map_err(|e| Error::writing(&to, "cannot write", e))?;
-            }
+    let source = source_folder(model);
+    let tokenizer = model.tokenizer.as_ref();
+    let is_own = tokenizer.is_none_or(|tokenizer| tokenizer.origin().parent() == source);
+    let copied: &[&str] = match is_own {
+        true => &COMPANIONS,
+        false => &[GENERATION],
+    };
+    for (name, source) in copied.iter().zip(source.into_iter().cycle()) {
+        let from = source.join(name);
+        if from.is_file() {
+            let bytes = fs::read(&from).map_err(|e| Error::reading(&from, "cannot read", e))?;
+            let to = folder.join(name);
+            fs::write(&to, bytes).map_err(|e| Error::writing(&to, "cannot write", e))?;
         }
     }
-    // The model's tokenizer may be another than its folder's.
-    let Some(tokenizer) = &model.tokenizer else {
+    let Some(tokenizer) = tokenizer else {
         return Ok(());
     };
     let path = folder.join("tokenizer.json");
-    if !path.is_file() || tokenizer.origin().parent() != source_folder(model) {
+    if !path.is_file() {
         let text = tokenizer.to_json()?;
         fs::write(&path, text).map_err(|e| Error::writing(&path, "cannot write", e))?;
     }
@@ -542,6 +549,7 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{ModelSpec, WeightsChoice};
     use crate::scheme::Scales;
 
     /// Vectors CT-1 to CT-4, packed by compressed-tensors 0.20.
@@ -580,6 +588,48 @@ mod tests {
         fs::create_dir_all(folder).unwrap();
         fs::write(folder.join("config.json"), "{}").unwrap();
         fs::write(folder.join(REPORT), r#"{"tool": "candlepower 0.0.1"}"#).unwrap();
+    }
+
+    #[test]
+    fn files_of_another_tokenizer_than_the_models_are_not_copied() {
+        let scratch = tempfile::tempdir().unwrap();
+        let at = |name: &str| scratch.path().join(name);
+        let fixture = Path::new("tests/fixtures/tiny-llama/bf16");
+        for (folder, marked) in [("source", "true"), ("other", "false")] {
+            fs::create_dir(at(folder)).unwrap();
+            for entry in fs::read_dir(fixture).unwrap() {
+                let from = entry.unwrap().path();
+                fs::copy(&from, at(folder).join(from.file_name().unwrap())).unwrap();
+            }
+            let config = format!(r#"{{"tokenizer_class": "{folder}", "add_eos_token": {marked}}}"#);
+            fs::write(at(folder).join("tokenizer_config.json"), config).unwrap();
+            fs::write(
+                at(folder).join(GENERATION),
+                format!(r#"{{"of": "{folder}"}}"#),
+            )
+            .unwrap();
+        }
+        let written = |tokenizer: Option<&str>| {
+            let model = Model::open(&ModelSpec {
+                source: at("source").display().to_string(),
+                revision: None,
+                weights: WeightsChoice::AsStored,
+                tokenizer: tokenizer.map(|name| at(name).join("tokenizer.json")),
+            })
+            .unwrap();
+            let out = tempfile::tempdir().unwrap();
+            companions(out.path(), &model).unwrap();
+            let read = |name: &str| fs::read_to_string(out.path().join(name)).unwrap();
+            assert!(read(GENERATION).contains("source"));
+            assert!(read("tokenizer.json").contains("model"));
+            read("tokenizer_config.json")
+        };
+        assert!(written(None).contains("source"));
+        let other = written(Some("other"));
+        assert!(
+            !other.contains("source") && !other.contains("add_eos_token"),
+            "{other}"
+        );
     }
 
     #[test]
