@@ -338,8 +338,8 @@ impl Meter {
                 .iter()
                 .map(|(name, _)| (*name).to_owned())
                 .collect(),
-            prefill_check: Some(check(&in_prefill, &prefill)),
-            decode_check: Some(check(&in_decode, &decode)),
+            prefill_check: Some(check(tape, &in_prefill, &prefill)),
+            decode_check: Some(check(tape, &in_decode, &decode)),
             rejected: rejected.map(|(phase, reading)| {
                 format!(
                     "in {phase}, counter and integrated power differ by {:.1} %, more than {:.0} %",
@@ -381,7 +381,7 @@ fn in_step(period: Seconds) -> bool {
 }
 
 /// How an energy was found.
-fn check(reading: &EnergyReading, done: &Repeated) -> EnergyCheck {
+fn check(tape: &Tape, reading: &EnergyReading, done: &Repeated) -> EnergyCheck {
     let counter = reading.counter.as_ref().ok();
     let source = reading.gross().map_or("", |(_, source)| source.name());
     EnergyCheck {
@@ -393,6 +393,7 @@ fn check(reading: &EnergyReading, done: &Repeated) -> EnergyCheck {
         suspect: reading.is_suspect(),
         rounds: done.rounds,
         pauses: done.pauses,
+        sm_clock_mhz: tape.conditions(done.window).sm_clock_mhz,
     }
 }
 

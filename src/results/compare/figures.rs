@@ -70,8 +70,11 @@ pub(super) fn of(base: &[&Record], other: &[&Record], run_noise: Option<f64>) ->
         let quality = perplexities(base, other).or_else(|| scores(base, other));
         return quality.into_iter().collect();
     }
-    let clocks = mean_clock(&base_speeds).zip(mean_clock(&other_speeds));
-    let ln_clocks = clocks.map(|(base, other)| (other / base).ln());
+    let ln_clocks = |metric: Metric| {
+        let clock = clock_behind(metric)?;
+        let clocks = mean_clock(&base_speeds, clock).zip(mean_clock(&other_speeds, clock));
+        clocks.map(|(base, other)| (other / base).ln())
+    };
     let timed = |metric: Metric| -> Option<Found> {
         let side = |speeds: &[(Cell, &Speed)]| -> Option<Vec<Series>> {
             speeds
@@ -100,7 +103,7 @@ pub(super) fn of(base: &[&Record], other: &[&Record], run_noise: Option<f64>) ->
             interval: contrast.interval(),
             p_value: contrast.p_value(),
             spread: contrast.spread,
-            ln_clocks: ln_clocks.filter(|_| metric.is_timed()),
+            ln_clocks: ln_clocks(metric),
             reason,
         })
     };
@@ -185,12 +188,24 @@ fn energies<'a>(records: &[&'a Record]) -> Option<Vec<&'a EnergyUse>> {
     (!all.is_empty()).then_some(all)
 }
 
+/// A clock that a run has on record.
+type Clock = fn(&EnergyUse) -> Option<f64>;
+
+/// The clock of the work that a figure is a time of, or per time.
+fn clock_behind(metric: Metric) -> Option<Clock> {
+    let clock: Clock = match metric {
+        Metric::TtftMs => EnergyUse::prefill_sm_clock,
+        _ => EnergyUse::decode_sm_clock,
+    };
+    metric.is_timed().then_some(clock)
+}
+
 /// The mean SM clock of all runs, where each has it on record.
-pub(super) fn mean_clock(speeds: &[(Cell, &Speed)]) -> Option<f64> {
+fn mean_clock(speeds: &[(Cell, &Speed)], clock: Clock) -> Option<f64> {
     let clocks: Option<Vec<f64>> = speeds
         .iter()
         .map(|(_, speed)| match &speed.energy {
-            Energy::Measured(used) => used.sm_clock_mhz.filter(|clock| *clock > 0.0),
+            Energy::Measured(used) => clock(used),
             Energy::Unavailable { .. } => None,
         })
         .collect();
@@ -199,7 +214,9 @@ pub(super) fn mean_clock(speeds: &[(Cell, &Speed)]) -> Option<f64> {
 
 /// The mean SM clock of all these records, where each has it.
 pub(super) fn clock_of(records: &[&Record]) -> Option<f64> {
-    mean_clock(&speeds(records))
+    mean_clock(&speeds(records), |used| {
+        used.sm_clock_mhz.filter(|clock| *clock > 0.0)
+    })
 }
 
 /// Perplexities, paired segment by segment. Runs of one side have the same losses but for the order of sums, so the first

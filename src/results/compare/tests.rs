@@ -163,6 +163,35 @@ fn time_that_is_no_time_in_cycles_is_inconclusive() {
     assert_eq!(verdicts(&same, Metric::ItlMs), [Verdict::Slower; 4]);
 }
 
+#[test]
+fn each_figure_is_told_in_cycles_of_the_clock_of_its_own_phase() {
+    let clocked = |name, factor: f64, prefill: f64, decode: f64| {
+        let mut side = side(name, factor);
+        for record in &mut side.runs[0].records {
+            if let Body::Speed {
+                outcome: Ok(speed), ..
+            } = &mut record.body
+                && let Energy::Measured(used) = &mut speed.energy
+            {
+                used.prefill_check.as_mut().unwrap().sm_clock_mhz = Some(prefill);
+                used.decode_check.as_mut().unwrap().sm_clock_mhz = Some(decode);
+            }
+        }
+        side
+    };
+    let base = clocked("a", 1.0, 1980.0, 1980.0);
+    let found = compared(&base, &clocked("b", 1.1, 1800.0, 1980.0));
+    assert_eq!(
+        verdicts(&found, Metric::TtftMs),
+        [Verdict::Inconclusive; 4],
+        "its clock was lower as well"
+    );
+    let same = [Metric::ItlMs, Metric::DecodeTokensPerSecond];
+    for metric in same {
+        assert_eq!(verdicts(&found, metric), [Verdict::Slower; 4], "{metric:?}");
+    }
+}
+
 /// A run whose energies are changed so.
 fn with_energy(name: &str, change: impl Fn(&mut EnergyUse)) -> Side {
     let mut side = side(name, 1.0);

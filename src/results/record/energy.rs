@@ -30,7 +30,7 @@ pub struct EnergyUse {
     pub prompt_tokens: u64,
     /// Tokens generated in the decode window, over the whole batch.
     pub generated_tokens: u64,
-    /// Mean power of the decode window.
+    /// Mean power of the decode window, its pauses included.
     pub mean_power: Option<Watts>,
     /// What the board draws before anything is opened on it.
     pub idle_power_without_context: Option<Watts>,
@@ -41,7 +41,8 @@ pub struct EnergyUse {
     pub after_work_power: Option<Watts>,
     /// The limit in force.
     pub power_limit: Option<Watts>,
-    /// The mean clock of the multiprocessors, in MHz.
+    /// The mean clock of the multiprocessors from the beginning of the prefill window to the end of the decode window, in
+    /// MHz.
     pub sm_clock_mhz: Option<f64>,
     /// The mean memory clock, in MHz.
     pub memory_clock_mhz: Option<f64>,
@@ -80,6 +81,8 @@ pub struct EnergyCheck {
     pub rounds: u64,
     /// Pauses of random lengths between them, lest rounds keep step with the sensor; part of the window.
     pub pauses: Seconds,
+    /// The mean clock of the multiprocessors in the window, in MHz; unknown of old records.
+    pub sm_clock_mhz: Option<f64>,
 }
 
 /// What reading the sensors cost, on a thread of their own.
@@ -123,6 +126,22 @@ impl EnergyUse {
     /// Mean power of the prefill window; `None` if it took no time.
     pub fn prefill_power(&self) -> Option<Watts> {
         (self.prefill_time.0 > 0.0).then(|| self.prefill / self.prefill_time)
+    }
+
+    /// The mean SM clock while prompts were taken in, in MHz: prompts draw more power than decoding, which may lower it. Of
+    /// old records, that of all work.
+    pub fn prefill_sm_clock(&self) -> Option<f64> {
+        self.sm_clock_of(self.prefill_check.as_ref())
+    }
+
+    /// The mean SM clock while tokens were generated, in MHz; of old records, that of all work.
+    pub fn decode_sm_clock(&self) -> Option<f64> {
+        self.sm_clock_of(self.decode_check.as_ref())
+    }
+
+    fn sm_clock_of(&self, check: Option<&EnergyCheck>) -> Option<f64> {
+        let own = check.and_then(|check| check.sm_clock_mhz);
+        own.or(self.sm_clock_mhz).filter(|clock| *clock > 0.0)
     }
 
     /// Whether counter and integral differ more than they should in one of the windows.

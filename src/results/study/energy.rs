@@ -67,6 +67,12 @@ pub struct EnergyUse {
     pub after_work_watts: Option<f64>,
     /// The mean clock of the multiprocessors.
     pub sm_clock_mhz: Option<f64>,
+    /// The same of the prefill window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefill_sm_clock_mhz: Option<f64>,
+    /// The same of the decode window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decode_sm_clock_mhz: Option<f64>,
     /// The mean memory clock.
     pub memory_clock_mhz: Option<f64>,
     /// The highest temperature.
@@ -143,6 +149,8 @@ impl From<&record::EnergyUse> for EnergyUse {
             idle_watts: used.idle_power.map(|power| power.0),
             after_work_watts: used.after_work_power.map(|power| power.0),
             sm_clock_mhz: used.sm_clock_mhz,
+            prefill_sm_clock_mhz: used.prefill_sm_clock(),
+            decode_sm_clock_mhz: used.decode_sm_clock(),
             memory_clock_mhz: used.memory_clock_mhz,
             temperature_c: used.temperature_c,
             throttle_reasons: used.throttle_reasons.clone(),

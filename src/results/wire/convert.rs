@@ -241,6 +241,7 @@ mirror!(EnergyCheck {
     suspect = suspect,
     rounds = rounds,
     pauses_s = pauses: Seconds,
+    sm_clock_mhz = sm_clock_mhz,
 });
 mirror!(Sampling {
     reads = reads,

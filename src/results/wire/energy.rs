@@ -70,6 +70,9 @@ pub(in crate::results) struct EnergyCheck {
     pub(in crate::results) rounds: u64,
     /// Of random lengths, part of the window.
     pub(in crate::results) pauses_s: f64,
+    /// In the window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::results) sm_clock_mhz: Option<f64>,
 }
 
 /// What reading the sensors cost, on a thread of their own.

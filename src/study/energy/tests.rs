@@ -93,6 +93,10 @@ fn constant_load_gives_watts_over_tokens_gross_and_net() {
     assert!(used.net_per_generated_token().unwrap().abs() < 1e-6);
     assert_eq!(used.power_limit, Some(Watts(500.0)));
     assert_eq!(used.sm_clock_mhz, Some(1980.0));
+    assert_eq!(
+        used.decode_check.as_ref().unwrap().sm_clock_mhz,
+        Some(1980.0)
+    );
     let check = used.decode_check.as_ref().unwrap();
     assert_eq!(check.source, "counter");
     assert_eq!(16 * check.rounds, used.generated_tokens);
