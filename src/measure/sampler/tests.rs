@@ -199,7 +199,7 @@ fn a_timed_loop_loses_less_than_half_a_percent_to_the_sampler() {
     };
     // The best of blocks that take turns, since other programs only ever make one longer; more of them where those do.
     let (mut off, mut on) = (f64::INFINITY, f64::INFINITY);
-    for _ in 0..30 {
+    for _ in 0..200 {
         for sampled in [false, true, true, false] {
             let best = if sampled { &mut on } else { &mut off };
             *best = best.min(block(sampled));
