@@ -76,17 +76,6 @@ pub(super) fn factor(ratio: f64) -> String {
     )
 }
 
-/// The interval of a factor, its ends with the digits that its figure has, and one more where they would else be one.
-pub(super) fn factors(ends: Interval) -> String {
-    let shown = |digits: usize| [ends.low, ends.high].map(|end| format!("{end:.digits$}"));
-    let [low, high] = match shown(2) {
-        _ if ends.high >= 9.995 => [ends.low, ends.high].map(three_digits),
-        [low, high] if low == high => shown(3),
-        both => both,
-    };
-    format!("{low}–{high}")
-}
-
 /// Half of an interval in percent of its figure, with a decimal where it is below `fine`.
 pub(super) fn half_width(percent: f64, fine: f64) -> String {
     match percent {
@@ -98,10 +87,9 @@ pub(super) fn half_width(percent: f64, fine: f64) -> String {
     }
 }
 
-/// A rate with half of its interval as a share of it.
-pub(super) fn with_half_width(rate: f64, interval: Option<Interval>) -> String {
-    let shown = three_digits(rate);
-    match interval.map(|ends| 50.0 * (ends.high - ends.low) / rate) {
+/// A figure, as it is shown without, with half of its interval as a share of it.
+pub(super) fn with_half_width(shown: String, figure: f64, interval: Option<Interval>) -> String {
+    match interval.map(|ends| 50.0 * (ends.high - ends.low) / figure) {
         Some(percent) => format!("{shown} {}", half_width(percent, 1.0)),
         None => shown,
     }
@@ -224,16 +212,13 @@ mod tests {
             ["+0.11 %", "+25.0 %", "×40.0"]
         );
         assert_eq!([1.834, 12.34].map(factor), ["1.83×", "12.3×"]);
-        let ends = |low, high| factors(Interval { low, high });
-        assert_eq!(ends(1.791, 1.868), "1.79–1.87");
-        assert_eq!(ends(1.0012, 1.0034), "1.001–1.003");
-        assert_eq!(ends(9.12, 12.34), "9.12–12.3");
         assert_eq!(differences([149.2, 72.91, 218.4]), ["+149", "+73", "+218"]);
         let ends = |low, high| Some(Interval { low, high });
-        assert_eq!(with_half_width(2271.0, ends(2148.0, 2412.0)), "2271 ±6 %");
-        assert_eq!(with_half_width(50.0, ends(49.8, 50.2)), "50.0 ±0.4 %");
-        assert_eq!(with_half_width(50.0, None), "50.0");
-        assert_eq!(with_half_width(50.0, ends(-10.0, 110.0)), "50.0 ±>100 %");
+        let half = |x, ends| with_half_width(three_digits(x), x, ends);
+        assert_eq!(half(2271.0, ends(2148.0, 2412.0)), "2271 ±6 %");
+        assert_eq!(half(50.0, ends(49.8, 50.2)), "50.0 ±0.4 %");
+        assert_eq!(half(50.0, None), "50.0");
+        assert_eq!(half(50.0, ends(-10.0, 110.0)), "50.0 ±>100 %");
         assert_eq!(rate(1_234_567.8), "1\u{202f}234\u{202f}568");
         assert_eq!(rate(12.34), "12.3");
         assert_eq!(

@@ -209,7 +209,7 @@ pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
         of("decode\ntok/s ± CI", 12, &|s| {
             let rate = s.decode_tokens_per_second?;
             let interval = s.decode_tokens_per_second_ci95;
-            Some(format::with_half_width(rate, interval))
+            Some(format::with_half_width(three_digits(rate), rate, interval))
         }),
         of("prefill\n% of limit", 5, &|s| {
             of_limit(s.prefill_utilisation.as_ref()?)
@@ -217,9 +217,14 @@ pub(super) fn speed_columns(study: &Study, cell: Cell) -> Vec<Column> {
         of("decode\n% of limit", 8, &|s| {
             of_limit(s.decode_utilisation.as_ref()?)
         }),
-        of("vs base", 11, &|s| s.speedup_vs_base.map(format::factor)),
-        of("interval\nof vs base", 3, &|s| {
-            s.speedup_vs_base_ci95.map(format::factors)
+        of("vs base\n± CI", 11, &|s| {
+            let ratio = s.speedup_vs_base?;
+            let interval = s.speedup_vs_base_ci95;
+            Some(format::with_half_width(
+                format::factor(ratio),
+                ratio,
+                interval,
+            ))
         }),
         of("ppl %\n/ % faster", 2, &|s| {
             s.ppl_percent_per_speed_percent.map(format::plain)
@@ -339,7 +344,7 @@ fn speedup_note(study: &Study) -> Option<String> {
     let mut speeds = study.variants.iter().flat_map(|variant| &variant.speed);
     let shown = speeds.any(|speed| speed.speedup_vs_base_ci95.is_some());
     shown.then(|| {
-        "interval of vs base: 95 %, paired by turn where both took as many turns, else over the trials of each"
+        "vs base: its interval is paired by turn where both took as many turns, else over the trials of each"
             .to_owned()
     })
 }
@@ -504,12 +509,15 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_to_the_base_has_an_interval_where_there_is_room() {
-        let usual = fixture::study();
-        let shown = study(&usual, 250);
-        assert!(shown.contains("of vs base  "), "{shown}");
-        let ends = usual.variants[1].speed[0].speedup_vs_base_ci95.unwrap();
-        assert!(shown.contains(&format::factors(ends)), "{shown}");
+    fn a_ratio_to_the_base_has_an_interval() {
+        let mut usual = fixture::study();
+        usual.variants[1].speed[0].speedup_vs_base = Some(2.0);
+        usual.variants[1].speed[0].speedup_vs_base_ci95 = Some(crate::results::study::Interval {
+            low: 1.9,
+            high: 2.1,
+        });
+        let shown = study(&usual, 100);
+        assert!(shown.contains("2.00× ±5 %"), "{shown}");
         assert!(
             shown.contains("paired by turn where both took as many turns"),
             "{shown}"
