@@ -64,7 +64,7 @@ fn against_base(study: &Study, measured: &[&Variant]) -> Option<String> {
             "Nothing is faster than {name} at {}: the next, {}, reaches {factor}.",
             place(cell),
             study.label(second)
-        );
+        ) + doubt(second, cell);
         // What holds for the smallest batch need not hold for the largest.
         if let Some((last, variant, factor)) = last_of_axis(study, cell).and_then(|last| {
             let variant = best(measured, |variant| gain(variant, last))?;
@@ -78,6 +78,7 @@ fn against_base(study: &Study, measured: &[&Variant]) -> Option<String> {
                 format::factor(factor),
                 cost(variant)
             );
+            text += doubt(variant, last);
         }
         return Some(text);
     }
@@ -92,7 +93,7 @@ fn against_base(study: &Study, measured: &[&Variant]) -> Option<String> {
         place(cell),
         later.unwrap_or_default(),
         cost(fastest)
-    );
+    ) + doubt(fastest, cell);
     let slight = |variant: &Variant| ratio(variant).is_some_and(|ratio| ratio < 1.0 + SLIGHT);
     let cheap: Vec<&Variant> = measured
         .iter()
@@ -115,6 +116,17 @@ fn against_base(study: &Study, measured: &[&Variant]) -> Option<String> {
         _ => {}
     }
     Some(text)
+}
+
+/// A sentence where the interval of the ratio to the base holds one; empty where it does not, or there is none.
+fn doubt(variant: &Variant, cell: Cell) -> &'static str {
+    let ends = variant
+        .at(cell)
+        .and_then(|speed| speed.speedup_vs_base_ci95);
+    match ends.is_some_and(|ends| ends.low <= 1.0 && 1.0 <= ends.high) {
+        true => " Its interval leaves open whether that is so.",
+        false => "",
+    }
 }
 
 /// Who reaches the goal soonest and with the least energy; empty if nobody does.
@@ -256,9 +268,26 @@ mod tests {
     fn the_verdict_names_the_fastest_and_the_bargain() {
         let text = verdict(&fixture::study());
         assert!(text.starts_with("w4a16 decodes fastest, 1."), "{text}");
+        assert!(!text.contains("leaves open"), "{text}");
         assert!(text.contains("at batch 1 (1."), "{text}");
         assert!(
             text.contains("Within 1 % of bf16’s perplexity, the fastest is int8"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_the_intervals_leave_open_is_said() {
+        let mut study = fixture::study();
+        for variant in &mut study.variants {
+            for speed in &mut variant.speed {
+                let ends = &mut speed.speedup_vs_base_ci95;
+                *ends = ends.map(|ends| crate::results::study::Interval { low: 0.9, ..ends });
+            }
+        }
+        let text = verdict(&study);
+        assert!(
+            text.contains(". Its interval leaves open whether that is so."),
             "{text}"
         );
     }
