@@ -64,10 +64,10 @@ pub(super) struct SpeedFlags {
     /// What runs the model
     #[arg(long, value_enum, default_value_t = EngineFlag::Candlepower)]
     pub(super) engine: EngineFlag,
-    /// At least this many trials of each cell
+    /// At least this many trials of each cell; one that heat or the power supply slowed is made again
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = parse::positive)]
     pub(super) trials: usize,
-    /// And at least for this long, in seconds
+    /// And at least this many seconds of them
     #[arg(long, default_value = "3", value_name = "SECONDS", value_parser = parse::seconds)]
     pub(super) min_time: Seconds,
     /// Goes on until half of the 95 % interval of the medians of TTFT and ITL is no more than this share of them
