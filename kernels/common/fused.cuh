@@ -59,6 +59,9 @@ template <class X> __device__ inline void copy_norm_weight(unsigned char* to, co
     });
 }
 
+// Loads that a thread has under way while it fills up to so many tokens. A single token has few for each thread.
+template <unsigned TOKENS> constexpr unsigned LOADS = TOKENS == 1 ? 2 : 8;
+
 // The normed tokens of a block in its shared memory: for each step of columns the tokens as StepOfTokens has them. The
 // weight of the norm has a place of its own, where nothing else is, so that it can come while other memory is in use. Every
 // thread fills the chunks that for_each_norm_chunk gives it, so that sums are those of norm.cu.
@@ -89,7 +92,7 @@ template <class X> struct NormedTokens {
             // Past the end of the row lie zeros, as in weights there.
             return first < k ? chunk_of_input<X>(job, t, first) : uint4{};
         };
-        for_each_loaded_chunk(tokens, steps * STEP, load, [&](unsigned t, unsigned first, const uint4& raw) {
+        for_each_loaded_chunk<LOADS<TOKENS>>(tokens, steps * STEP, load, [&](unsigned t, unsigned first, const uint4& raw) {
             store_raw(place(t, first), raw);
         });
 #pragma unroll 1
@@ -160,7 +163,7 @@ template <class A> struct CodedTokens {
         for (unsigned t = 0; t < tokens; t++) {
             float squares = 0.0f;
             const auto load = [&](unsigned, unsigned first) { return chunk_of_input<A>(job, t, first); };
-            for_each_loaded_chunk(1, k, load, [&](unsigned, unsigned first, const uint4& raw) {
+            for_each_loaded_chunk<LOADS<1>>(1, k, load, [&](unsigned, unsigned first, const uint4& raw) {
                 store_raw(row(first), raw);
                 float values[NORM_CHUNK];
                 load_wide(row(first), values);

@@ -29,10 +29,9 @@ template <class Body> __device__ inline void for_each_norm_chunk(unsigned width,
 }
 
 // The same of several rows, where chunks are loaded: use(row, first column, load(row, first column)), in order. Several
-// loads are under way at a time: one after another, each would take as long as memory takes to answer.
-template <class Load, class Use>
+// loads, AT_ONCE of them, are under way at a time: one after another, each would take as long as memory takes to answer.
+template <unsigned AT_ONCE, class Load, class Use>
 __device__ inline void for_each_loaded_chunk(unsigned rows, unsigned width, Load load, Use use) {
-    constexpr unsigned AT_ONCE = 8;
     struct Place {
         unsigned row, first;
         __device__ void advance(unsigned width) {
