@@ -144,12 +144,13 @@ fn dequantises(instruction: &Instruction) -> bool {
         .any(|name| instruction.opcode.starts_with(name))
 }
 
-/// Bytes that a kernel may keep in local memory. A whole step in one kernel has more that outlives an op than registers
-/// (`step.cu`), which is stored and loaded outside of the loops over weights.
-fn kept_in_memory(fatbin: &Path) -> u64 {
+/// Bytes that a kernel may keep in local memory, and bytes that all its instructions together may store there. A whole step
+/// in one kernel has more that outlives an op than registers (`step.cu`); what begins with the weights of the next product
+/// stands in it several times, and each stores for itself, outside of the loops over weights.
+fn kept_in_memory(fatbin: &Path) -> [u64; 2] {
     match fatbin.file_stem() {
-        Some(stem) if stem == "step" => 200,
-        _ => 0,
+        Some(stem) if stem == "step" => [160, 512],
+        _ => [0, 0],
     }
 }
 
@@ -174,13 +175,13 @@ fn nothing_spills_or_lies_in_local_memory() {
                     panic!("{line}");
                 };
                 assert!(
-                    frame <= allowed && stored <= allowed,
+                    frame <= allowed[0] && stored <= allowed[1],
                     "{kernel} of {}: {line}",
                     fatbin.display()
                 );
             }
         }
-        if allowed > 0 {
+        if allowed[0] > 0 {
             continue;
         }
         for code in disassembled(&fatbin) {
