@@ -14,7 +14,7 @@
 //! | [`quant`] | this program's quantisers: weights and a text in, packed weights and checkpoints out | texts as files, scores, records |
 //! | [`quality`] | texts, perplexity by named protocols, predictions against those of a base, tasks by lm_eval's rules | time, records |
 //! | [`measure`] | clocks, trials, the sensors of a board and what they are worth, energy, memory, the environment | what is measured |
-//! | [`results`] | the record and its wire form, the store, the study made of records, what is left of a base's tasks, tables, exports, the report; runs compared; the same for single ops | candle, CUDA, clocks |
+//! | [`results`] | the record and its wire form, the store, the study made of records, what is left of a base's tasks, tables, exports, the report; runs compared; the same for single ops; what other commands print as JSON | candle, CUDA, clocks |
 //! | [`study`] | what to run, running one point of it, putting points on record; two builds by turns; single ops and the device's ceilings: where both sides meet | how anything is shown |
 //! | [`cli`] | one file per command: parse, call, print | how anything is computed |
 //!

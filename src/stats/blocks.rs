@@ -70,7 +70,7 @@ impl Draws {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Ratio, Summary, rate_interval, standard_error};
+    use super::super::{Ratio, coverage, standard_error};
     use super::*;
 
     /// A series in which each value keeps `memory` of the one before.
@@ -127,31 +127,6 @@ mod tests {
         // Drawn one by one, it would be half of that: √((1 + 0.6) / (1 − 0.6)) is two.
         assert!(found > 1.5 / (1.0 - memory * memory).sqrt() / 20.0);
     }
-    /// The share of intervals of the mean, of the median and of a rate over series of so many that hold the truth.
-    fn coverage(n: usize, memory: f64) -> [f64; 3] {
-        let runs = 300;
-        let mut held = [0.0; 3];
-        for seed in 0..runs {
-            let series: Vec<f64> = remembering(seed, n, memory)
-                .iter()
-                .map(|x| 50.0 + x)
-                .collect();
-            let summary = Summary::of(&series).unwrap();
-            let ratios: Vec<Ratio> = series
-                .iter()
-                .map(|&part| Ratio { part, whole: 1.0 })
-                .collect();
-            let ends = [
-                summary.mean_interval,
-                summary.median_interval,
-                rate_interval(&ratios),
-            ];
-            for (held, ends) in held.iter_mut().zip(ends) {
-                *held += f64::from(u8::from(ends.unwrap().contains(50.0))) / runs as f64;
-            }
-        }
-        held
-    }
 
     #[test]
     fn intervals_know_of_memory() {
@@ -162,7 +137,13 @@ mod tests {
             (200, 0.5, 0.89),
             (200, 0.7, 0.88),
         ] {
-            let held = coverage(n, memory);
+            let held = coverage(300, 50.0, |seed| {
+                let series = remembering(seed, n, memory).into_iter();
+                let samples: Vec<f64> = series.map(|x| 50.0 + x).collect();
+                let ratios = samples.iter().map(|&part| Ratio { part, whole: 1.0 });
+                let ratios = ratios.collect();
+                (samples, ratios)
+            });
             let kept = held.iter().all(|share| (least..=0.98).contains(share));
             assert!(kept, "{n} that keep {memory}: {held:?}");
         }

@@ -186,7 +186,7 @@ impl SortedUnits {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Summary, rate_interval};
+    use super::super::{Summary, coverage};
     use super::*;
 
     #[test]
@@ -202,38 +202,20 @@ mod tests {
         assert_eq!(Summary::of(&samples).unwrap().mean_interval, Some(ends));
     }
 
-    /// The share of intervals over so many normal units that hold the truth, 10: of the mean, of the median and, over
-    /// parts per whole that vary as well, of the rate.
-    fn coverage(n: usize) -> [f64; 3] {
-        let mut draws = Draws::of_seed(n as u64);
-        let mut held = [0.0; 3];
-        let times = 2000;
-        for _ in 0..times {
-            let samples: Vec<f64> = (0..n).map(|_| 10.0 + draws.normal()).collect();
-            let summary = Summary::of(&samples).unwrap();
-            let ratios: Vec<Ratio> = (0..n)
-                .map(|_| {
-                    let whole = 10.0 + draws.normal();
-                    let part = 10.0 * whole + draws.normal();
-                    Ratio { part, whole }
-                })
-                .collect();
-            let ends = [
-                summary.mean_interval,
-                summary.median_interval,
-                rate_interval(&ratios),
-            ];
-            for (held, ends) in held.iter_mut().zip(ends) {
-                *held += f64::from(u8::from(ends.unwrap().contains(10.0))) / f64::from(times);
-            }
-        }
-        held
-    }
-
     #[test]
     fn intervals_of_few_units_cover_what_they_promise() {
         for n in [2, 3, 5, 7] {
-            let held = coverage(n);
+            let mut draws = Draws::of_seed(n as u64);
+            let held = coverage(2000, 10.0, |_| {
+                let samples = (0..n).map(|_| 10.0 + draws.normal()).collect();
+                // Parts per whole, which vary as well.
+                let ratios = (0..n).map(|_| {
+                    let whole = 10.0 + draws.normal();
+                    let part = 10.0 * whole + draws.normal();
+                    Ratio { part, whole }
+                });
+                (samples, ratios.collect())
+            });
             let kept = held.iter().all(|share| (0.93..=0.97).contains(share));
             assert!(kept, "{n} units: {held:?}");
         }

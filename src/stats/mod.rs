@@ -37,3 +37,27 @@ pub use summary::{
 fn close(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-12 * b.abs().max(1.0)
 }
+
+/// The share of intervals that hold `truth`, over so many draws of samples and of ratios: those of the mean and of the median
+/// of the samples, and of the rate of the ratios.
+#[cfg(test)]
+fn coverage(
+    times: u64,
+    truth: f64,
+    mut drawn: impl FnMut(u64) -> (Vec<f64>, Vec<Ratio>),
+) -> [f64; 3] {
+    let mut held = [0.0; 3];
+    for time in 0..times {
+        let (samples, ratios) = drawn(time);
+        let summary = Summary::of(&samples).unwrap();
+        let ends = [
+            summary.mean_interval,
+            summary.median_interval,
+            rate_interval(&ratios),
+        ];
+        for (held, ends) in held.iter_mut().zip(ends) {
+            *held += f64::from(u8::from(ends.unwrap().contains(truth))) / times as f64;
+        }
+    }
+    held
+}

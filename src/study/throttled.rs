@@ -60,7 +60,8 @@ pub(super) struct Settled {
     pub(super) throttling: Throttling,
 }
 
-/// Sets apart the trials that were slowed after all, as [`counted`](crate::measure::trial::counted) does; `blocks` say how many of `trials` each block made.
+/// Sets apart the trials that were slowed after all, as [`counted`](crate::measure::trial::counted) does; `blocks` say how
+/// many of `trials` each block made.
 pub(super) fn settle(
     trials: Vec<Watched>,
     mut blocks: Vec<Block>,

@@ -124,21 +124,13 @@ fn a_threshold_is_judged_by_itself() {
 #[test]
 fn time_that_is_no_time_in_cycles_is_inconclusive() {
     let clocked = |name, factor: f64, mhz: f64| {
-        let mut side = side(name, factor);
-        for record in &mut side.runs[0].records {
-            if let Body::Speed {
-                outcome: Ok(speed), ..
-            } = &mut record.body
-                && let Energy::Measured(used) = &mut speed.energy
-            {
-                used.sm_clock_mhz = Some(mhz);
-                used.throttle_reasons = match mhz < 1900.0 {
-                    true => vec!["thermal".to_owned()],
-                    false => vec![],
-                };
-            }
-        }
-        side
+        with_energy(name, factor, |used| {
+            used.sm_clock_mhz = Some(mhz);
+            used.throttle_reasons = match mhz < 1900.0 {
+                true => vec!["thermal".to_owned()],
+                false => vec![],
+            };
+        })
     };
     let base = clocked("a", 1.0, 1980.0);
     let found = compared(&base, &clocked("b", 1.1, 1800.0));
@@ -166,18 +158,10 @@ fn time_that_is_no_time_in_cycles_is_inconclusive() {
 #[test]
 fn each_figure_is_told_in_cycles_of_the_clock_of_its_own_phase() {
     let clocked = |name, factor: f64, prefill: f64, decode: f64| {
-        let mut side = side(name, factor);
-        for record in &mut side.runs[0].records {
-            if let Body::Speed {
-                outcome: Ok(speed), ..
-            } = &mut record.body
-                && let Energy::Measured(used) = &mut speed.energy
-            {
-                used.prefill_check.as_mut().unwrap().sm_clock_mhz = Some(prefill);
-                used.decode_check.as_mut().unwrap().sm_clock_mhz = Some(decode);
-            }
-        }
-        side
+        with_energy(name, factor, |used| {
+            used.prefill_check.as_mut().unwrap().sm_clock_mhz = Some(prefill);
+            used.decode_check.as_mut().unwrap().sm_clock_mhz = Some(decode);
+        })
     };
     let base = clocked("a", 1.0, 1980.0, 1980.0);
     let found = compared(&base, &clocked("b", 1.1, 1800.0, 1980.0));
@@ -192,9 +176,9 @@ fn each_figure_is_told_in_cycles_of_the_clock_of_its_own_phase() {
     }
 }
 
-/// A run whose energies are changed so.
-fn with_energy(name: &str, change: impl Fn(&mut EnergyUse)) -> Side {
-    let mut side = side(name, 1.0);
+/// A run as [`side`] has it whose energies are changed so.
+fn with_energy(name: &str, factor: f64, change: impl Fn(&mut EnergyUse)) -> Side {
+    let mut side = side(name, factor);
     for record in &mut side.runs[0].records {
         if let Body::Speed {
             outcome: Ok(speed), ..
@@ -215,7 +199,7 @@ fn energy_is_compared_as_tables_show_it() {
         used.after_work_power = Some(Watts(0.5 * used.decode.0));
         used.decode_check.as_mut().unwrap().pauses = Seconds(1.0);
     };
-    let found = compared(&base, &with_energy("b", paused));
+    let found = compared(&base, &with_energy("b", 1.0, paused));
     let points = of(&found, Metric::JPerGeneratedToken);
     assert_eq!(points.len(), 4);
     for point in points {
@@ -227,8 +211,8 @@ fn energy_is_compared_as_tables_show_it() {
 #[test]
 fn a_rejected_energy_is_left_out_and_its_reason_is_told() {
     let (usual, reason) = (side("a", 1.0), "in decode, 43 % apart");
-    let rejected = with_energy("b", |used| used.rejected = Some(reason.to_owned()));
-    let unknown = with_energy("c", |used| {
+    let rejected = with_energy("b", 1.0, |used| used.rejected = Some(reason.to_owned()));
+    let unknown = with_energy("c", 1.0, |used| {
         used.after_work_power = None;
         used.decode_check.as_mut().unwrap().pauses = Seconds(1.0);
     });
